@@ -1,0 +1,201 @@
+"""The whole extension interface: a method is a game of players.
+
+Floor 2. A method says which losses are minimised over which networks, in which order; the engine does the rest
+(fresh batches, freezing the opponents, clipping, data parallelism, precision, averaging).
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from avb_service.config import Config
+from avb_service.distributions import DataSpec, ImplicitPosterior, Values
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ScheduleConfig(Config):
+    """The learning rate over a run: a warm-up, a plateau, then a decay."""
+
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_from: Fraction = 0.6
+    warmup: Annotated[int, Field(ge=0)] = 0
+
+    def factor(self, round_: int, rounds: int) -> float:
+        """What the learning rate is multiplied with in a round; a pure function, so resuming needs no state."""
+        warm = min(1.0, (round_ + 1) / self.warmup) if self.warmup else 1.0
+        start = self.decay_from * rounds
+        if self.decay == "none" or round_ < start:
+            return warm
+        left = 1.0 - (round_ - start) / max(rounds - start, 1.0)
+        return warm * (left if self.decay == "linear" else 0.5 - 0.5 * float(torch.cos(torch.tensor(torch.pi * left))))
+
+
+class TurnConfig(Config):
+    """How a player plays: how often in a round, and with which optimizer of `torch.optim`."""
+
+    steps: Positive = 1
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    optimizer: str = "Adam"
+    betas: tuple[Fraction, Fraction] | None = None
+    options: dict[str, bool | int | float] = {}
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = [n for n in torch.optim.__all__ if n not in ("lr_scheduler", "swa_utils", "LBFGS", "Optimizer")]
+        if name not in known:
+            raise ValueError(f"one of torch.optim's {', '.join(known)}")
+        return name
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "TurnConfig":
+        try:
+            self.build([nn.Parameter(torch.zeros(1, 1))])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"options that torch.optim.{self.optimizer} accepts; it says: {error}") from error
+        return self
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over the parameters; fused where torch has a fused version."""
+        optimizer = getattr(torch.optim, self.optimizer)
+        options: dict[str, Any] = {"lr": self.lr, **self.options}
+        if self.betas is not None:
+            options["betas"] = self.betas
+        if "fused" in inspect.signature(optimizer).parameters and not {"foreach", "capturable"} & options.keys():
+            options.setdefault("fused", True)
+        return optimizer(parameters, **options)
+
+
+class Batch(NamedTuple):
+    """What a player sees in one step.
+
+    Attributes:
+        x: data, [B, C, H, W].
+        labels: classes, [B], where the data has them; for pictures, never for training.
+        round: rounds played so far, for schedules.
+        generator: noise that all workers share in this step. A method's own noise (`rsample()`, `randn`) differs
+            from worker to worker; what must be the same for the whole batch is drawn from here.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    round: int
+    generator: torch.Generator
+
+
+class Loss(NamedTuple):
+    """What a player minimises.
+
+    Attributes:
+        value: scalar, mean over the batch that was seen.
+        terms: detached scalars to report, in nats per datum unless the name says otherwise.
+    """
+
+    value: Tensor
+    terms: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Player:
+    """One side of the game.
+
+    Attributes:
+        name: unique in the game; `algorithm.<name>` configures it.
+        objective: the loss of a batch.
+        networks: exactly what this turn updates; all else is frozen meanwhile, gradients still flow through it.
+        turn: steps a round, optimizer, schedule, clipping.
+    """
+
+    name: str
+    objective: Callable[[Batch], Loss]
+    networks: tuple[nn.Module, ...]
+    turn: TurnConfig
+
+
+class AlgorithmConfig(Config):
+    """What every method's section has; a method adds its own fields and a `Literal` name."""
+
+    name: str
+
+    def objection(self, values: Values) -> str | None:
+        """Why the method cannot model data with such values, as `path: reason`, if so."""
+        return None
+
+
+class Algorithm(nn.Module, ABC):
+    """A method of training a generative model.
+
+    Args:
+        config: the method's section.
+        spec: what a datum is.
+    """
+
+    Config: ClassVar[type[AlgorithmConfig]]
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def players(self) -> tuple[Player, ...]:
+        """The players, in order of play."""
+
+    @abstractmethod
+    def sample(self, n: int) -> Tensor:
+        """N draws from the model, [n, C, H, W]."""
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Fit what is fitted after training (a mixture on the codes, say); most methods have nothing to fit."""
+
+
+class LatentVariableModel(Algorithm):
+    """A method whose model is p(z) p(x|z), so that it can have a likelihood."""
+
+    @abstractmethod
+    def prior(self) -> Distribution:
+        """p(z), event shape [D]."""
+
+    @abstractmethod
+    def likelihood(self, z: Tensor) -> Distribution:
+        """p(x|z), event shape [C, H, W], for codes [..., D]."""
+
+    @abstractmethod
+    def posterior(self, x: Tensor) -> Distribution | ImplicitPosterior:
+        """q(z|x) for data [B, C, H, W]; draws are [*sample_shape, B, D]."""
+
+    def sample(self, n: int) -> Tensor:
+        """N draws x ~ p(x|z), z ~ p(z), [n, C, H, W]."""
+        return self.likelihood(self.prior().sample((n,))).sample()
+
+    def encode(self, x: Tensor, draws: int = 1) -> Tensor:
+        """Codes z ~ q(z|x), [draws, B, D]."""
+        return self.posterior(x).rsample((draws,)).detach()
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x'|z] for one z ~ q(z|x), [B, C, H, W]."""
+        return self.likelihood(self.encode(x)[0]).mean.detach()
+
+
+class AdversarialModel(LatentVariableModel):
+    """A method whose KL term is not a formula but what an adversary has learned."""
+
+    @abstractmethod
+    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
+        """The adversary's log q(z|x) - log p(z) for codes [..., B, D], [..., B]; wrong by as much as it is."""
+
+
+def warm_up(round_: int, rounds: int) -> float:
+    """Weight of the KL term: linear from 0 to 1 over the first rounds; 1 throughout where rounds is 0."""
+    return min(1.0, (round_ + 1) / rounds) if rounds else 1.0
+

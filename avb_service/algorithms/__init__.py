@@ -1,0 +1,15 @@
+"""The table of methods: name -> class. A new method is one file here, one line below, one preset.
+
+Floor 3.
+"""
+
+from avb_service.algorithm import Algorithm
+from avb_service.algorithms.avb import AVB
+from avb_service.algorithms.avb_ac import AVBAC
+from avb_service.algorithms.vae import VAE
+
+TABLE: dict[str, type[Algorithm]] = {
+    "avb": AVB,
+    "avb_ac": AVBAC,
+    "vae": VAE,
+}

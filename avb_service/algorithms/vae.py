@@ -1,0 +1,77 @@
+"""Gaussian variational autoencoder (Kingma & Welling 2014)."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+from avb_service.algorithm import (
+    AlgorithmConfig,
+    Batch,
+    DataSpec,
+    LatentVariableModel,
+    Loss,
+    Player,
+    TurnConfig,
+    warm_up,
+)
+from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
+from avb_service.maths import standard_normal
+from avb_service.networks.decoder import Decoder
+from avb_service.networks.encoders import GaussianEncoder
+from avb_service.networks.trunks import MLPConfig, TrunkConfig
+
+
+class VAEConfig(AlgorithmConfig):
+    """Settings of the Gaussian VAE."""
+
+    name: Literal["vae"] = "vae"
+    latent_dim: Annotated[int, Field(ge=1)] = 8
+    encoder: TrunkConfig = MLPConfig()
+    decoder: TrunkConfig = MLPConfig()
+    observation: ObservationConfig = BernoulliConfig()
+    kl_warmup: Annotated[int, Field(ge=0)] = 0
+    model: TurnConfig = TurnConfig()
+
+    def objection(self, values: Values) -> str | None:
+        """The observation model's."""
+        return self.observation.objection(values)
+
+
+class VAE(LatentVariableModel):
+    """max E_q[log p(x|z)] - KL(q(z|x) || p(z)), z = m(x) + s(x) * eps (eq. 10)."""
+
+    Config: ClassVar[type[AlgorithmConfig]] = VAEConfig
+
+    def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
+        super().__init__(spec)
+        self.config = config
+        self.encoder = GaussianEncoder(config.encoder, spec.shape, config.latent_dim)
+        self.decoder = Decoder(config.latent_dim, spec, config.decoder, config.observation)
+
+    def players(self) -> tuple[Player, ...]:
+        """One."""
+        return (
+            Player(name="model", objective=self.loss, networks=(self.encoder, self.decoder), turn=self.config.model),
+        )
+
+    def loss(self, batch: Batch) -> Loss:
+        """-ELBO, with the KL warmed up."""
+        q = self.posterior(batch.x)
+        reconstruction = self.likelihood(q.rsample()).log_prob(batch.x).mean()
+        kl = kl_divergence(q, self.prior()).mean()
+        value = warm_up(batch.round, self.config.kl_warmup) * kl - reconstruction
+        return Loss(value, {"reconstruction": reconstruction.detach(), "kl": kl.detach()})
+
+    def prior(self) -> Distribution:
+        """N(0, I)."""
+        return standard_normal(self.config.latent_dim, like=self.encoder.head.weight)
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        """p(x|z)."""
+        return self.decoder(z)
+
+    def posterior(self, x: Tensor) -> Independent:
+        """N(m(x), diag s(x)^2)."""
+        return self.encoder(x)

@@ -1,0 +1,232 @@
+"""Strict configuration trees: YAML to frozen, typed sections and back.
+
+Floor 0. Each section of a configuration is a `Config` that lives beside the code that it configures; this module
+only knows how to read one strictly and how to say, all at once, what is wrong with it.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from avb_service.errors import ConfigError, UserError
+
+Tree = dict[str, Any]
+
+TAG = "name"  # the key that selects a member wherever a section has several kinds
+
+
+class Config(BaseModel):
+    """A frozen section of the configuration; unknown keys, wrong types and infinite numbers are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any], source: str = "configuration") -> Self:
+        """Read a tree strictly.
+
+        Args:
+            tree: nested mappings as YAML gives them.
+            source: what to call the tree in an error.
+
+        Raises:
+            ConfigError: with every problem found. Sections that fail are set aside and the rest is checked
+                again, so that an incompatible pair is reported beside a misspelt key.
+        """
+        problems: list[str] = []
+        rest: Any = tree
+        while True:
+            try:
+                # JSON mode: a list may be a tuple there, while "5" is still no int and 1 no bool.
+                parsed = cls.model_validate_json(json.dumps(rest, default=str), strict=True)
+            except ValidationError as error:
+                problems += [line for line in _lines(cls, error, rest) if line not in problems]
+                pruned = _without(rest, [_path(e["loc"], rest) for e in error.errors()])
+                if pruned == rest:
+                    break
+                rest = pruned
+            else:
+                problems += [line for line in parsed.problems() if line not in problems]
+                if not problems:
+                    return parsed
+                break
+        raise ConfigError(problems, source)
+
+    def problems(self) -> Iterable[str]:
+        """Lines `path: what does not fit together`, for checks that span several fields."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                yield from (f"{name}.{line}" for line in value.problems())
+
+    def tree(self) -> Tree:
+        """The resolved section as plain YAML values, defaults included."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved section as YAML text, in the order of its definition."""
+        return yaml.safe_dump(self.tree(), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, as everybody who writes it means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401  any YAML value
+    """Parse YAML safely.
+
+    Raises:
+        UserError: the text is not YAML; names the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {error}") from error
+
+
+def read_yaml(path: Path) -> Tree:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UserError: no such file, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds {type(tree).__name__}, expected a mapping such as 'algorithm: {{name: avb}}'")
+    return tree
+
+
+def override(tree: Mapping[str, Any], path: str, value: Any) -> Tree:  # noqa: ANN401
+    """A copy of the tree with the value at the dotted path replaced or added."""
+    head, _, tail = path.partition(".")
+    below = tree.get(head)
+    inner = override(below if isinstance(below, Mapping) else {}, tail, value) if tail else value
+    return {**tree, head: inner}
+
+
+def parse_overrides(assignments: Sequence[str]) -> Tree:
+    """Parse `algorithm.adversary.steps=2` into a mapping from dotted path to YAML value.
+
+    Raises:
+        ConfigError: an assignment without '='.
+    """
+    broken = [f"{a}: expected PATH=VALUE, such as algorithm.adversary.steps=2" for a in assignments if "=" not in a]
+    if broken:
+        raise ConfigError(broken, "--set")
+    pairs = (assignment.split("=", 1) for assignment in assignments)
+    return {path.strip(): parse_yaml(text, f"--set {path}") for path, text in pairs}
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The differing leaves of two trees, one line `path: old -> new` each."""
+    before, after = flatten(old), flatten(new)
+    missing = "(absent)"
+    return [
+        f"{path}: {before.get(path, missing)} -> {after.get(path, missing)}"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path, missing) != after.get(path, missing)
+    ]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """Dotted path to leaf."""
+    leaves: Tree = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return leaves
+
+
+def _path(loc: tuple[int | str, ...], tree: Any) -> tuple[int | str, ...]:  # noqa: ANN401
+    """Pydantic's location without the member tags that it inserts for unions."""
+    path: list[int | str] = []
+    node = tree
+    for part in loc:
+        if isinstance(node, Mapping) and node.get(TAG) == part and part not in node:
+            continue
+        path.append(part)
+        node = _child(node, part)
+    return tuple(path)
+
+
+def _child(node: Any, part: int | str) -> Any:  # noqa: ANN401
+    if isinstance(node, Mapping):
+        return node.get(part)
+    if isinstance(node, list) and isinstance(part, int) and part < len(node):
+        return node[part]
+    return None
+
+
+def _without(tree: Any, paths: Iterable[tuple[int | str, ...]]) -> Any:  # noqa: ANN401
+    """The tree without the values at the given paths, so that the rest can be looked at."""
+    for path in paths:
+        tree = _drop(tree, path)
+    return tree
+
+
+def _drop(node: Any, path: tuple[int | str, ...]) -> Any:  # noqa: ANN401
+    if not path:
+        return node
+    if isinstance(node, list):  # a list with a bad element is set aside as a whole by its owner
+        return []
+    if not isinstance(node, Mapping) or path[0] not in node:
+        return node
+    below = node[path[0]]
+    if len(path) > 1 and isinstance(below, Mapping):
+        return {**node, path[0]: _drop(below, path[1:])}
+    return {key: value for key, value in node.items() if key != path[0]}
+
+
+def _lines(model: type[Config], error: ValidationError, tree: Any) -> list[str]:  # noqa: ANN401
+    lines = []
+    for item in error.errors():
+        path = _path(item["loc"], tree)
+        dotted = ".".join(map(str, path)) or "(top)"
+        if item["type"] == "extra_forbidden":
+            known = _fields(model, path[:-1], tree)
+            near = difflib.get_close_matches(str(path[-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+            lines.append(f"{dotted}: unknown key; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{dotted}: required, but not given")
+        elif item["type"] == "union_tag_not_found":
+            lines.append(f"{dotted}: needs a '{TAG}' that selects its kind; given {item['input']!r}")
+        elif item["type"] == "union_tag_invalid":
+            context = item["ctx"]
+            lines.append(f"{dotted}.{TAG}: given {context['tag']!r}, expected one of {context['expected_tags']}")
+        else:
+            message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            lines.append(f"{dotted}: given {item['input']!r}, expected {message}")
+    return lines
+
+
+def _fields(annotation: Any, path: Sequence[int | str], tree: Any) -> list[str]:  # noqa: ANN401
+    """The keys that the section at the path may have."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, type(int | str)):
+        members = [m for m in get_args(annotation) if m is not type(None)]
+        tag = tree.get(TAG) if isinstance(tree, Mapping) else None
+        chosen = [m for m in members if hasattr(m, "model_fields") and TAG in m.model_fields
+                  and tag in get_args(m.model_fields[TAG].annotation)]
+        annotation = (chosen or members)[0]
+    if not hasattr(annotation, "model_fields"):
+        return []
+    if not path:
+        return list(annotation.model_fields)
+    field = annotation.model_fields.get(str(path[0]))
+    return _fields(field.annotation, path[1:], _child(tree, path[0])) if field else []
+

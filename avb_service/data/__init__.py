@@ -1,0 +1,1 @@
+"""Named data sets and the user's own files, and the batches that training draws from them."""

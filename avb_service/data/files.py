@@ -1,0 +1,254 @@
+"""The user's own arrays and images: read, checked, and decoded once.
+
+Floor 4. Nothing here trusts a file: each complaint names the file, what it holds, and what it should hold.
+"""
+
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from avb_service.errors import DataError
+
+Array = NDArray[Any]
+
+_CHUNK_BYTES = 2**24
+_IMAGES_AT_ONCE = 512
+_NPY, _ZIP = b"\x93NUMPY", b"PK"  # how .npy and .npz files begin
+_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_GREY = frozenset({"1", "L", "LA"})
+_COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"})
+
+
+def read_arrays(path: Path) -> tuple[Array, Array | None]:
+    """Read x, and y where there is one, from a .npz or .npy file; a .npy file stays on disk, memory-mapped.
+
+    Raises:
+        DataError: unreadable, damaged, pickled, or without an array `x`.
+    """
+    try:
+        # allow_pickle=False: unpickling would run whatever code the file contains.
+        with path.open("rb") as stream:
+            start = stream.read(6)
+            if start == _NPY:
+                return np.load(path, mmap_mode="r", allow_pickle=False), None
+            if not start.startswith(_ZIP):
+                raise ValueError("it is neither a NumPy array nor an archive of arrays")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                if "x" in archive.files:
+                    return archive["x"], archive["y"] if "y" in archive.files else None
+                found = ", ".join(archive.files) or "no array at all"
+        raise DataError(f"{path} holds {found}; expected an array 'x', and optionally labels 'y'")
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"cannot read {path}: {error}; expected numbers written by numpy.save, or numpy.savez(path, x=..., y=...)"
+        ) from error
+
+
+def channels_first(x: Array, source: str) -> Array:
+    """A view [N, C, H, W] of data given as [N, D], [N, H, W], [N, H, W, C] or [N, C, H, W], C being 1 or 3.
+
+    Raises:
+        DataError: no data, or another shape.
+    """
+    given = x.shape
+    if x.ndim == 2:
+        x = x[:, None, None, :]
+    elif x.ndim == 3:
+        x = x[:, None, :, :]
+    elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        expected = "[N, D], [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3"
+        raise DataError(f"{source}: x has shape {list(given)}; expected {expected}")
+    if 0 in x.shape:
+        raise DataError(f"{source}: x has shape {list(given)}, which holds no data; expected one datum or more")
+    return x
+
+
+def grid_levels(x: Array, source: str) -> int:
+    """The largest integer of the grid that the numbers lie on: 255 for bytes, 1 for binary data, 0 for real values.
+
+    Bytes of which none exceeds 1 are binary data: as images they would be all black.
+
+    Raises:
+        DataError: numbers that are not finite, integers outside 0 to 255, or no numbers.
+    """
+    if x.dtype.kind == "b":
+        return 1
+    if x.dtype.kind in "iu":
+        refuse(x, lambda part: (part < 0) | (part > 255), source, "integers from 0 to 255, or floats")
+        return 1 if all((part <= 1).all() for _, part in _chunks(x)) else 255
+    if x.dtype.kind == "f":
+        refuse(x, lambda part: ~np.isfinite(_single(part)), source, "finite numbers, in the range of 32-bit floats")
+        return 1 if all(((part == 0) | (part == 1)).all() for _, part in _chunks(x)) else 0
+    raise DataError(f"{source}: x has dtype {x.dtype}; expected bool, integers from 0 to 255, or floats")
+
+
+def refuse(x: Array, wrong: Callable[[Array], Array], source: str, expected: str) -> None:
+    """Look through all the numbers, a part at a time.
+
+    Raises:
+        DataError: with the index and the value of the first number for which `wrong` holds.
+    """
+    for start, part in _chunks(x):
+        bad = wrong(part)
+        if bad.any():
+            first, *rest = map(int, np.unravel_index(bad.argmax(), bad.shape))
+            index = (start + first, *rest)
+            raise DataError(f"{source}: x[{', '.join(map(str, index))}] = {x[index]}; expected {expected}")
+
+
+def check_labels(y: Array, count: int, source: str) -> NDArray[np.int64]:
+    """The labels as int64 [N].
+
+    Raises:
+        DataError: not one integer for each datum.
+    """
+    if y.shape != (count,) or y.dtype.kind not in "biu":
+        given = f"labels y have shape {list(y.shape)} and dtype {y.dtype}"
+        raise DataError(f"{source}: {given}; expected {count} integers, one for each x")
+    return y.astype(np.int64)
+
+
+def find_images(folder: Path) -> tuple[list[Path], NDArray[np.int64] | None]:
+    """The images below a folder, in order of their names, and labels where each lies in a subfolder for its class.
+
+    Raises:
+        DataError: no images.
+    """
+    names = sorted(
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+    )
+    if not names:
+        raise DataError(f"{folder} holds no images; expected files ending in {', '.join(sorted(_SUFFIXES))}")
+    labels = None
+    if all(len(name.parts) > 1 for name in names):
+        classes = [name.parts[0] for name in names]
+        labels = np.unique(classes, return_inverse=True)[1].astype(np.int64)
+    return [folder / name for name in names], labels
+
+
+def decode_images(files: Sequence[Path], crop: int | None = None, size: int | None = None) -> Array:
+    """All images as one uint8 array [N, H, W] or [N, H, W, 3], memory-mapped from a cache that is written once.
+
+    The cache lies in $XDG_CACHE_HOME/avb-service (~/.cache by default) and is keyed on the names, sizes and times
+    of the files, and on the crop and the size.
+
+    Args:
+        files: the images, all of one size unless `size` is given.
+        crop: side of the centred square to cut out; the largest one where only `size` is given.
+        size: side to which the square is resized.
+
+    Raises:
+        DataError: an image that cannot be decoded or differs in size, or a cache that cannot be written.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avb-service"
+    cached = folder / f"{_fingerprint(files, crop, size)}.npy"
+    try:
+        if not cached.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            # Of the workers on one host, one decodes while the others wait for it.
+            with FileLock(cached.with_suffix(".lock")):
+                if not cached.exists():
+                    _decode_into(cached, files, crop, size)
+        return np.load(cached, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"cannot cache images in {folder}: {error}; set XDG_CACHE_HOME to another disk") from error
+
+
+def _decode_into(cached: Path, files: Sequence[Path], crop: int | None, size: int | None) -> None:
+    height, width, mode = _common_format(files, crop, size)
+    shape = (len(files), height, width) if mode == "L" else (len(files), height, width, 3)
+    partial = cached.with_suffix(".partial")
+    starts = range(0, len(files), _IMAGES_AT_ONCE)
+    try:
+        # Written front to back, not through a map: a full disk is then an error and not a bus error.
+        with partial.open("wb") as out, ThreadPoolExecutor() as pool:
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            console = Console(stderr=True)
+            for start in track(starts, f"Decoding {len(files)} images", console=console, transient=True):
+                some = files[start : start + _IMAGES_AT_ONCE]
+                for pixels in pool.map(lambda file: _decode(file, mode, crop, size), some):
+                    out.write(pixels.tobytes())
+        os.replace(partial, cached)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _common_format(files: Sequence[Path], crop: int | None, size: int | None) -> tuple[int, int, str]:
+    """Height, width and mode (L or RGB) that all images can have, from their headers alone."""
+    modes = set()
+    expected: tuple[int, int] | None = None
+    for file in files:
+        with _opened(file) as image:
+            mode, dimensions = image.mode, image.size if size is None else (size, size)
+        if mode not in _GREY | _COLOUR:
+            raise DataError(f"{file} has pixels of mode {mode}; expected 8 bits a channel, such as L or RGB")
+        modes.add(mode)
+        expected = expected or dimensions
+        if dimensions != expected:
+            sizes = " but ".join(f"{name} is {w}x{h}" for name, (w, h) in ((file, dimensions), (files[0], expected)))
+            raise DataError(
+                f"{sizes} (width x height); expected images of one size: --set data.image_size=64 resizes them all"
+            )
+    width, height = expected or (0, 0)
+    return height, width, "L" if modes <= _GREY else "RGB"
+
+
+def _decode(file: Path, mode: str, crop: int | None, size: int | None) -> NDArray[np.uint8]:
+    with _opened(file) as image:
+        try:
+            pixels = image.convert(mode)
+            if size is None:
+                return np.asarray(pixels)
+            side = crop or min(pixels.size)
+            left, top = ((length - side) // 2 for length in pixels.size)
+            box = (left, top, left + side, top + side)
+            return np.asarray(pixels.resize((size, size), Image.Resampling.LANCZOS, box=box))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"cannot decode {file}: {error}; replace or remove it") from error
+
+
+def _opened(file: Path) -> Image.Image:
+    try:
+        return Image.open(file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read {file} as an image: {error}; replace or remove it") from error
+
+
+def _fingerprint(files: Sequence[Path], crop: int | None, size: int | None) -> str:
+    digest = hashlib.sha256(f"{crop} {size}".encode())
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error}") from error
+        digest.update(f"\n{file.absolute()}\t{status.st_size}\t{status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _chunks(x: Array) -> Iterator[tuple[int, Array]]:
+    """Consecutive parts of an array that may be larger than memory, each with the index of its first row."""
+    rows = max(1, _CHUNK_BYTES // max(1, x.itemsize * int(np.prod(x.shape[1:]))))
+    for start in range(0, len(x), rows):
+        yield start, x[start : start + rows]
+
+
+def _single(x: Array) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is reported as such
+        return x.astype(np.float32)

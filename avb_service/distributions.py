@@ -1,0 +1,269 @@
+"""Observation models p(x|z) and posteriors that are known only through their samples.
+
+Floor 1. A network's forward returns one of these, never a tuple of tensors.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal
+
+from avb_service.config import Config
+
+Shape = torch.Size | tuple[int, ...]
+Values = Literal["binary", "levels", "real"]  # {0, 1}; {0, ..., L} / L; any number
+
+
+class DataSpec(NamedTuple):
+    """What a datum is: all that a model needs to know of the data before it sees any.
+
+    Attributes:
+        shape: (channels, height, width); vectors are (1, 1, D).
+        values: which numbers occur.
+        levels: the largest integer before scaling to [0, 1]; 255 for 8-bit images, 0 for real values.
+        mean: mean over the training set, [C, H, W], in the units that the model sees.
+    """
+
+    shape: tuple[int, int, int]
+    values: Values
+    levels: int
+    mean: Tensor
+
+
+class ObservationModel(nn.Module, ABC):
+    """Turns what a decoder computes into p(x|z).
+
+    Attributes:
+        planes: numbers that the decoder has to give for each pixel and channel.
+    """
+
+    planes: int = 1
+
+    @abstractmethod
+    def forward(self, parameters: Tensor) -> Distribution:
+        """p(x|z), event shape [C, H, W], from decoder outputs [..., planes, C, H, W]."""
+
+    @abstractmethod
+    def bias(self, mean: Tensor) -> Tensor:
+        """Decoder outputs [planes, C, H, W] under which the model is right on average for data of that mean."""
+
+
+class BernoulliConfig(Config):
+    """Binary pixels."""
+
+    name: Literal["bernoulli"] = "bernoulli"
+
+    def build(self, spec: DataSpec) -> ObservationModel:
+        """The module."""
+        return BernoulliObservation()
+
+    def objection(self, values: Values) -> str | None:
+        """Why the model does not fit data with such values, as `path: reason`, if so."""
+        if values != "binary":
+            return f"observation: bernoulli needs binary data, given {values} values; set data.binarisation, or use gaussian"
+        return None
+
+
+class GaussianConfig(Config):
+    """Real-valued pixels with Gaussian noise: its scale given, learned for all pixels, or predicted for each."""
+
+    name: Literal["gaussian"] = "gaussian"
+    scale: Annotated[float, Field(gt=0)] = 0.1
+    noise: Literal["fixed", "learned", "predicted"] = "fixed"
+
+    def build(self, spec: DataSpec) -> ObservationModel:
+        """The module."""
+        return GaussianObservation(self)
+
+    def objection(self, values: Values) -> str | None:
+        """Gaussian noise fits anything that is not binary."""
+        if values == "binary":
+            return "observation: gaussian would put a density on binary data; use bernoulli, or set data.binarisation: none"
+        return None
+
+
+class LogisticConfig(Config):
+    """8-bit (or coarser) pixels as bins of a logistic density."""
+
+    name: Literal["discretised_logistic"] = "discretised_logistic"
+
+    def build(self, spec: DataSpec) -> ObservationModel:
+        """The module."""
+        return DiscretisedLogisticObservation(spec.levels)
+
+    def objection(self, values: Values) -> str | None:
+        """It needs pixels that lie on a grid."""
+        if values != "levels":
+            return f"observation: discretised_logistic needs pixels with integer levels, given {values} values"
+        return None
+
+
+ObservationConfig = Annotated[BernoulliConfig | GaussianConfig | LogisticConfig, Field(discriminator="name")]
+
+
+class BernoulliObservation(ObservationModel):
+    """p(x|z) = prod_i Bernoulli(x_i; sigmoid(l_i(z)))."""
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        """See `ObservationModel.forward`."""
+        return Independent(Bernoulli(logits=parameters.squeeze(-4), validate_args=False), 3, validate_args=False)
+
+    def bias(self, mean: Tensor) -> Tensor:
+        """The logit of the mean, kept away from certainty."""
+        return torch.logit(mean.clamp(0.01, 0.99))[None]
+
+
+class GaussianObservation(ObservationModel):
+    """p(x|z) = prod_i N(x_i; m_i(z), s^2), with s fixed, learned, or s_i(z)."""
+
+    def __init__(self, config: GaussianConfig) -> None:
+        super().__init__()
+        self.planes = 2 if config.noise == "predicted" else 1
+        log_scale = torch.tensor(math.log(config.scale))
+        if config.noise == "learned":
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        """See `ObservationModel.forward`."""
+        mean = parameters.select(-4, 0)
+        log_scale = self.log_scale.expand_as(mean)
+        if self.planes == 2:
+            log_scale = log_scale + parameters.select(-4, 1).clamp(-7, 7)
+        return Independent(Normal(mean, log_scale.exp(), validate_args=False), 3, validate_args=False)
+
+    def bias(self, mean: Tensor) -> Tensor:
+        """The mean itself; predicted scales begin at the configured one."""
+        return torch.cat([mean[None], torch.zeros_like(mean)[None].expand(self.planes - 1, *mean.shape)])
+
+
+class DiscretisedLogisticObservation(ObservationModel):
+    """p(x|z) = prod_i P(x_i - 1/2L <= y_i < x_i + 1/2L), y_i ~ Logistic(m_i(z), s_i(z)), open at both ends.
+
+    Source: Salimans et al. 2017 (PixelCNN++), eq. 2, with one component.
+    """
+
+    planes = 2
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        """See `ObservationModel.forward`."""
+        mean, log_scale = parameters.select(-4, 0), parameters.select(-4, 1) - 2.0
+        return Independent(DiscretisedLogistic(mean, log_scale.clamp(min=-7.0), self.levels), 3, validate_args=False)
+
+    def bias(self, mean: Tensor) -> Tensor:
+        """The mean, with the scale at its starting value."""
+        return torch.stack([mean, torch.zeros_like(mean)])
+
+
+class DiscretisedLogistic(Distribution):
+    """A logistic density integrated over the cells of the grid {0, 1, ..., L} / L.
+
+    Args:
+        loc: [...], in units where the grid spans [0, 1].
+        log_scale: [...].
+        levels: L, the number of cells less one.
+    """
+
+    arg_constraints: dict = {}
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, levels: int) -> None:
+        self.loc, self.log_scale, self.levels = loc, log_scale, levels
+        super().__init__(batch_shape=loc.shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """The centre, kept on the grid's range."""
+        return self.loc.clamp(0, 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log mass of the cell around each value, [...]; exact in the tails."""
+        half = 0.5 / self.levels
+        inverse_scale = torch.exp(-self.log_scale)
+        upper = (value - self.loc + half) * inverse_scale
+        lower = (value - self.loc - half) * inverse_scale
+        # log(sigmoid(b) - sigmoid(a)) = log(1 - e^(a-b)) + logsigmoid(b) + logsigmoid(-a)
+        inside = torch.log(-torch.expm1(lower - upper)) + F.logsigmoid(upper) + F.logsigmoid(-lower)
+        first, last = value <= half, value >= 1 - half
+        return torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), inside))
+
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draws on the grid, [*sample_shape, ...]."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(1e-6, 1 - 1e-6)
+        draw = self.loc + torch.exp(self.log_scale) * torch.logit(u)
+        return (draw.clamp(0, 1) * self.levels).round() / self.levels
+
+
+class ImplicitPosterior:
+    """q(z|x) that can be sampled but whose density is not known.
+
+    Args:
+        sampler: gives reparameterised draws [*sample_shape, B, D] for a sample shape.
+    """
+
+    def __init__(self, sampler: Callable[[Shape], Tensor]) -> None:
+        self._sampler = sampler
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draws z = z_phi(x, eps), [*sample_shape, B, D], through which gradients flow."""
+        return self._sampler(torch.Size(sample_shape))
+
+
+class NoiseBasisPosterior(ImplicitPosterior):
+    """q(z|x): z = z0(x) + sum_i a_i(x) * v_i(eps_i), an implicit posterior with tractable moments.
+
+    Args:
+        offset: z0(x), [B, D].
+        weights: a(x), [B, N, D].
+        basis: draws of all v_i for a leading shape: `basis((..., B))` is [..., B, N, D].
+
+    Source: Mescheder et al. 2017, section 3.3 and supplement; the v_i do not depend on x.
+    """
+
+    def __init__(self, offset: Tensor, weights: Tensor, basis: Callable[..., Tensor]) -> None:
+        super().__init__(self._draw)
+        self.offset, self.weights, self.basis = offset, weights, basis
+
+    def _draw(self, sample_shape: Shape) -> Tensor:
+        v = self.basis((*sample_shape, len(self.offset)))
+        return self.offset + (self.weights * v).sum(-2)
+
+    def moments(self, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Mean [B, D] and covariance [B, D, D] of q(z|x), from one sample of the basis for all data.
+
+        m(x) = z0 + sum_i a_i E[v_i];  C(x) = sum_i diag(a_i) Cov(v_i) diag(a_i).
+
+        Args:
+            draws: size of that sample.
+            generator: noise that all data-parallel workers share, so that all use the same moments.
+        """
+        v = self.basis((draws,), generator)
+        centred = v - v.mean(0)
+        covariance = torch.einsum("sni,snj->nij", centred, centred) / (draws - 1)
+        mean = self.offset + (self.weights * v.mean(0)).sum(-2)
+        return mean, torch.einsum("bni,nij,bnj->bij", self.weights, covariance, self.weights)
+
+
+def whiten(gaussian: Distribution, z: Tensor) -> Tensor:
+    """U = L^-1 (z - m), standard normal where z follows the Gaussian; z is [..., B, D].
+
+    Raises:
+        TypeError: for anything that is not one of this module's Gaussians.
+    """
+    if isinstance(gaussian, Independent):
+        return (z - gaussian.base_dist.loc) / gaussian.base_dist.scale
+    if isinstance(gaussian, MultivariateNormal):
+        centred = (z - gaussian.loc)[..., None]
+        return torch.linalg.solve_triangular(gaussian.scale_tril, centred, upper=False)[..., 0]
+    raise TypeError(f"cannot whiten under {type(gaussian).__name__}")

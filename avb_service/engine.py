@@ -1,0 +1,260 @@
+"""The round loop: one engine plays every game, on one device or on many.
+
+Floor 4. What is exact data parallelism here (measured on two ranks, see docs/architecture.md): one turn is one DDP
+forward, one scalar, one backward; the loss of a player is the forward of a module that holds that player's networks
+and nothing else, and that module is what DDP wraps. `wrap` is all that this file knows of how it is done.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from avb_service.algorithm import Algorithm, Batch, Loss, Player, Positive
+from avb_service.config import Config
+from avb_service.errors import DivergenceError
+from avb_service.seeding import derive_seed
+
+State = dict[str, Any]
+Source = Callable[[int, int], tuple[Tensor, Tensor | None]]  # (index of the global batch, logical worker) -> x, labels
+
+
+class TrainingConfig(Config):
+    """How long, how large, from which seed, in which precision."""
+
+    rounds: Positive = 5000
+    batch_size: Positive = 128
+    seed: Annotated[int, Field(ge=0)] = 0
+    logical_workers: Positive = 1
+    report_every: Positive = 500
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    matmul_precision: Literal["highest", "high", "medium"] = "high"
+
+    def problems(self) -> Iterator[str]:
+        """The global batch is cut into equal slices."""
+        if self.batch_size % self.logical_workers:
+            yield (
+                f"logical_workers: {self.logical_workers} do not divide training.batch_size {self.batch_size}; "
+                "choose a divisor"
+            )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the engine tells its caller.
+
+    Attributes:
+        round: rounds played.
+        terms: means over the rounds since the last report and over all workers, `train/<player>/<term>`.
+    """
+
+    round: int
+    terms: Mapping[str, float]
+
+
+class Turn(nn.Module):
+    """A player's objective as the forward of a module that owns that player's networks and no others."""
+
+    def __init__(self, player: Player) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(player.networks)
+        self.objective = player.objective
+
+    def forward(self, slices: list[tuple[int, Batch]], shared_seed: int) -> Loss:
+        """The mean loss over slices of the batch, each played under its own seed."""
+        losses = []
+        for seed, batch in slices:
+            torch.manual_seed(seed)
+            batch.generator.manual_seed(shared_seed)
+            losses.append(self.objective(batch))
+        if len(losses) == 1:
+            return losses[0]
+        terms = {name: torch.stack([loss.terms[name] for loss in losses]).mean() for name in losses[0].terms}
+        return Loss(torch.stack([loss.value for loss in losses]).mean(), terms)
+
+
+class Engine:
+    """Plays an algorithm's game.
+
+    Args:
+        algorithm: on its device and in its precision.
+        source: the training data.
+        config: rounds, seed, logical workers.
+        wrap: makes a turn data-parallel; identity in one process.
+        rank: this worker.
+        workers: number of physical workers; must divide the logical ones.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        source: Source,
+        config: TrainingConfig,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        rank: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self.algorithm, self.source, self.config = algorithm, source, config
+        self.players = algorithm.players()
+        self.parameters = [_unique_parameters(player) for player in self.players]
+        self._check_ownership()
+        self.turns = [wrap(Turn(player)) for player in self.players]
+        self.optimizers = [p.turn.build(own) for p, own in zip(self.players, self.parameters, strict=True)]
+        self.average = None
+        if config.ema is not None:
+            self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        share = config.logical_workers // workers
+        self.mine = range(rank * share, (rank + 1) * share)
+        self.round = 0
+        self._generator = torch.Generator(next(algorithm.parameters()).device)
+        self._terms: dict[str, list[Tensor]] = {}
+
+    @property
+    def model(self) -> Algorithm:
+        """The algorithm to evaluate: the averaged weights where averaging is on."""
+        return self.algorithm if self.average is None else self.average.module
+
+    def run(self, report: Callable[[Report], None]) -> None:
+        """Play the rounds that are left.
+
+        Args:
+            report: called every `report_every` rounds and after the last.
+
+        Raises:
+            DivergenceError: a gradient was not finite; the step was not taken.
+        """
+        self._check_agreement()
+        steps = sum(player.turn.steps for player in self.players)
+        while self.round < self.config.rounds:
+            index = self.round * steps
+            for i, player in enumerate(self.players):
+                for _ in range(player.turn.steps):
+                    self._step(i, index)
+                    index += 1
+            self.round += 1
+            if self.average is not None:
+                self.average.update_parameters(self.algorithm)
+            if self.round % self.config.report_every == 0 or self.round == self.config.rounds:
+                self._check_agreement()
+                report(Report(self.round, self._collect()))
+
+    def state(self) -> State:
+        """All that a resumed run needs: nested dicts of tensors and numbers."""
+        optimizers = {p.name: _string_keys(o.state_dict()["state"]) for p, o in zip(self.players, self.optimizers, strict=True)}
+        state: State = {"round": self.round, "algorithm": self.algorithm.state_dict(), "optimizers": optimizers}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def load(self, state: State) -> None:
+        """Continue from a state; schedules and options come from the configuration."""
+        self.round = state["round"]
+        self.algorithm.load_state_dict(state["algorithm"])
+        for player, optimizer in zip(self.players, self.optimizers, strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            moments = {int(key): value for key, value in state["optimizers"][player.name].items()}
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def _step(self, i: int, index: int) -> None:
+        player, turn, optimizer = self.players[i], self.turns[i], self.optimizers[i]
+        factor = player.turn.schedule.factor(self.round, self.config.rounds)
+        for group in optimizer.param_groups:
+            group["lr"] = player.turn.lr * factor
+        with _only(self.parameters[i], self.algorithm):
+            loss = turn(self._slices(index), derive_seed(self.config.seed, "shared", index))
+            optimizer.zero_grad(set_to_none=True)
+            loss.value.backward()
+        if self.round == 0:
+            self._check_gradients(player)
+        self._clip(player, self.parameters[i])
+        optimizer.step()
+        for name, value in loss.terms.items():
+            self._terms.setdefault(f"train/{player.name}/{name}", []).append(value)
+
+    def _slices(self, index: int) -> list[tuple[int, Batch]]:
+        return [
+            (derive_seed(self.config.seed, "noise", index, worker),
+             Batch(*self.source(index, worker), self.round, self._generator))
+            for worker in self.mine
+        ]
+
+    def _clip(self, player: Player, parameters: list[nn.Parameter]) -> None:
+        """Clip, and refuse a step that would destroy the model.
+
+        The gradient is already the mean over all workers, so all of them see the same norm and decide alike.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise DivergenceError(
+                f"round {self.round}: the gradient of player '{player.name}' is {norm.item()}; the step was not taken. "
+                f"Lower algorithm.{player.name}.lr or set algorithm.{player.name}.clip_norm"
+            )
+        if player.turn.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, player.turn.clip_norm, norm)
+
+    def _collect(self) -> dict[str, float]:
+        """The mean of every term since the last call, over all workers."""
+        if not self._terms:
+            return {}
+        means = torch.stack([torch.stack(values).mean().double() for values in self._terms.values()])
+        if dist.is_initialized():
+            dist.all_reduce(means, dist.ReduceOp.SUM)
+            means /= dist.get_world_size()
+        terms = dict(zip(self._terms, means.tolist(), strict=True))
+        self._terms.clear()
+        return terms
+
+    def _check_ownership(self) -> None:
+        owned = {id(p) for own in self.parameters for p in own}
+        stray = [name for name, p in self.algorithm.named_parameters() if id(p) not in owned]
+        if stray:
+            raise TypeError(f"{type(self.algorithm).__name__}: no player owns {', '.join(stray)}")
+
+    def _check_gradients(self, player: Player) -> None:
+        names = {id(p): name for name, p in self.algorithm.named_parameters()}
+        idle = [names[id(p)] for p in _unique_parameters(player) if p.grad is None]
+        if idle:
+            raise TypeError(f"player '{player.name}' owns {', '.join(idle)}, but its objective does not use them")
+
+    def _check_agreement(self) -> None:
+        """All workers must hold the same parameters, to the bit."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        weights = [p.detach().double().flatten() for p in self.algorithm.parameters()]
+        sums = torch.stack([torch.stack([w.sum(), w.square().sum()]) for w in weights])
+        everybody = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+        dist.all_gather(everybody, sums)
+        apart = [str(rank) for rank, other in enumerate(everybody) if not torch.equal(other, everybody[0])]
+        if apart:
+            raise RuntimeError(f"round {self.round}: parameters of ranks {', '.join(apart)} differ from rank 0's")
+
+
+@contextmanager
+def _only(parameters: list[nn.Parameter], algorithm: nn.Module) -> Iterator[None]:
+    """Freeze all parameters but the given ones; gradients still flow through the frozen."""
+    algorithm.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        algorithm.requires_grad_(True)
+
+
+def _unique_parameters(player: Player) -> list[nn.Parameter]:
+    return list(dict.fromkeys(p for network in player.networks for p in network.parameters()))
+
+
+def _string_keys(state: Mapping[int, State]) -> State:
+    return {str(key): value for key, value in state.items()}

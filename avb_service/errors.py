@@ -1,0 +1,31 @@
+"""Errors that a user can mend.
+
+Floor 0. Everything that is the user's to put right is raised as a `UserError`: the command line prints its
+message alone and leaves with exit code 2; any other exception is a defect of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Something that was given cannot be used; the message says what, what was expected and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run. Carries every problem found, not only the first.
+
+    Args:
+        problems: one line each, beginning with the dotted path that it is about.
+        source: the file or preset that was read, for the message.
+    """
+
+    def __init__(self, problems: list[str], source: str = "configuration") -> None:
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+
+
+class DivergenceError(UserError):
+    """Training produced a value that is not finite; the last good state is in the checkpoint folder."""
+
+
+class DataError(UserError):
+    """Data that is missing, damaged, or not of the kind that was declared."""

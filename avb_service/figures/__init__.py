@@ -1,0 +1,46 @@
+"""Pictures of a model: what it makes, what it keeps, where it puts the data, and how it got there.
+
+Floor 5. Every figure is a pure function of the model, the data and a seed, and leaves the model and the global
+generators as they were.
+"""
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from avb_service.algorithm import Algorithm, LatentVariableModel
+from avb_service.figures.canvas import to_array, to_png
+from avb_service.figures.curves import History, training_curves
+from avb_service.figures.grids import has_plane, interpolation, manifold, reconstructions, samples
+from avb_service.figures.latents import latents
+from avb_service.figures.probe import continuous
+
+
+def draw(
+    model: Algorithm, x: Tensor, labels: Tensor | None = None, history: History | None = None, seed: int = 0
+) -> dict[str, Figure]:
+    """All figures that the model can have, by name.
+
+    Args:
+        model: any method's.
+        x: data, [B, C, H, W], the same at every step so that the figures are comparable; 500 are plenty.
+        labels: classes, [B], where the data has them.
+        history: what training reported, see `training_curves`.
+        seed: of all noise.
+    """
+    figures = {"samples": samples(model, seed=seed)}
+    if isinstance(model, LatentVariableModel):
+        figures["reconstructions"] = reconstructions(model, x, seed)
+        figures["latents"] = latents(model, x, labels, seed)
+        if len(x) > 1 and continuous(model.prior()):
+            figures["interpolation"] = interpolation(model, x, seed=seed)
+        if has_plane(model):
+            figures["manifold"] = manifold(model, seed=seed)
+    if history:
+        figures["training_curves"] = training_curves(history)
+    return figures
+
+
+__all__ = [
+    "History", "draw", "interpolation", "latents", "manifold", "reconstructions", "samples", "to_array", "to_png",
+    "training_curves",
+]  # fmt: skip

@@ -1,0 +1,145 @@
+"""How every figure looks: its header, its palette, its mosaics; and how it leaves as a PNG or an array.
+
+Floor 5. Figures are made without pyplot and without rcParams, so that threads may draw at the same time and a
+machine without a display draws the same picture. Text is Unicode and never mathtext, whose parser is shared.
+"""
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+DPI = 144
+MARGIN = 28
+HEADER = 92
+WIDTH = 640  # near a mosaic's width, and a plot's: thumbnails show about half of it
+NARROWEST = 440  # what a subtitle needs
+LARGEST_CELL = 32
+
+STRIP = (np.array([222, 230, 238]), np.array([14, 54, 92]))  # 0 and 1 in a vector, told from the page at both ends
+INK, FAINT, HAIRLINE = "#222222", "#6b6b6b", "#d9d9d9"
+TITLE, TEXT = 11.5, 8.0
+
+# Petroff 2021, "Accessible color sequences for data visualization": told apart with every colour vision deficiency.
+PALETTE = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd", "#a96b59", "#e76300", "#94a4a2", "#717581", "#b9ac70",
+)  # fmt: skip
+
+
+def blank(width: int, height: int, title: str, subtitle: str) -> Figure:
+    """An empty figure with its header.
+
+    Args:
+        width: pixels between the margins.
+        height: pixels below the header.
+        title: what is seen.
+        subtitle: how it was made.
+    """
+    total = (max(width, NARROWEST) + 2 * MARGIN, height + HEADER + MARGIN)
+    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    left = MARGIN / total[0]
+    figure.text(left, 1 - 20 / total[1], title, size=TITLE, weight="bold", color=INK, va="top")
+    figure.text(left, 1 - 54 / total[1], subtitle, size=TEXT, color=FAINT, va="top")
+    return figure
+
+
+def place(figure: Figure, left: int, width: int, height: int) -> Axes:
+    """Axes of an exact size in pixels below the header, so many pixels from the left margin."""
+    total_width, total_height = figure.get_size_inches() * DPI
+    bottom = total_height - HEADER - height
+    return figure.add_axes(
+        ((MARGIN + left) / total_width, bottom / total_height, width / total_width, height / total_height)
+    )
+
+
+def tidy(axes: Axes) -> None:
+    """Thin axes and small grey ticks."""
+    axes.tick_params(labelsize=TEXT, color=HAIRLINE, labelcolor=FAINT, length=3)
+    for side, spine in axes.spines.items():
+        spine.set(color=HAIRLINE, visible=side in ("left", "bottom"))
+
+
+def columns_for(n: int, height: int, width: int) -> int:
+    """How many columns make n tiles of that size nearly square and leave few places empty."""
+    ideal = math.sqrt(n * height / width)
+    return min(range(1, n + 1), key=lambda k: abs(math.log(k / ideal)) + (-n % k) / n)
+
+
+def mosaic(tiles: Tensor, title: str, subtitle: str, columns: Sequence[int], gap: int = 4, group: int = 0) -> Figure:
+    """Images side by side, each of their pixels an exact square of the figure's.
+
+    Args:
+        tiles: intensities in [0, 1], [N, C, H, W]; vectors [N, 1, 1, D] are strips of blue, other single channels are
+            grey, three are red, green and blue, and any other number stands side by side.
+        title: what is seen.
+        subtitle: how it was made.
+        columns: how many tiles a row has, in sections that stand apart: (1, 8, 1) for eight between two.
+        gap: pixels between tiles.
+        group: rows that stand together; 0 for all.
+    """
+    images = _rgb(tiles)
+    count, height, width = images.shape[:3]
+    per_row = sum(columns)
+    scale = min(LARGEST_CELL, max(1, round((WIDTH - gap * (per_row - 1)) / (per_row * width))))
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    starts = {sum(columns[:i]) for i in range(1, len(columns))}
+    rows = math.ceil(count / per_row)
+    lefts = _offsets(width * scale, [gap * (4 if i in starts else 1) for i in range(per_row)])
+    tops = _offsets(height * scale, [gap * (4 if group and i % group == 0 else 1) for i in range(rows)])
+    sheet = np.full((tops[-1] + height * scale, lefts[-1] + width * scale, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = tops[i // per_row], lefts[i % per_row]
+        sheet[top : top + height * scale, left : left + width * scale] = image
+    return _sheet(sheet, title, subtitle)
+
+
+def _offsets(size: int, gaps: list[int]) -> list[int]:
+    """Where tiles of a size begin, with a gap before each but the first."""
+    return (np.arange(len(gaps)) * size + np.cumsum([0, *gaps[1:]])).tolist()
+
+
+def _rgb(tiles: Tensor) -> np.ndarray:
+    """[N, C, H, W] in [0, 1] to bytes [N, H, W', 3]; what is not a number is left as white as the page."""
+    colours = tiles.float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    if colours.shape[-1] != 3:
+        low, high = STRIP if colours.shape[1] == 1 else (0, np.full(3, 255))
+        panels = np.concatenate(np.split(colours, colours.shape[-1], axis=-1), axis=2)
+        colours = (low + panels * (high - low)) / 255
+    return np.rint(255 * np.nan_to_num(colours, nan=1.0)).astype(np.uint8)
+
+
+def _sheet(sheet: np.ndarray, title: str, subtitle: str) -> Figure:
+    """The figure of a sheet of pixels, one to one unless it is too large for a screen."""
+    height, width = sheet.shape[:2]
+    shrink = max(1.0, width / (2 * WIDTH))
+    size = round(width / shrink), round(height / shrink)
+    figure = blank(*size, title, subtitle)
+    axes = place(figure, 0, *size)
+    axes.imshow(sheet, aspect="auto", interpolation="nearest" if shrink == 1 else "antialiased")
+    axes.set_axis_off()
+    return figure
+
+
+def number(value: float, spec: str) -> str:
+    """A number as text, with a minus sign and not a hyphen."""
+    return format(value, spec).replace("-", "−")
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file; the same figure gives the same bytes."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
+    return file.getvalue()
+
+
+def to_array(figure: Figure) -> np.ndarray:
+    """The figure as bytes [height, width, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

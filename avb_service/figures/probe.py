@@ -1,0 +1,61 @@
+"""Looking at a model without leaving a trace, and what its prior allows.
+
+Floor 5.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from avb_service.seeding import seeded
+
+PRIOR_DRAWS = 4096
+
+
+@contextmanager
+def still(model: nn.Module, figure: str, seed: int) -> Iterator[None]:
+    """Run a block with the model in evaluation mode, without gradients, under the figure's own noise.
+
+    Every module's own mode and the state of the global generators are restored, also after an exception.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), seeded("figures", figure, seed):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def beside(model: nn.Module, x: Tensor) -> Tensor:
+    """The data, on the model's device."""
+    return x.to(next(chain(model.parameters(), model.buffers()), x).device)
+
+
+def normal(prior: Distribution) -> Normal | None:
+    """The prior's marginals, [D], where it is a factorised Gaussian."""
+    base = prior.base_dist if isinstance(prior, Independent) else prior
+    return base if isinstance(base, Normal) else None
+
+
+def continuous(prior: Distribution) -> bool:
+    """Whether codes between two codes are codes."""
+    try:
+        support = prior.support
+    except NotImplementedError:
+        return True
+    return support is None or not support.is_discrete
+
+
+def quantiles(prior: Distribution, levels: Tensor) -> Tensor:
+    """Quantiles of the prior's marginals at levels [S], [S, D]; from draws where it is not a factorised Gaussian."""
+    marginals = normal(prior)
+    if marginals is not None:
+        return marginals.icdf(levels.to(marginals.loc)[:, None])
+    draws = prior.sample((PRIOR_DRAWS,))
+    return torch.quantile(draws, levels.to(draws), dim=0)

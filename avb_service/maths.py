@@ -1,0 +1,40 @@
+"""Small formulas that have a name.
+
+Floor 0.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """Log of the mean of exp(values) along a dimension, without overflow."""
+    return torch.logsumexp(values, dim) - math.log(values.shape[dim])
+
+
+def standard_normal(dim: int, like: Tensor) -> Independent:
+    """N(0, I) on R^dim, on the device and in the precision of a tensor."""
+    zero = like.new_zeros(dim)
+    return Independent(Normal(zero, torch.ones_like(zero), validate_args=False), 1, validate_args=False)
+
+
+def fit_gaussian(draws: Tensor, inflate: float = 1.0, ridge: float = 1e-4) -> MultivariateNormal:
+    """A full-covariance Gaussian for each datum, fitted by moments.
+
+    Args:
+        draws: samples [S, B, D].
+        inflate: factor on the standard deviations.
+        ridge: added to the diagonal, relative to the mean variance, so that the factorisation exists.
+
+    Returns:
+        The Gaussians, batch shape [B], event shape [D].
+    """
+    mean = draws.mean(0)
+    centred = draws - mean
+    covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(draws) - 1)
+    floor = ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-6)
+    covariance = covariance + floor[:, None, None] * torch.eye(draws.shape[-1]).to(draws)
+    return MultivariateNormal(mean, scale_tril=inflate * torch.linalg.cholesky(covariance), validate_args=False)

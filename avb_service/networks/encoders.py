@@ -1,0 +1,135 @@
+"""Encoders: a Gaussian one, and two whose posterior is implicit.
+
+Floor 1.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from avb_service.config import Config
+from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior, Shape
+from avb_service.networks.trunks import ACTIVATIONS, ImageShape, MLPConfig, TrunkConfig, Width, layers
+
+
+class GaussianEncoder(nn.Module):
+    """q(z|x) = N(m(x), diag s(x)^2). Source: Kingma & Welling 2014, eq. 9."""
+
+    def __init__(self, trunk: TrunkConfig, shape: ImageShape, latent_dim: int) -> None:
+        super().__init__()
+        self.features, width = trunk.features(shape)
+        self.head = nn.Linear(width, 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> Independent:
+        """q(z|x), batch shape [B], event shape [D]."""
+        mean, log_scale = self.head(self.features(x)).chunk(2, -1)
+        return Independent(Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False)
+
+
+class NoiseInputConfig(Config):
+    """An encoder that takes noise as a further input; its posterior can take any shape."""
+
+    name: Literal["noise_input"] = "noise_input"
+    trunk: TrunkConfig = MLPConfig()
+    noise_dim: Width = 32
+    hidden: tuple[Width, ...] = (300,)
+
+    def build(self, shape: ImageShape, latent_dim: int) -> "NoiseInputEncoder":
+        """The module."""
+        return NoiseInputEncoder(self, shape, latent_dim)
+
+
+class NoiseInputEncoder(nn.Module):
+    """z = g(h(x), eps), eps ~ N(0, I). Source: Mescheder et al. 2017, section 3.1."""
+
+    def __init__(self, config: NoiseInputConfig, shape: ImageShape, latent_dim: int) -> None:
+        super().__init__()
+        self.noise_dim = config.noise_dim
+        self.features, width = config.trunk.features(shape)
+        widths = (width + config.noise_dim, *config.hidden)
+        self.head = nn.Sequential(*layers(widths, config.trunk.activation), nn.Linear(widths[-1], latent_dim))
+
+    def forward(self, x: Tensor) -> ImplicitPosterior:
+        """q(z|x) for data [B, C, H, W]."""
+        h = self.features(x)
+
+        def draw(sample_shape: Shape) -> Tensor:
+            eps = torch.randn(*sample_shape, len(h), self.noise_dim, device=h.device, dtype=h.dtype)
+            return self.head(torch.cat([h.expand(*sample_shape, *h.shape), eps], -1))
+
+        return ImplicitPosterior(draw)
+
+
+class NoiseBasisConfig(Config):
+    """An encoder that mixes noise variables v_i with weights a_i(x); its moments are tractable."""
+
+    name: Literal["noise_basis"] = "noise_basis"
+    trunk: TrunkConfig = MLPConfig()
+    bases: Width = 16
+    noise_dim: Width = 32
+    hidden: Annotated[tuple[Width, ...], Field(min_length=1)] = (128, 128, 128)
+
+    def build(self, shape: ImageShape, latent_dim: int) -> "NoiseBasisEncoder":
+        """The module."""
+        return NoiseBasisEncoder(self, shape, latent_dim)
+
+
+class NoiseBasisEncoder(nn.Module):
+    """z = z0(x) + sum_i a_i(x) * v_i(eps_i), a_i = elu(FC - 5) + 1 > 0.
+
+    Source: Mescheder et al. 2017, section 3.3 and the network described in its supplement.
+    """
+
+    def __init__(self, config: NoiseBasisConfig, shape: ImageShape, latent_dim: int) -> None:
+        super().__init__()
+        self.features, width = config.trunk.features(shape)
+        self.offset = nn.Linear(width, latent_dim)
+        self.weights = nn.Linear(width, config.bases * latent_dim)
+        self.basis = NoiseBasis(config.bases, (config.noise_dim, *config.hidden, latent_dim))
+
+    def forward(self, x: Tensor) -> NoiseBasisPosterior:
+        """q(z|x) for data [B, C, H, W]."""
+        h = self.features(x)
+        weights = F.elu(self.weights(h).unflatten(-1, (self.basis.bases, -1)) - 5.0) + 1.0
+        return NoiseBasisPosterior(self.offset(h), weights, self.basis)
+
+
+class NoiseBasis(nn.Module):
+    """N independent networks v_i, run side by side as batched matrix products.
+
+    Args:
+        bases: N.
+        widths: noise dimension, hidden widths, latent dimension.
+    """
+
+    def __init__(self, bases: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.bases, self.noise_dim = bases, widths[0]
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.matrices = nn.ParameterList(_uniform((bases, before, after), before) for before, after in pairs)
+        self.biases = nn.ParameterList(_uniform((bases, 1, after), before) for before, after in pairs)
+        self.activation = ACTIVATIONS["elu"]()
+
+    def forward(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        """Draws of v_1 .. v_N, [*shape, N, D]."""
+        first = self.matrices[0]
+        h = torch.randn(
+            self.bases, math.prod(shape), self.noise_dim, generator=generator, device=first.device, dtype=first.dtype
+        )
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            h = torch.baddbmm(bias, h if i == 0 else self.activation(h), matrix)
+        return h.transpose(0, 1).unflatten(0, shape)
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+    """`nn.Linear`'s initialisation."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+EncoderConfig = Annotated[NoiseInputConfig | NoiseBasisConfig, Field(discriminator="name")]

@@ -1,0 +1,94 @@
+"""Trunks: from an image to features, and from a code to an image; any height, width and channel count.
+
+Floor 1.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from avb_service.config import Config
+
+ImageShape = tuple[int, int, int]
+Width = Annotated[int, Field(ge=1)]
+Activation = Literal["relu", "leaky_relu", "elu", "silu", "softplus", "tanh"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+class MLPConfig(Config):
+    """Fully connected layers."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: Annotated[tuple[Width, ...], Field(min_length=1)] = (300, 300)
+    activation: Activation = "relu"
+
+    def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
+        """A module [B, C, H, W] -> [B, F], and F."""
+        inputs = shape[0] * shape[1] * shape[2]
+        return nn.Sequential(nn.Flatten(), *layers((inputs, *self.hidden), self.activation)), self.hidden[-1]
+
+    def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
+        """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias [planes, C, H, W]."""
+        last = nn.Linear(self.hidden[-1], bias.numel())
+        with torch.no_grad():
+            last.bias.copy_(bias.flatten())
+        return nn.Sequential(
+            *layers((inputs, *self.hidden), self.activation), last, nn.Unflatten(-1, (planes, *shape))
+        )
+
+
+class ConvConfig(Config):
+    """Strided 3x3 convolutions down, nearest-neighbour upsampling and 3x3 convolutions up."""
+
+    name: Literal["conv"] = "conv"
+    channels: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64)
+    hidden: Width = 256
+    activation: Activation = "relu"
+
+    def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
+        """A module [B, C, H, W] -> [B, F], and F."""
+        stack: list[nn.Module] = []
+        for before, after in zip((shape[0], *self.channels), self.channels, strict=False):
+            stack += [nn.Conv2d(before, after, 3, stride=2, padding=1), ACTIVATIONS[self.activation]()]
+        height, width = self._sizes(shape)[-1]
+        flat = self.channels[-1] * height * width
+        return nn.Sequential(*stack, nn.Flatten(), *layers((flat, self.hidden), self.activation)), self.hidden
+
+    def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
+        """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias, averaged over pixels."""
+        sizes, activation = self._sizes(shape), ACTIVATIONS[self.activation]
+        height, width = sizes[-1]
+        stack: list[nn.Module] = layers((inputs, self.hidden, self.channels[-1] * height * width), self.activation)
+        stack.append(nn.Unflatten(-1, (self.channels[-1], height, width)))
+        upward = (*reversed(self.channels), self.channels[0])
+        for before, after, size in zip(upward, upward[1:], reversed(sizes[:-1]), strict=True):
+            stack += [nn.Upsample(size=size), nn.Conv2d(before, after, 3, padding=1), activation()]
+        last = nn.Conv2d(self.channels[0], planes * shape[0], 3, padding=1)
+        with torch.no_grad():
+            last.bias.copy_(bias.mean((-2, -1)).flatten())  # type: ignore[union-attr]
+        return nn.Sequential(*stack, last, nn.Unflatten(1, (planes, shape[0])))
+
+    def _sizes(self, shape: ImageShape) -> list[tuple[int, int]]:
+        """Height and width before each stage and after the last."""
+        sizes = [shape[1:]]
+        for _ in self.channels:
+            height, width = sizes[-1]
+            sizes.append(((height + 1) // 2, (width + 1) // 2))
+        return sizes
+
+
+TrunkConfig = Annotated[MLPConfig | ConvConfig, Field(discriminator="name")]
+
+
+def layers(widths: tuple[int, ...], activation: str) -> list[nn.Module]:
+    """Linear layers through the widths, each followed by the activation."""
+    stack: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:], strict=False):
+        stack += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return stack

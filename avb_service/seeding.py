@@ -1,0 +1,37 @@
+"""Seeds as a pure function of what they are for.
+
+Floor 0. Nothing in training draws from a generator whose state has a history: every stream of random numbers is
+seeded from (run seed, purpose, round, turn, worker, ...), so that a resumed run, or one on another number of
+workers, draws the very same numbers.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on their order."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
+    """A generator on the device, seeded from the parts."""
+    return torch.Generator(device).manual_seed(derive_seed(*parts))
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Run a block under global generators seeded from the parts; the state before is restored afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(*parts))
+        yield
+
+
+def permutation(n: int, *parts: int | str) -> Tensor:
+    """A permutation of range(n), [n] on the CPU, the same on every machine."""
+    return torch.randperm(n, generator=generator("cpu", *parts))

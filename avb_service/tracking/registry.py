@@ -1,0 +1,291 @@
+"""The registry: model folders published under a name, compared, and pulled back verified.
+
+Floor 7. A registered model is an MLflow pyfunc whose data is a model folder and whose loader is our module, so it is
+loaded without pickle. Its numbers are metrics of the logged model and tags of the version.
+"""
+
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avb_service.checkpoint import MODEL_FILES, ModelFolder, read_folder, write_folder
+from avb_service.errors import DataError, UserError
+from avb_service.tracking.runs import parameters
+from avb_service.tracking.server import connect, every, existing_is_fine, refusals, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+LOADER = "avb_service.tracking.pyfunc"
+METRIC_TAG = "metric."
+REQUIREMENTS = ("avb-service", "mlflow", "numpy", "safetensors", "torch")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One row of the leaderboard.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        aliases: such as champion.
+        run_id: the run that it came from.
+        created: when, seconds since the epoch.
+        tags: method, latent size, training time: whatever it was registered with.
+        metrics: its numbers, nats per datum unless the name says otherwise.
+    """
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str | None
+    created: float
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+    @property
+    def uri(self) -> str:
+        """What `pull` takes."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(
+    name: str,
+    folder: Path,
+    run_id: str,
+    *,
+    step: int = 0,
+    aliases: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    uri: str | None = None,
+) -> int:
+    """Publish a model folder as the next version of a registered model.
+
+    Args:
+        name: of the registered model; made if it does not exist.
+        folder: a model folder; it is verified before anything is published.
+        run_id: the run that it came from.
+        step: the round that its weights are of.
+        aliases: to give to the version.
+        metrics: its numbers, shown on the page of the model and of the version.
+        tags: what else a table of models should show.
+        uri: where, as `tracking_uri` reads it.
+
+    Returns:
+        The version's number.
+
+    Raises:
+        UserError: the folder is damaged, or MLflow refuses.
+    """
+    model = ModelFolder.read(folder)
+    where = tracking_uri(uri)
+    client = connect(where)
+    numbers = {key: float(value) for key, value in (metrics or {}).items()}
+    with refusals(f"cannot register {folder} as {name!r} at {where}"):
+        logged = _log_model(client, name, folder, model, run_id, step)
+        _log_metrics(client, logged, run_id, numbers, step)
+        with existing_is_fine():
+            client.create_registered_model(name)
+        described = {**(tags or {}), **{METRIC_TAG + key: repr(value) for key, value in numbers.items()}}
+        # The location and not models:/ID, which MLflow would look up at its global tracking URI.
+        published = client.create_model_version(
+            name, logged.artifact_location, run_id, described, description=model.card, model_id=logged.model_id
+        )
+        for alias in aliases:
+            client.set_registered_model_alias(name, alias, published.version)
+    return int(published.version)
+
+
+def set_alias(name: str, alias: str, version: int, uri: str | None = None) -> None:
+    """Point an alias at a version.
+
+    Raises:
+        UserError: no such model or version, or a name that MLflow reserves.
+    """
+    client = connect(tracking_uri(uri))
+    _registered(client, f"models:/{name}/{version}")
+    with refusals(f"cannot make models:/{name}/{version} its {alias!r}"):
+        client.set_registered_model_alias(name, alias, str(version))
+
+
+def leaderboard(uri: str | None = None) -> list[RegisteredVersion]:
+    """All versions of all registered models, by name, the newest first."""
+    where = tracking_uri(uri)
+    with refusals(f"cannot list the models at {where}"):
+        return sorted(_versions(connect(where)), key=lambda row: (row.name, -row.version))
+
+
+def pull(model: str, directory: Path, uri: str | None = None) -> Path:
+    """Fetch a model folder and verify it.
+
+    Args:
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME/latest, runs:/ID, or a local model folder.
+        directory: where to put it; absent or empty, or holding that very model.
+        uri: where the registry is, as `tracking_uri` reads it.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: there is no such model (the message lists what there is), it is damaged, or the directory holds
+            something else.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        remote = model.startswith(("models:", "runs:"))
+        if not remote and not Path(model).is_dir():
+            raise UserError(f"{model} is neither models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID nor a folder")
+        source = _download(model, Path(temporary), tracking_uri(uri)) if remote else Path(model)
+        files = read_folder(source, MODEL_FILES)
+    if directory.is_dir() and any(directory.iterdir()):
+        if _holds(directory, files):
+            return directory
+        raise UserError(f"{directory} holds something other than {model}: choose an empty directory or remove it")
+    return write_folder(directory, files)
+
+
+def _log_model(
+    client: "MlflowClient", name: str, folder: Path, model: ModelFolder, run_id: str, step: int
+) -> "LoggedModel":
+    """Upload the folder as a model of the run."""
+    from mlflow.entities import LoggedModelOutput
+
+    experiment_id = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment_id, name, run_id, params=parameters(model.config))
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "model"
+            _save_pyfunc(path, folder, logged, run_id)
+            client.log_model_artifacts(logged.model_id, str(path))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    return client.finalize_logged_model(logged.model_id, "READY")
+
+
+def _save_pyfunc(path: Path, folder: Path, logged: "LoggedModel", run_id: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*inferred as AnyType", UserWarning)  # MLflow's, about its own types
+        import mlflow.pyfunc
+    from mlflow.models import Model
+
+    # Left to itself, MLflow would load the model in another process to find out what it requires.
+    requirements = [_requirement(package) for package in REQUIREMENTS]
+    meta = Model(
+        logged.artifact_location, run_id, signature=_signature(), model_uuid=logged.model_id, model_id=logged.model_id
+    )
+    mlflow.pyfunc.save_model(path, LOADER, str(folder), mlflow_model=meta, pip_requirements=requirements)
+
+
+def _requirement(package: str) -> str:
+    """The package as installed here; +cpu and the like belong to another index than PyPI."""
+    try:
+        return f"{package}=={version(package).partition('+')[0]}"
+    except PackageNotFoundError:  # this service, run from a source tree
+        return package
+
+
+def _signature() -> "ModelSignature":
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    images = TensorSpec(np.dtype("float32"), (-1, -1, -1, -1))
+    task = ParamSpec("task", DataType.string, "reconstruct")
+    n, seed = (ParamSpec(key, DataType.long, default) for key, default in (("n", 16), ("seed", 0)))
+    return ModelSignature(Schema([images]), params=ParamSchema([task, n, seed]))
+
+
+def _log_metrics(
+    client: "MlflowClient", logged: "LoggedModel", run_id: str, metrics: Mapping[str, float], step: int
+) -> None:
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    points = [Metric(key, value, now, step, model_id=logged.model_id) for key, value in metrics.items()]
+    client.log_batch(run_id, metrics=points, synchronous=True)
+
+
+def _versions(client: "MlflowClient") -> Iterator[RegisteredVersion]:
+    aliases = {model.name: model.aliases for model in every(client.search_registered_models)}
+    for entry in every(client.search_model_versions):
+        yield _row(entry, tuple(sorted(a for a, number in aliases[entry.name].items() if number == entry.version)))
+
+
+def _row(entry: "ModelVersion", aliases: tuple[str, ...]) -> RegisteredVersion:
+    numbers = {key: value for key, value in entry.tags.items() if key.startswith(METRIC_TAG)}
+    return RegisteredVersion(
+        name=entry.name,
+        version=int(entry.version),
+        aliases=aliases,
+        run_id=entry.run_id,
+        created=entry.creation_timestamp / 1000,
+        tags={key: value for key, value in entry.tags.items() if key not in numbers},
+        metrics={key.removeprefix(METRIC_TAG): float(value) for key, value in numbers.items()},
+    )
+
+
+def _registered(client: "MlflowClient", model: str) -> RegisteredVersion:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION means."""
+    parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+|latest))", model)
+    with refusals(f"cannot look up {model}"):
+        rows = sorted(_versions(client), key=lambda row: (row.name, row.version))
+    for row in reversed(rows):
+        if parts and row.name == parts["name"]:
+            if parts["alias"] in row.aliases or parts["version"] in ("latest", str(row.version)):
+                return row
+    known = ["  " + " ".join([row.uri, *("@" + alias for alias in row.aliases)]) for row in rows]
+    raise UserError(
+        f"there is no model {model}; expected models:/NAME@ALIAS or models:/NAME/VERSION. Registered are:\n"
+        + "\n".join(known or ["  none"])
+    )
+
+
+def _of_run(client: "MlflowClient", model: str) -> "LoggedModel":
+    """The newest model that the run of runs:/ID or runs:/ID/NAME has logged."""
+    run_id, _, name = model.removeprefix("runs:/").partition("/")
+    with refusals(f"cannot look up {model}"):
+        outputs = client.get_run(run_id).outputs
+        logged = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
+    ready = [entry for entry in logged if entry.status == "READY" and name in ("", entry.name)]
+    if not ready:
+        known = ", ".join(f"runs:/{run_id}/{entry.name}" for entry in logged)
+        raise UserError(f"the run has no model {model}; it has {known or 'none at all'}")
+    return max(ready, key=lambda entry: entry.creation_timestamp)
+
+
+def _download(model: str, directory: Path, uri: str) -> Path:
+    """Fetch an MLflow model and return the model folder inside it."""
+    client = connect(uri)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
+    if model.startswith("runs:/"):
+        location = _of_run(client, model).artifact_location
+    else:
+        row = _registered(client, model)
+        location = client.get_model_version_download_uri(row.name, str(row.version))
+    with refusals(f"cannot download {model} from {uri}"):
+        path = Path(download_artifacts(artifact_uri=location, dst_path=str(directory), tracking_uri=uri))
+        flavor: dict[str, Any] = Model.load(path).flavors.get("python_function", {})
+    if flavor.get("loader_module") != LOADER:
+        raise UserError(f"{model} was not registered by this service: its loader is {flavor.get('loader_module')}")
+    return path / flavor["data"]
+
+
+def _holds(directory: Path, files: Mapping[str, bytes]) -> bool:
+    try:
+        return read_folder(directory) == files
+    except DataError:
+        return False

@@ -1,0 +1,221 @@
+"""One MLflow run: metrics, figures and tables as training goes, also through restarts.
+
+Floor 7.
+"""
+
+import io
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from avb_service.config import Tree, flatten
+from avb_service.errors import UserError
+from avb_service.tracking.server import artifact_root, connect, every, existing_is_fine, refusals, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+    from mlflow.entities import Run as RunEntity
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Picture = bytes | np.ndarray | Image.Image
+
+PARENT = "mlflow.parentRunId"
+RESUME_KEY = "avb.resume_key"
+REASON = "avb.reason"
+
+
+class Run:
+    """A run that exists, by its id; any number of threads and processes may hold it, one of which writes.
+
+    What a resumed run repeats is written once: a metric or a figure that the run has at a step is not written again
+    at that step or an earlier one.
+
+    Args:
+        run_id: which.
+        uri: where, as `tracking_uri` reads it.
+
+    Raises:
+        UserError: there is no such run.
+    """
+
+    def __init__(self, run_id: str, uri: str | None = None) -> None:
+        self.run_id, self.tracking_uri = run_id, tracking_uri(uri)
+        self._client = connect(self.tracking_uri)
+        self._lock = threading.Lock()
+        with refusals(f"cannot open run {run_id} at {self.tracking_uri}"):
+            run = self._client.get_run(run_id)
+        self._metric_steps = {
+            key: max(point.step for point in self._client.get_metric_history(run_id, key)) for key in run.data.metrics
+        }
+        self._figure_steps = _figure_steps(self._client, run_id)
+
+    @classmethod
+    def start(
+        cls,
+        experiment: str,
+        name: str,
+        config: Tree,
+        *,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        resume_key: str | None = None,
+        uri: str | None = None,
+    ) -> "Run":
+        """Start a run, or go on with the one that was started under the same key.
+
+        Args:
+            experiment: its name; made if it does not exist.
+            name: what the run is called.
+            config: the resolved configuration, logged as parameters and as config.yaml.
+            parent: id of the run that this one is shown below.
+            tags: more about the run.
+            resume_key: what stays the same when the same work is started again, such as a trial id.
+            uri: where, as `tracking_uri` reads it.
+
+        Raises:
+            UserError: the experiment was deleted, or MLflow refuses.
+        """
+        where = tracking_uri(uri)
+        client = connect(where)
+        with refusals(f"cannot start run {name!r} in experiment {experiment!r} at {where}"):
+            experiment_id = _experiment(client, experiment, where).experiment_id
+            marks = {PARENT: parent, RESUME_KEY: resume_key}
+            run = _find(client, experiment_id, resume_key) or client.create_run(experiment_id, run_name=name)
+            client.update_run(run.info.run_id, status="RUNNING")
+            _describe(client, run, config, {**(tags or {}), **{key: value for key, value in marks.items() if value}})
+        return cls(run.info.run_id, where)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write the metrics at a step, in one request; those that the run has at this or a later step are skipped."""
+        from mlflow.entities import Metric
+
+        now = time.time_ns() // 1_000_000
+        with self._lock:
+            fresh = {key: value for key, value in metrics.items() if step > self._metric_steps.get(key, -1)}
+            points = [Metric(key, float(value), now, step) for key, value in fresh.items()]
+            self._client.log_batch(self.run_id, metrics=points, synchronous=True)
+            self._metric_steps |= dict.fromkeys(fresh, step)
+
+    def log_figure(self, name: str, picture: Picture, step: int | None = None) -> None:
+        """Show a picture.
+
+        Args:
+            name: letters, digits, _ - . / and spaces.
+            picture: the bytes of an image file, a PIL image, or an array [H, W] or [H, W, 3] (uint8, or in [0, 1]).
+            step: with it, the picture joins the grid that the UI shows step by step; without, it is the final
+                one, figures/NAME.png.
+        """
+        image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+        if step is None:
+            self._client.log_image(self.run_id, image, artifact_file=f"figures/{name}.png")
+            return
+        with self._lock:
+            if step > self._figure_steps.get(_figure_key(name), -1):
+                self._client.log_image(self.run_id, image, key=name, step=step, synchronous=True)
+                self._figure_steps[_figure_key(name)] = step
+
+    def log_table(self, name: str, columns: Mapping[str, Sequence[float | int | str]]) -> None:
+        """Write tables/NAME.json, columns of equal length; a table of that name is replaced."""
+        import pandas
+
+        file = f"tables/{name}.json"
+        if any(artifact.path == file for artifact in self._client.list_artifacts(self.run_id, "tables")):
+            # MLflow's log_table would append to it.
+            text = pandas.DataFrame(dict(columns)).to_json(orient="split", index=False)
+            self._client.log_text(self.run_id, text, file)
+        else:
+            self._client.log_table(self.run_id, {key: list(column) for key, column in columns.items()}, file)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Add tags, or replace them."""
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
+
+    def finish(self, status: Status = "FINISHED", reason: str | None = None) -> None:
+        """Close the run.
+
+        Args:
+            status: how it ended.
+            reason: why, for a run that did not finish; kept as the tag avb.reason.
+        """
+        if reason:
+            self.set_tags({REASON: reason})
+        self._client.set_terminated(self.run_id, status)
+
+
+def close_open_children(parent: str, status: Status = "KILLED", reason: str = "", uri: str | None = None) -> list[str]:
+    """Close the runs below a parent that nobody will close: those of trials that a search has stopped.
+
+    Returns:
+        The ids of the runs that were still open.
+    """
+    where = tracking_uri(uri)
+    client = connect(where)
+    with refusals(f"cannot close the runs below {parent} at {where}"):
+        experiment_id = client.get_run(parent).info.experiment_id
+        below = f"tags.`{PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
+        children = [run.info.run_id for run in every(client.search_runs, [experiment_id], below)]
+    for child in children:
+        Run(child, where).finish(status, reason)
+    return children
+
+
+def parameters(config: Tree) -> dict[str, str]:
+    """The configuration as MLflow's parameters, dotted path to text, no longer than MLflow takes."""
+    from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH
+
+    leaves = flatten(config).items()
+    return {path[:MAX_ENTITY_KEY_LENGTH]: str(value)[:MAX_PARAM_VAL_LENGTH] for path, value in leaves}
+
+
+def _experiment(client: "MlflowClient", name: str, uri: str) -> "Experiment":
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        root = artifact_root(uri)
+        with existing_is_fine():
+            client.create_experiment(name, artifact_location=root.as_uri() if root else None)
+        return _experiment(client, name, uri)
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the experiment {name!r} was deleted at {uri}: choose another name, or restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+        )
+    return experiment
+
+
+def _find(client: "MlflowClient", experiment_id: str, resume_key: str | None) -> "RunEntity | None":
+    if resume_key is None:
+        return None
+    runs = client.search_runs([experiment_id], f"tags.`{RESUME_KEY}` = '{resume_key}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def _describe(client: "MlflowClient", run: "RunEntity", config: Tree, tags: Mapping[str, str]) -> None:
+    """Log what a run is of; parameters are immutable in MLflow, so a resumed run keeps those that it has."""
+    from mlflow.entities import Param, RunTag
+
+    params = [Param(key, value) for key, value in parameters(config).items() if key not in run.data.params]
+    marks = [RunTag(key, value) for key, value in tags.items()]
+    client.log_batch(run.info.run_id, params=params, tags=marks, synchronous=True)
+    client.log_text(run.info.run_id, yaml.safe_dump(config, sort_keys=False), "config.yaml")
+
+
+def _figure_key(name: str) -> str:
+    return name.replace("/", "~")  # as MLflow writes it in the file's name
+
+
+def _figure_steps(client: "MlflowClient", run_id: str) -> dict[str, int]:
+    """The last step of each figure in the grid, from the names that MLflow gives the files."""
+    steps: dict[str, int] = {}
+    for artifact in client.list_artifacts(run_id, "images"):
+        if match := re.match(r"images/(.+)\+step\+(\d+)\+", artifact.path):
+            steps[match[1]] = max(int(match[2]), steps.get(match[1], -1))
+    return steps

@@ -1,0 +1,175 @@
+"""Where runs are tracked: a server on the network, or a SQLite file with a folder of artifacts beside it.
+
+Floor 7.
+"""
+
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, unquote
+
+from avb_service.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+PATIENCE = 5  # seconds for a server to answer; MLflow itself would go on asking for minutes
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command, which may print JSON
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are not those of the directory it is published from
+}
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """The absolute tracking URI: as given, else MLFLOW_TRACKING_URI, else a SQLite file under ./runs.
+
+    Workers run in directories of their own, so a relative path is resolved here, once.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}runs/mlflow.db"
+    return f"{SQLITE}{quote(str(_database(uri)), safe='/ ')}" if uri.startswith(SQLITE) else uri.rstrip("/")
+
+
+def artifact_root(uri: str) -> Path | None:
+    """The folder of artifacts beside a SQLite file; None where a server decides."""
+    return _database(uri).parent / "artifacts" if uri.startswith(SQLITE) else None
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client that is bound to a URI and not to MLflow's global state."""
+    _prepare()
+    from mlflow import MlflowClient
+
+    if uri.startswith(SQLITE):
+        _check_database(_database(uri))
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def check_server(uri: str | None = None) -> str:
+    """Make sure that runs can be tracked, before anything expensive starts.
+
+    Returns:
+        The absolute tracking URI.
+
+    Raises:
+        UserError: nothing answers there within seconds, it refuses us, or the file cannot be written.
+    """
+    uri = tracking_uri(uri)
+    if uri.startswith(("http://", "https://")):
+        _check_http(uri)
+    with refusals(f"cannot track runs at {uri}"):
+        connect(uri).search_experiments(max_results=1)
+    return uri
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Tell the user what MLflow refused to do, and why."""
+    _prepare()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"{what}: {error.message}") from error
+
+
+@contextmanager
+def existing_is_fine() -> Iterator[None]:
+    """Make something that another process may just have made."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def every(search: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:  # noqa: ANN401
+    """All results of one of MLflow's searches, page by page."""
+    token: str | None = ""
+    while token is not None:
+        page = search(*args, page_token=token or None, **kwargs)
+        yield from page
+        token = page.token or None
+
+
+class ServerCommand(NamedTuple):
+    """A command line, and what its environment needs on top of ours."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def server_command(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> ServerCommand:
+    """The command that serves the MLflow UI for a SQLite file or another database.
+
+    Raises:
+        UserError: the tracking URI is a server already.
+    """
+    uri = tracking_uri(uri)
+    if uri.startswith(("http://", "https://")):
+        raise UserError(f"{uri} is a server already: open it in a browser")
+    root = artifact_root(uri)
+    arguments = [
+        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", uri, *(["--artifacts-destination", root.as_uri()] if root else []),
+    ]  # fmt: skip
+    # Job execution would start eight processes of 225 MB each, for services that we do not offer.
+    return ServerCommand(arguments, {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+
+def _prepare() -> None:
+    """Settle what MLflow reads from the environment when it is imported, unless the user has settled it."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _database(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix(SQLITE))).absolute()
+
+
+def _check_database(path: Path) -> None:
+    """Open the file for writing ourselves: MLflow would retry a folder that cannot be written for two minutes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
+            database.execute("BEGIN IMMEDIATE")
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"cannot write the tracking file {path}: {error}. "
+            "Run from a directory that can be written, or name another place with MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def _check_http(uri: str) -> None:
+    _prepare()
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    ask = "/api/2.0/mlflow/experiments/search?max_results=1"
+    try:
+        response = http_request(get_default_host_creds(uri), ask, "GET", max_retries=0, timeout=PATIENCE)
+    except MlflowException as error:
+        raise UserError(
+            f"no MLflow server answers at {uri} within {PATIENCE} s: start it (avb ui), mend the address in "
+            "MLFLOW_TRACKING_URI, or unset that to track into a local file"
+        ) from error
+    if response.status_code in (401, 403):
+        raise UserError(
+            f"the MLflow server at {uri} refuses us ({response.status_code} {response.reason}): set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or add the host to the server's --allowed-hosts"
+        )
+    if response.status_code != 200 or "json" not in response.headers.get("Content-Type", ""):
+        raise UserError(
+            f"what answers at {uri} is no MLflow server: status {response.status_code}, expected a list of "
+            "experiments; mend the address in MLFLOW_TRACKING_URI"
+        )

@@ -1,0 +1,434 @@
+import socket
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets as torchvision_datasets
+
+from avb_service.config import parse_overrides
+from avb_service.data.datasets import SOURCES, DataConfig, Mapped, binarise, load, thresholds
+from avb_service.errors import ConfigError, DataError
+from avb_service.seeding import generator
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("AVB_DATA_ROOT", raising=False)
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """No host has an address, as without a network; the names asked for are recorded."""
+    asked = []
+
+    def refuse(host, *rest, **options):
+        asked.append((host, socket.getdefaulttimeout()))
+        raise socket.gaierror("no address")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+def file(path, **options):
+    return DataConfig(name="file", path=str(path), **options)
+
+
+def rows(split):
+    return {bytes(row.numpy()) for row in torch.cat(list(split.parts())).flatten(1)}
+
+
+def write_images(folder, names, size=(5, 4), mode="L"):
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shape = size[::-1] if mode == "L" else (*size[::-1], 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+
+
+def write_mnist(root, train=50, test=7):
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, n in (("train", train), ("t10k", test)):
+        x = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, n, 28, 28) + x.tobytes())
+        y = rng.integers(0, 10, n, dtype=np.uint8)
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + y.tobytes())
+    return folder
+
+
+def test_synthetic_sets_are_whole_in_every_split():
+    four, bits = load(DataConfig(name="onehot-4")), load(DataConfig(name="binary-8"))
+    assert torch.equal(four.train.pixels.flatten(1), torch.eye(4, dtype=torch.uint8))
+    assert four.spec.shape == (1, 1, 4) and four.spec.values == "binary" and four.spec.levels == 1
+    assert torch.equal(four.spec.mean, torch.full((1, 1, 4), 0.25))
+    assert len(rows(bits.test)) == 256
+    assert torch.equal(bits.validation.labels, bits.validation.pixels.flatten(1).sum(1))
+
+
+def test_digits_are_split_without_overlap_and_keep_their_labels():
+    from sklearn.datasets import load_digits
+
+    data = load(DataConfig(name="digits", validation=200, test=0.1, seed=3))
+    assert (len(data.train), len(data.validation), len(data.test)) == (1797 - 200 - 180, 200, 180)
+    assert data.spec.shape == (1, 8, 8) and data.spec.levels == 16 and data.spec.values == "levels"
+    x, y = load_digits(return_X_y=True)
+    everything = sorted((tuple(map(int, image)), int(label)) for image, label in zip(x, y, strict=True))
+    splits = (data.train, data.validation, data.test)
+    ours = [pair for s in splits for pair in zip(s.pixels.flatten(1).tolist(), s.labels.tolist(), strict=True)]
+    assert sorted((tuple(image), label) for image, label in ours) == everything
+    assert torch.allclose(data.spec.mean, data.train.pixels.float().mean(0) / 16)
+
+
+def test_splits_depend_on_the_seed_and_on_nothing_else():
+    first, again, other = (load(DataConfig(name="digits", seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.train.pixels, again.train.pixels) and first.sha256 == again.sha256
+    assert not torch.equal(first.test.pixels, other.test.pixels) and first.sha256 != other.sha256
+
+
+def test_hash_is_the_same_on_every_machine():
+    assert load(DataConfig(name="onehot-4")).sha256.startswith("3f63b61399308aa4d2f2488e")
+    assert load(DataConfig(name="digits", binarisation="static")).sha256.startswith("c1a382d71a2a3e8537647978")
+
+
+def test_limit_takes_the_first_training_data_only():
+    whole, few = load(DataConfig(name="digits")), load(DataConfig(name="digits", limit=10))
+    assert torch.equal(few.train.pixels, whole.train.pixels[:10])
+    assert torch.equal(few.train.labels, whole.train.labels[:10])
+    assert torch.equal(few.test.pixels, whole.test.pixels)
+
+
+def test_static_binarisation_follows_the_pixels_and_the_seed():
+    grey = load(DataConfig(name="digits"))
+    data, again = (load(DataConfig(name="digits", binarisation="static")) for _ in range(2))
+    assert data.spec.values == "binary" and data.spec.levels == 1
+    assert torch.equal(data.train.pixels, again.train.pixels)
+    assert set(data.train.pixels.unique().tolist()) == {0, 1}
+    assert not data.train.pixels[grey.train.pixels == 0].any() and data.train.pixels[grey.train.pixels == 16].all()
+    half = data.train.pixels[grey.train.pixels == 8].double()
+    assert abs(half.mean() - 0.5) < 5 * 0.5 / len(half) ** 0.5
+
+
+def test_dynamic_binarisation_leaves_the_grid_to_the_stream():
+    data = load(DataConfig(name="digits", binarisation="dynamic"))
+    assert data.spec.values == "binary" and data.spec.levels == 16 and data.train.pixels.max() == 16
+
+
+@pytest.mark.parametrize("levels", [255, 16, 0])
+def test_binarised_pixels_have_the_right_mean(levels):
+    grid = torch.arange(levels + 1, dtype=torch.uint8) if levels else torch.tensor([0.0, 0.1, 0.5, 0.999, 1.0])
+    p = grid.double() / max(levels, 1)
+    draws = 20_000
+    below = thresholds(grid, levels).expand(draws, -1)
+    mean = binarise(below, generator("cpu", 0)).double().mean(0)
+    error = (p * (1 - p) / draws).sqrt()
+    assert mean[0] == 0 and mean[-1] == 1
+    assert (abs(mean - p)[1:-1] < 5 * error[1:-1] + 1e-4).all()
+
+
+def test_binarised_pixels_are_independent():
+    draws = binarise(thresholds(torch.full((50_000, 8), 127, dtype=torch.uint8), 255), generator("cpu", 1)).double()
+    correlation = torch.corrcoef(draws.T) - torch.eye(8)
+    assert correlation.abs().max() < 5 / 50_000**0.5
+
+
+def test_streamed_pixels_equal_resident_ones():
+    resident, mapped = (load(DataConfig(name="digits", resident_gib=gib)) for gib in (2.0, 0.0))
+    assert isinstance(mapped.train.pixels, Mapped) and mapped.train.pixels.shape == resident.train.pixels.shape
+    assert torch.equal(torch.cat(list(mapped.train.parts())), resident.train.pixels)
+    assert mapped.sha256 == resident.sha256 and torch.equal(mapped.spec.mean, resident.spec.mean)
+
+
+def test_static_binarisation_of_data_beyond_memory_is_refused():
+    with pytest.raises(DataError, match="resident_gib.*dynamic"):
+        load(DataConfig(name="digits", resident_gib=0.0, binarisation="static"))
+
+
+# The configuration
+
+
+def test_config_reports_every_problem_at_once():
+    tree = {"name": "mnits", "validation": 0, "binarisation": "maybe", "limit": 0}
+    with pytest.raises(ConfigError) as caught:
+        DataConfig.parse(tree)
+    text = str(caught.value)
+    assert "one of onehot-4" in text and "a count such as 5000, or a fraction such as 0.1" in text
+    assert {line.split(":")[0] for line in caught.value.problems} == {"name", "validation", "binarisation", "limit"}
+
+
+@pytest.mark.parametrize("size", [True, 1.0, 1.5, -3, "5"])
+def test_sizes_are_counts_or_fractions(size):
+    with pytest.raises(ConfigError, match=r"test: given .*, expected a count"):
+        DataConfig.parse({"name": "digits", "test": size})
+
+
+def test_path_belongs_to_the_source_that_reads_it():
+    with pytest.raises(ConfigError, match="path: required by name file"):
+        DataConfig.parse({"name": "file"})
+    with pytest.raises(ConfigError, match="mnist does not read it"):
+        DataConfig.parse({"name": "mnist", "path": "x.npy"})
+
+
+def test_config_round_trips_and_takes_overrides():
+    tree = {"name": "file", **parse_overrides(["path=a.npz", "validation=20", "root=/data", "binarisation=dynamic"])}
+    config = DataConfig.parse(tree)
+    assert config.validation == 20 and DataConfig.parse(config.tree()) == config
+
+
+def test_values_are_known_before_loading_where_they_can_be(tmp_path):
+    assert DataConfig(name="onehot-8").values == "binary" and DataConfig(name="cifar10").values == "levels"
+    assert DataConfig(name="mnist", binarisation="dynamic").values == "binary"
+    assert file(tmp_path).values == "levels" and file(tmp_path / "x.npy").values is None
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith(("onehot", "binary", "digits"))])
+@pytest.mark.parametrize("binarisation", ["none", "static", "dynamic"])
+def test_declared_values_are_the_loaded_ones(name, binarisation):
+    config = DataConfig(name=name, binarisation=binarisation)
+    assert load(config).spec.values == config.values
+
+
+# Named sources on disk
+
+
+def test_official_test_split_is_kept_and_read_from_the_environment(tmp_path, monkeypatch, unreachable):
+    folder = write_mnist(tmp_path)
+    monkeypatch.setenv("AVB_DATA_ROOT", str(tmp_path))
+    data = load(DataConfig(name="mnist", validation=5, test=3))
+    assert (len(data.train), len(data.validation), len(data.test)) == (45, 5, 7)
+    assert data.spec.shape == (1, 28, 28) and data.spec.levels == 255 and not unreachable
+    official = (folder / "t10k-images-idx3-ubyte").read_bytes()[16:]
+    assert data.test.pixels.numpy().tobytes() == official
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "cifar10", "celeba"])
+def test_missing_files_are_named_with_their_folder(name, tmp_path, unreachable):
+    with pytest.raises(DataError) as caught:
+        load(DataConfig(name=name, root=str(tmp_path)))
+    text = str(caught.value)
+    assert f"{tmp_path}/" in text and "--set data.root=" in text and "AVB_DATA_ROOT" in text
+    assert {"cifar10": "test_batch", "celeba": "img_align_celeba"}.get(name, "t10k-labels-idx1-ubyte") in text
+    assert bool(unreachable) == (name != "celeba")
+    assert all(timeout is not None for _, timeout in unreachable) and socket.getdefaulttimeout() is None
+
+
+def test_files_of_the_table_are_those_that_torchvision_reads():
+    def names(source):
+        return set(SOURCES[source].load.args[2])
+
+    for source in ("mnist", "fashion_mnist", "kmnist"):
+        declared = getattr(torchvision_datasets, SOURCES[source].load.args[0])
+        assert names(source) == {resource[0].split("/")[-1].removesuffix(".gz") for resource in declared.resources}
+    cifar = torchvision_datasets.CIFAR10
+    needed = {name for name, _ in cifar.train_list + cifar.test_list} | {cifar.meta["filename"]}
+    assert names("cifar10") == needed and SOURCES["cifar10"].load.args[1] == cifar.base_folder
+
+
+def test_only_absent_files_are_named_and_nothing_is_fetched_unasked(tmp_path, unreachable):
+    (write_mnist(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match=r"^mnist: t10k-labels-idx1-ubyte not found.*download is false"):
+        load(DataConfig(name="mnist", root=str(tmp_path), download=False))
+    assert not unreachable
+
+
+def test_damaged_named_files_are_an_error_of_the_data(tmp_path):
+    folder = write_mnist(tmp_path)
+    images = folder / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:1000])
+    with pytest.raises(DataError, match="mnist: cannot read the files in .*MNIST/raw"):
+        load(DataConfig(name="mnist", root=str(tmp_path)))
+
+
+def test_celeba_is_read_by_its_official_partition(tmp_path):
+    names = [f"{i:06d}.jpg" for i in range(1, 13)]
+    write_images(tmp_path / "celeba" / "img_align_celeba", names, size=(178, 218), mode="RGB")
+    partition = "".join(f"{name} {min(i // 4, 2)}\n" for i, name in enumerate(names))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(partition)
+    data = load(DataConfig(name="celeba", root=str(tmp_path), validation=2))
+    assert data.spec.shape == (3, 64, 64) and (len(data.train), len(data.validation), len(data.test)) == (6, 2, 4)
+    mapped = load(DataConfig(name="celeba", root=str(tmp_path), validation=2, resident_gib=0.0))
+    assert mapped.sha256 == data.sha256
+
+
+# The user's own arrays
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        ((12, 6), (1, 1, 6)),
+        ((12, 28, 20), (1, 28, 20)),
+        ((12, 28, 20, 1), (1, 28, 20)),
+        ((12, 7, 6, 3), (3, 7, 6)),
+        ((12, 3, 7, 6), (3, 7, 6)),
+    ],
+)
+def test_arrays_become_channels_first(tmp_path, given, shape):
+    x = np.random.default_rng(0).integers(0, 256, given, dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(12))
+    data = load(file(tmp_path / "x.npz", validation=2, test=2))
+    assert data.spec.shape == shape and data.spec.levels == 255 and data.spec.values == "levels"
+    original = torch.from_numpy(x)[data.train.labels]
+    expected = original.movedim(3, 1) if len(given) == 4 and given[1] != 3 else original
+    assert torch.equal(data.train.pixels, expected.reshape(8, *shape))
+
+
+@pytest.mark.parametrize(
+    ("x", "values", "levels", "dtype"),
+    [
+        (np.array([[0.0, 1.0]] * 9), "binary", 1, torch.uint8),
+        (np.array([[False, True]] * 9), "binary", 1, torch.uint8),
+        (np.array([[0, 1]] * 9, dtype=np.uint8), "binary", 1, torch.uint8),
+        (np.array([[0, 200]] * 9, dtype=np.int64), "levels", 255, torch.uint8),
+        (np.array([[0.5, -3.0]] * 9, dtype=">f8"), "real", 0, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("gib", [2.0, 0.0])
+def test_numbers_decide_what_the_values_are(tmp_path, x, values, levels, dtype, gib):
+    np.save(tmp_path / "x.npy", x)
+    data = load(file(tmp_path / "x.npy", resident_gib=gib))
+    assert (data.spec.values, data.spec.levels) == (values, levels)
+    part = next(data.train.parts())
+    assert part.dtype == dtype and torch.equal(part[0].flatten().double(), torch.from_numpy(x[0].astype(float)))
+    assert torch.allclose(data.spec.mean.flatten(), part[0].flatten().float() / max(levels, 1))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((9, 2))}, "holds images; expected an array 'x'"),
+        ({"x": np.zeros(9)}, r"shape \[9\]; expected \[N, D\]"),
+        ({"x": np.zeros((9, 8, 8, 5))}, r"shape \[9, 8, 8, 5\]; expected"),
+        ({"x": np.zeros((0, 28, 28))}, "holds no data"),
+        ({"x": np.array([[0, 1], [2, np.nan]])}, r"x\[1, 1\] = nan; expected finite"),
+        ({"x": np.array([[0, 1], [-np.inf, 3]])}, r"x\[1, 0\] = -inf; expected finite"),
+        ({"x": np.array([[0, 1e300]])}, r"x\[0, 1\] = 1e\+300; expected finite"),
+        ({"x": np.array([[0, 256]])}, r"x\[0, 1\] = 256; expected integers from 0 to 255"),
+        ({"x": np.array([["a", "b"]])}, "dtype <U1"),
+        ({"x": np.array([[{}, 1]], dtype=object)}, "cannot read .*allow_pickle"),
+        ({"x": np.zeros((9, 2)), "y": np.zeros(8, dtype=int)}, r"shape \[8\].*expected 9 integers"),
+        ({"x": np.zeros((9, 2)), "y": np.zeros(9)}, "dtype float64; expected 9 integers"),
+    ],
+)
+def test_unusable_arrays_are_refused_with_the_reason(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DataError, match=message) as caught:
+        load(file(tmp_path / "x.npz"))
+    assert str(tmp_path / "x.npz") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"hello" * 99])
+def test_damaged_arrays_are_refused(tmp_path, name, damage):
+    path = tmp_path / name
+    (np.save if name.endswith("npy") else np.savez_compressed)(path, np.arange(999.0).reshape(9, 111))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match="cannot read"):
+        load(file(path))
+
+
+def test_flipped_bytes_in_an_archive_are_noticed(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.zeros((50, 50)))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot read"):
+        load(file(path))
+
+
+def test_absent_path_is_an_error_of_the_data(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.npz does not exist; expected"):
+        load(file(tmp_path / "nowhere.npz"))
+
+
+@pytest.mark.parametrize("binarisation", ["static", "dynamic"])
+def test_only_probabilities_can_be_binarised(tmp_path, binarisation):
+    np.save(tmp_path / "x.npy", np.array([[0.2, 0.4], [0.1, 1.5]]))
+    with pytest.raises(DataError, match=r"x\[1, 1\] = 1.5; expected probabilities"):
+        load(file(tmp_path / "x.npy", binarisation=binarisation))
+
+
+def test_too_few_data_to_split_is_an_error(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((10, 2)))
+    with pytest.raises(DataError, match=r"10 data to split: data.validation 9 and data.test 0.1 leave none"):
+        load(file(tmp_path / "x.npy", validation=9))
+
+
+# Folders of images
+
+
+def test_folder_of_images_with_classes(tmp_path):
+    folder = tmp_path / "images"
+    write_images(folder, [f"{kind}/{i}.png" for kind in ("cat", "ant") for i in range(6)])
+    data = load(file(folder, validation=2, test=2))
+    assert data.spec.shape == (1, 4, 5) and data.spec.values == "levels"
+    whole = {bytes(np.asarray(Image.open(path)).tobytes()): path.parent.name for path in folder.rglob("*.png")}
+    for split in (data.train, data.validation, data.test):
+        for image, label in zip(split.pixels, split.labels, strict=True):
+            assert whole[image.numpy().tobytes()] == ["ant", "cat"][label]
+
+
+def test_images_are_decoded_once_until_they_change(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    write_images(folder, [f"{i}.png" for i in range(5)], mode="RGB")
+    first = load(file(folder, seed=1))
+    assert first.spec.shape == (3, 4, 5) and first.train.labels is None
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda *args: pytest.fail("decoded again"))
+        assert load(file(folder, seed=1, resident_gib=0.0)).sha256 == first.sha256
+    write_images(folder, ["9.png"], mode="RGB")
+    assert len(load(file(folder)).train) == len(first.train) + 1
+
+
+def test_interrupted_decoding_leaves_no_cache_behind(tmp_path):
+    folder = tmp_path / "images"
+    write_images(folder, [f"{i}.png" for i in range(5)])
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"cannot decode .*3\.png"):
+        load(file(folder))
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.suffix in (".npy", ".partial")]
+    (folder / "3.png").write_bytes(whole)
+    assert len(load(file(folder)).train) == 3
+
+
+def test_images_of_different_size_are_named_or_resized(tmp_path):
+    folder = tmp_path / "images"
+    write_images(folder, ["a.png", "b.png", "c.png"])
+    write_images(folder, ["d.png"], size=(9, 7), mode="RGB")
+    with pytest.raises(DataError, match=r"d\.png is 9x7 but .*a\.png is 5x4 .*data.image_size"):
+        load(file(folder))
+    assert load(file(folder, image_size=6)).spec.shape == (3, 6, 6)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not an image"])
+def test_folders_without_usable_images_are_refused(tmp_path, content):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    expected = "holds no images; expected files ending in"
+    if content is not None:
+        (folder / "a.png").write_bytes(content)
+        expected = r"cannot read .*a\.png as an image"
+    with pytest.raises(DataError, match=expected):
+        load(file(folder))
+
+
+def test_deep_images_are_refused_instead_of_clipped(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.full((4, 4), 60_000, dtype=np.uint16)).save(folder / "a.png")
+    with pytest.raises(DataError, match=r"a\.png has pixels of mode I.*expected 8 bits"):
+        load(file(folder))
+
+
+def test_cache_that_cannot_be_written_is_an_error_of_the_data(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    write_images(folder, ["a.png", "b.png", "c.png"])
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
+    with pytest.raises(DataError, match="cannot cache images in .*XDG_CACHE_HOME"):
+        load(file(folder))

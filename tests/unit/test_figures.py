@@ -1,0 +1,345 @@
+"""Figures show what they say, are the same every time, and leave no trace in the model or the generators."""
+
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, MixtureSameFamily, Normal
+
+from avb_service.algorithm import Algorithm, LatentVariableModel, Player
+from avb_service.distributions import DataSpec
+from avb_service.errors import DataError
+from avb_service.figures import (
+    draw,
+    interpolation,
+    latents,
+    manifold,
+    reconstructions,
+    samples,
+    to_array,
+    to_png,
+    training_curves,
+)
+from avb_service.figures.canvas import HEADER, MARGIN, STRIP, columns_for, mosaic
+from avb_service.figures.probe import quantiles, still
+from avb_service.maths import standard_normal
+
+
+def spec(shape: tuple[int, int, int], values: str = "binary") -> DataSpec:
+    return DataSpec(shape, values, 1, torch.full(shape, 0.5))
+
+
+class Linear(LatentVariableModel):
+    """A linear-Gaussian encoder with a Bernoulli decoder; dropout tells training from evaluation."""
+
+    def __init__(self, dim: int, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
+        super().__init__(spec(shape))
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.encoder = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(int(np.prod(shape)), dim))
+            self.decoder = nn.Sequential(nn.Linear(dim, int(np.prod(shape))), nn.Dropout())
+
+    def players(self) -> tuple[Player, ...]:
+        return ()
+
+    def prior(self) -> Distribution:
+        return standard_normal(self.decoder[0].in_features, self.decoder[0].weight)
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        self.seen = z
+        return Independent(Bernoulli(logits=4 * self.decoder(z).unflatten(-1, self.spec.shape)), 3)
+
+    def posterior(self, x: Tensor) -> Distribution:
+        return Independent(Normal(self.encoder(x), 0.3), 1)
+
+
+class Identity(Linear):
+    """Codes are the data themselves."""
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        self.seen = z
+        return Independent(Bernoulli(probs=z.clamp(0, 1).unflatten(-1, self.spec.shape), validate_args=False), 3)
+
+    def posterior(self, x: Tensor) -> Distribution:
+        return Independent(Normal(x.flatten(1), 1e-9), 1)
+
+
+class Bits(Linear):
+    def prior(self) -> Distribution:
+        return Independent(Bernoulli(torch.full((2,), 0.5)), 1)
+
+
+class Mixture(Linear):
+    def prior(self) -> Distribution:
+        return MixtureSameFamily(Categorical(torch.ones(1)), Independent(Normal(torch.zeros(1, 2), 1.0), 1))
+
+
+class Collapsed(Linear):
+    def posterior(self, x: Tensor) -> Distribution:
+        return Independent(Normal(torch.zeros(len(x), 4), 1e-30), 1)
+
+
+class Implicit(Algorithm):
+    def players(self) -> tuple[Player, ...]:
+        return ()
+
+    def sample(self, n: int) -> Tensor:
+        return torch.rand(n, *self.spec.shape)
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.bernoulli(torch.full((40, 1, 8, 8), 0.4), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    return torch.arange(40) % 10
+
+
+HISTORY = [
+    {"round": 10 * r, "model/loss": 30 + 500 * 0.1**r, "adversary/accuracy": 0.6, "validation/log_likelihood.lower": -r}
+    for r in range(41)
+]
+
+
+def words(figure: Figure) -> str:
+    return " ".join(text.get_text() for text in figure.texts)
+
+
+def points(figure: Figure) -> np.ndarray:
+    clouds = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+    return np.concatenate([np.asarray(cloud.get_offsets()) for cloud in clouds])
+
+
+def test_leaves_no_trace(x: Tensor, labels: Tensor) -> None:
+    model = Linear(3).train()
+    model.decoder[1].eval()
+    settings, torch_state, numpy_state = dict(matplotlib.rcParams), torch.get_rng_state(), np.random.get_state()[1]
+    draw(model, x, labels, HISTORY)
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
+    assert dict(matplotlib.rcParams) == settings
+    assert model.encoder[1].training and model.training and not model.decoder[1].training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not model.seen.requires_grad
+
+
+def test_restores_the_model_after_an_error() -> None:
+    model, state = Linear(2).train(), torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), still(model, "samples", 0):
+        torch.rand(1)
+        raise ZeroDivisionError
+    assert all(module.training for module in model.modules()) and torch.is_grad_enabled()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_same_model_gives_the_same_pictures(dim: int, x: Tensor, labels: Tensor) -> None:
+    pictures = []
+    for state in range(2):
+        torch.manual_seed(state)
+        np.random.seed(state)
+        pictures.append({name: to_png(figure) for name, figure in draw(Linear(dim), x, labels, HISTORY).items()})
+    assert pictures[0] == pictures[1]
+
+
+def test_seed_and_model_change_the_picture(x: Tensor) -> None:
+    base = to_png(samples(Linear(2)))
+    assert to_png(samples(Linear(2), seed=1)) != base
+    assert to_png(samples(Linear(3))) != base
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Linear(2), {"samples", "reconstructions", "latents", "interpolation", "manifold"}),
+        (Linear(4), {"samples", "reconstructions", "latents", "interpolation"}),
+        (Linear(1), {"samples", "reconstructions", "latents", "interpolation"}),
+        (Bits(2), {"samples", "reconstructions", "latents"}),
+        (Mixture(2), {"samples", "reconstructions", "latents", "interpolation", "manifold"}),
+        (Implicit(spec((3, 8, 8))), {"samples"}),
+    ],
+)
+def test_draws_what_applies(model: Algorithm, names: set[str], x: Tensor) -> None:
+    assert set(draw(model, x)) == names
+    assert set(draw(model, x[:1])) == names - {"interpolation"}
+
+
+def test_history_adds_curves(x: Tensor) -> None:
+    assert "training_curves" in draw(Implicit(spec((1, 8, 8))), x, history=HISTORY)
+    assert "training_curves" not in draw(Implicit(spec((1, 8, 8))), x, history=[])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2, 8, 8), (1, 1, 4), (1, 1, 20)])
+def test_shapes_of_data(shape: tuple[int, int, int]) -> None:
+    x = torch.rand(9, *shape, generator=torch.Generator().manual_seed(0))
+    for figure in draw(Linear(2, shape), x).values():
+        height, width, channels = to_array(figure).shape
+        assert channels == 3 and 200 <= width <= 1400 and 100 <= height <= 1400
+
+
+def test_mosaic_pixels_are_exact_squares() -> None:
+    tiles = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    picture = to_array(mosaic(tiles, "title", "subtitle", [2], gap=4))
+    scale = 32
+    for i, tile in enumerate(tiles):
+        top, left = HEADER + (i // 2) * (5 * scale + 4), MARGIN + (i % 2) * (5 * scale + 4)
+        shown = picture[top : top + 5 * scale, left : left + 5 * scale].reshape(5, scale, 5, scale, 3)
+        assert (shown == shown[:, :1, :, :1]).all()
+        assert np.array_equal(shown[:, 0, :, 0], (255 * tile).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_vectors_are_strips_told_from_the_page() -> None:
+    picture = to_array(mosaic(torch.tensor([0.0, 1.0, torch.nan]).reshape(1, 1, 1, 3), "title", "subtitle", [1]))
+    assert [picture[HEADER + 1, MARGIN + 1 + 32 * i].tolist() for i in range(3)] == [
+        STRIP[0].tolist(), STRIP[1].tolist(), [255, 255, 255],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tiles", "columns"), [((64, 8, 8), 8), ((64, 1, 4), 4), ((40, 16, 8), 8), ((1, 1, 9), 1)])
+def test_columns(tiles: tuple[int, int, int], columns: int) -> None:
+    assert columns_for(*tiles) == columns
+
+
+def test_reconstructions_stand_below_their_data(x: Tensor) -> None:
+    picture = to_array(reconstructions(Identity(64), x[:2]))
+    body = picture[HEADER:-MARGIN, MARGIN:-MARGIN]
+    half = (len(body) - 4) // 2
+    assert np.array_equal(body[:half], body[half + 4 :])
+    assert body[:half].std() > 0
+
+
+def test_real_values_are_scaled_by_the_data() -> None:
+    model = Identity(4, (1, 1, 4))
+    model.spec = spec((1, 1, 4), "real")
+    figure = reconstructions(model, torch.tensor([-2.0, 0.0, 1.0, 3.0]).reshape(1, 1, 1, 4))
+    assert "−2 to 3" in words(figure)
+    picture = to_array(figure)[HEADER + 1, MARGIN + 1 :: 32][:4]
+    assert picture[0].tolist() == STRIP[0].tolist() and picture[3].tolist() == STRIP[1].tolist()
+
+
+def test_spherical_paths_keep_their_length_and_their_ends() -> None:
+    model = Identity(3, (1, 1, 3))
+    x = torch.tensor([[3.0, 0, 0], [2.0, 0, 0], [0, 3.0, 0], [-2.0, 0, 0]])[:, None, None]
+    assert "spherical" in words(interpolation(model, x, steps=5))
+    turned, opposite = model.seen.unflatten(0, (2, 5))
+    torch.testing.assert_close(turned.norm(dim=-1), torch.full((5,), 3.0))
+    torch.testing.assert_close(turned[[0, -1]], x[[0, 2], 0, 0])
+    torch.testing.assert_close(turned[2, :2], torch.full((2,), 3 / 2**0.5))
+    torch.testing.assert_close(opposite[:, 0], torch.linspace(2, -2, 5))
+
+
+def test_paths_on_a_plane_are_straight() -> None:
+    model = Identity(2, (1, 1, 2))
+    assert "linear" in words(interpolation(model, torch.tensor([[1.0, 0], [0, 1.0]])[:, None, None], steps=3))
+    torch.testing.assert_close(model.seen, torch.tensor([[1, 0], [0.5, 0.5], [0, 1]]))
+
+
+def test_interpolation_needs_a_pair(x: Tensor) -> None:
+    with pytest.raises(DataError, match="given 1"):
+        interpolation(Linear(2), x[:1])
+
+
+def test_manifold_lies_like_the_plane_and_is_even_in_probability() -> None:
+    model = Linear(2)
+    manifold(model, side=4)
+    codes = model.seen.unflatten(0, (4, 4))
+    levels = Normal(0.0, 1.0).cdf(codes)
+    torch.testing.assert_close(levels[0, :, 0], torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    torch.testing.assert_close(levels[:, 0, 1], torch.tensor([0.875, 0.625, 0.375, 0.125]))
+
+
+@pytest.mark.parametrize("model", [Linear(3), Bits(2)])
+def test_manifold_needs_a_plane(model: Linear) -> None:
+    with pytest.raises(DataError, match="continuous code of 2"):
+        manifold(model)
+
+
+def test_quantiles_from_draws_agree_with_the_inverse_cdf() -> None:
+    levels = torch.tensor([0.1, 0.5, 0.8])
+    with still(Linear(2), "manifold", 0):
+        drawn = quantiles(Mixture(2).prior(), levels)
+    assert (drawn - quantiles(Linear(2).prior(), levels)).abs().max() < 0.12
+
+
+def test_few_data_show_the_shape_of_each_posterior() -> None:
+    model, x = Linear(2, (1, 1, 4)), torch.eye(4)[:, None, None]
+    figure = latents(model, x)
+    assert "4 data × 500 draws" in words(figure) and "t-SNE" not in words(figure)
+    drawn = points(figure).reshape(500, 4, 2)
+    expected = model.encoder.eval()(x).detach().numpy()
+    np.testing.assert_allclose(drawn.mean(0), expected, atol=0.07)
+    np.testing.assert_allclose(drawn.std(0), 0.3, atol=0.05)
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["0", "1", "2", "3"]
+
+
+def test_plane_shows_the_prior(x: Tensor) -> None:
+    circles = latents(Linear(2), x).axes[0].patches
+    assert [(c.width, c.height) for c in circles] == [(2, 2), (4, 4)]
+    assert not latents(Mixture(2), x).axes[0].patches and len(points(latents(Mixture(2), x))) == 2000 + 40
+
+
+def test_more_dimensions_go_through_t_sne(x: Tensor, labels: Tensor) -> None:
+    figure = latents(Linear(5), x.repeat(20, 1, 1, 1), labels.repeat(20))
+    assert "t-SNE of 5-D codes, 500 data" in words(figure) and len(points(figure)) == 500
+    assert len(figure.axes[0].get_legend().get_texts()) == 10
+
+
+def test_collapsed_codes_can_be_drawn(x: Tensor) -> None:
+    assert np.isfinite(points(latents(Collapsed(4), x))).all()
+
+
+@pytest.mark.parametrize(("classes", "legend"), [(15, 15), (30, 0)])
+def test_many_classes(classes: int, legend: int, x: Tensor) -> None:
+    figure = latents(Linear(2), x, torch.arange(40) % classes)
+    shown = figure.axes[0].get_legend()
+    assert (len(shown.get_texts()) if shown else 0) == legend
+    assert len(points(figure)) == 40
+
+
+def test_curves_have_a_panel_for_each_group_and_unit() -> None:
+    last = {"round": 410, "adversary/loss": 1.3, "model/loss": float("nan"), "seconds": 3}
+    figure = training_curves([*HISTORY, last])
+    panels = [(a.get_title(loc="left"), a.get_ylabel()) for a in figure.axes if a.has_data()]
+    assert panels == [
+        ("model", "nats per datum"), ("adversary", "fraction"), ("validation", "nats per datum"),
+        ("adversary", "nats per datum"),
+    ]  # fmt: skip
+    assert [t.get_text() for t in figure.axes[2].get_legend().get_texts()] == ["log likelihood, lower bound"]
+    assert np.isfinite(figure.axes[0].lines[0].get_ydata()).all()
+
+
+def test_curves_are_not_flattened_by_the_transient() -> None:
+    low, high = training_curves(HISTORY).axes[0].get_ylim()
+    assert low < 30 < 31 < high < 40
+
+
+def test_both_shapes_of_history_give_the_same_curves() -> None:
+    names = [name for name in HISTORY[0] if name != "round"]
+    series = {name: [(report["round"], report[name]) for report in HISTORY] for name in names}
+    assert to_png(training_curves(series)) == to_png(training_curves(HISTORY))
+
+
+def test_dense_curves_carry_their_running_mean() -> None:
+    history = {"model/loss": [(r, float(r % 2)) for r in range(600)]}
+    raw, mean = training_curves(history).axes[0].lines
+    assert np.ptp(raw.get_ydata()) == 1 and np.ptp(mean.get_ydata()) < 1e-9
+
+
+def test_curves_of_nothing_are_refused() -> None:
+    with pytest.raises(DataError, match="given none"):
+        training_curves([{"round": 1, "seconds": 2.0, "model/loss": float("inf")}])
+
+
+def test_png_and_array_agree() -> None:
+    figure = samples(Linear(2), n=4)
+    file = to_png(figure)
+    assert file.startswith(b"\x89PNG")
+    assert np.array_equal(np.asarray(Image.open(BytesIO(file)).convert("RGB")), to_array(figure))
