@@ -87,7 +87,7 @@ class Engine:
         algorithm: on its device and in its precision.
         source: the training data.
         config: rounds, seed, logical workers.
-        wrap: makes a turn data-parallel; identity in one process.
+        wrap: makes a turn data-parallel; none in one process.
         rank: this worker.
         workers: number of physical workers; must divide the logical ones.
     """
@@ -98,7 +98,7 @@ class Engine:
         source: Source,
         config: TrainingConfig,
         *,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
         rank: int = 0,
         workers: int = 1,
     ) -> None:
@@ -106,7 +106,8 @@ class Engine:
         self.players = algorithm.players()
         self.parameters = [_unique_parameters(player) for player in self.players]
         self._check_ownership()
-        self.turns = [wrap(Turn(player)) for player in self.players]
+        turns = [Turn(player) for player in self.players]
+        self.turns = [wrap(turn) for turn in turns] if wrap else turns
         self.optimizers = [p.turn.build(own) for p, own in zip(self.players, self.parameters, strict=True)]
         self.average = None
         if config.ema is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import torch
 from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ FIGURE_DATA = 500
 if TYPE_CHECKING:
     AlgorithmSection = AlgorithmConfig
 else:
-    AlgorithmSection = Annotated[Union[tuple(method.Config for method in TABLE.values())], Field(discriminator="name")]
+    AlgorithmSection = Annotated[tuple(method.Config for method in TABLE.values()), Field(discriminator="name")]
 
 
 class TrackingConfig(Config):
@@ -88,6 +88,12 @@ class ExperimentConfig(Config):
                 f"scaling.workers: {self.scaling.workers} do not divide training.logical_workers "
                 f"{self.training.logical_workers}; each worker plays an equal share of the logical ones"
             )
+
+    def anchored(self) -> "ExperimentConfig":
+        """The same with absolute paths to the data: workers run in directories of their own."""
+        path = self.data.path and str(Path(self.data.path).expanduser().absolute())
+        data = self.data.model_copy(update={"root": str(self.data.folder), "path": path})
+        return self.model_copy(update={"data": data})
 
     def identity(self) -> Tree:
         """The part that decides which model comes out: not where it runs, nor under which name."""
@@ -145,7 +151,7 @@ class Experiment:
         config: all settings.
         folder: where checkpoints are kept.
         recorder: where numbers and pictures go; none by default.
-        wrap: makes a turn data-parallel; identity in one process.
+        wrap: makes a turn data-parallel; none in one process.
         rank: this worker; only rank 0 evaluates, saves and records.
         workers: how many there are.
         device: where to train.
@@ -160,7 +166,7 @@ class Experiment:
         folder: Path,
         *,
         recorder: Recorder | None = None,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
         rank: int = 0,
         workers: int = 1,
         device: torch.device | str = "cpu",
@@ -329,7 +335,7 @@ class LoadedModel:
     card: str
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n draws from the model, [n, C, H, W]."""
+        """N draws from the model, [n, C, H, W]."""
         with seeded(seed, "sample"), torch.no_grad():
             return self.algorithm.sample(n)
 

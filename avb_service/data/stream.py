@@ -4,7 +4,6 @@ Floor 4. There is no loader process: the data lie on the device as integers, and
 scaling or, for dynamic binarisation, by a draw. What does not fit is gathered on the host, one batch ahead.
 """
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 
@@ -49,10 +48,9 @@ class Stream:
             )
         self._device, self._dtype, self._seed, self._levels = torch.device(device), dtype, seed, spec.levels
         self._draws = binarisation == "dynamic" and spec.levels != 1
-        prepare: Callable[[Tensor], Tensor] = partial(thresholds, levels=spec.levels) if self._draws else _as_it_is
         resident = isinstance(split.pixels, Tensor)
         order = _Order(len(split), batch_size, logical_workers, seed, self._device if resident else torch.device("cpu"))
-        self._fetch = (_Resident if resident else _ReadAhead)(split, prepare, order, self._device)
+        self._fetch = (_Resident if resident else _ReadAhead)(split, order, self._device)
 
     def slice(self, index: int, worker: int = 0) -> Slice:
         """A logical worker's part of a batch.
@@ -67,7 +65,7 @@ class Stream:
         pixels, labels = self._fetch(index, worker)
         if self._draws:
             noise = generator(self._device, self._seed, "binarise", index, worker)
-            return binarise(pixels, noise).to(self._dtype), labels
+            return binarise(thresholds(pixels, self._levels), noise).to(self._dtype), labels
         return _scaled(pixels, self._levels, self._dtype), labels
 
 
@@ -103,10 +101,6 @@ def _scaled(pixels: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
     return x.div_(levels) if levels > 1 else x
 
 
-def _as_it_is(pixels: Tensor) -> Tensor:
-    return pixels
-
-
 class _Order:
     """Which data a slice holds: the epochs' permutations one after the other, cut into batches and slices."""
 
@@ -138,10 +132,8 @@ def _block(count: int, epochs: int, seed: int, device: torch.device, block: int)
 class _Resident:
     """Gathers on the device."""
 
-    def __init__(
-        self, split: Split, prepare: Callable[[Tensor], Tensor], order: _Order, device: torch.device
-    ) -> None:
-        self._pixels = torch.cat([prepare(part) for part in split.parts()]).to(device)
+    def __init__(self, split: Split, order: _Order, device: torch.device) -> None:
+        self._pixels = torch.cat(list(split.parts())).to(device)
         self._labels = None if split.labels is None else split.labels.to(device)
         self._order = order
 
@@ -153,10 +145,8 @@ class _Resident:
 class _ReadAhead:
     """Reads on the host, and the same slice of the next batch while this one is used."""
 
-    def __init__(
-        self, split: Split, prepare: Callable[[Tensor], Tensor], order: _Order, device: torch.device
-    ) -> None:
-        self._split, self._prepare, self._order, self._device = split, prepare, order, device
+    def __init__(self, split: Split, order: _Order, device: torch.device) -> None:
+        self._split, self._order, self._device = split, order, device
         self._reader = ThreadPoolExecutor(1, "read-ahead")
         self._ahead: dict[tuple[int, int], Future[Slice]] = {}
 
@@ -172,7 +162,7 @@ class _ReadAhead:
 
     def _read(self, index: int, worker: int) -> Slice:
         rows = self._order.rows(index, worker)
-        pixels = self._prepare(self._split.read(rows))
+        pixels = self._split.read(rows)
         labels = None if self._split.labels is None else self._split.labels[rows]
         if self._device.type == "cuda":  # only pinned memory is copied while the device computes
             return pixels.pin_memory(), None if labels is None else labels.pin_memory()

@@ -18,7 +18,7 @@ LARGEST = 1024  # cells along an axis
 
 
 def quadrature(model: LatentVariableModel, x: Tensor, config: LikelihoodConfig) -> Estimate:
-    """log p(x) = log int p(z) p(x|z) dz on a grid, for one or two latent dimensions.
+    """Log p(x) = log int p(z) p(x|z) dz on a grid, for one or two latent dimensions.
 
     The grid is doubled until the value neither moves under doubling nor under a shift by half a cell.
 
@@ -51,7 +51,7 @@ def quadrature(model: LatentVariableModel, x: Tensor, config: LikelihoodConfig) 
 
 @torch.no_grad()
 def _on_grid(model: LatentVariableModel, x: Tensor, dim: int, cells: int, offset: float, config: LikelihoodConfig) -> Tensor:
-    """log of the sum over a grid of the given number of cells an axis, [n], float64."""
+    """Log of the sum over a grid of the given number of cells an axis, [n], float64."""
     step = 2 * HALF_WIDTH / cells
     axis = (torch.arange(cells, device=x.device, dtype=x.dtype) + offset) * step - HALF_WIDTH
     grid = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)

@@ -12,7 +12,7 @@ from avb_service.maths import fit_gaussian, log_mean_exp
 
 
 def iwae(model: LatentVariableModel, x: Tensor, config: LikelihoodConfig) -> Estimate:
-    """log mean_K p(x,z) / r(z|x), z ~ r: a lower bound on log p(x) in expectation, whatever r.
+    """Log mean_K p(x,z) / r(z|x), z ~ r: a lower bound on log p(x) in expectation, whatever r.
 
     r is the posterior where that has a density. Where it is implicit, r is a Gaussian fitted to draws of it that
     are not used again, its standard deviations inflated.

@@ -3,12 +3,13 @@
 Floor 7.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from avb_service.errors import UserError
 
@@ -27,27 +28,27 @@ class PyfuncModel:
 
         Args:
             model_input: images [B, C, H, W]; not looked at when sampling.
-            params: `task` is reconstruct (the default), encode, log_likelihood or sample; `n` and `seed` are for
-                sampling.
+            params: `task` is reconstruct (the default), encode or sample; `seed` of the noise; `n`, how many to sample.
 
         Returns:
-            Images [B, C, H, W] or [n, C, H, W], codes, or nats per datum [B].
+            Images [B, C, H, W] or [n, C, H, W], or codes [B, D].
 
         Raises:
-            UserError: no such task.
+            UserError: no such task, or the model cannot do it.
         """
-        params = params or {}
-        task = params.get("task", "reconstruct")
-        if task == "sample":
-            return self.model.sample(params.get("n", 16), params.get("seed", 0)).numpy(force=True)
-        tasks = {
-            "reconstruct": self.model.reconstruct,
-            "encode": self.model.encode,
-            "log_likelihood": self.model.log_likelihood,
+        given = {"task": "reconstruct", "n": 16, "seed": 0, **(params or {})}
+        tasks: dict[str, Callable[[], Tensor]] = {
+            "reconstruct": lambda: self.model.reconstruct(_images(model_input), given["seed"]),
+            "encode": lambda: self.model.encode(_images(model_input), given["seed"]),
+            "sample": lambda: self.model.sample(given["n"], given["seed"]),
         }
-        if task not in tasks:
-            raise UserError(f"task: given {task!r}, expected sample, {', '.join(tasks)}")
-        return tasks[task](torch.as_tensor(np.array(model_input, dtype=np.float32))).numpy(force=True)
+        if given["task"] not in tasks:
+            raise UserError(f"task: given {given['task']!r}, expected {', '.join(tasks)}")
+        return tasks[given["task"]]().numpy(force=True)
+
+
+def _images(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:

@@ -4,6 +4,7 @@ Floor 7. A registered model is an MLflow pyfunc whose data is a model folder and
 loaded without pickle. Its numbers are metrics of the logged model and tags of the version.
 """
 
+import json
 import re
 import tempfile
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 LOADER = "avb_service.tracking.pyfunc"
 METRIC_TAG = "metric."
+DESCRIPTION = 5000  # characters that MLflow's tables hold
 REQUIREMENTS = ("avb-service", "mlflow", "numpy", "safetensors", "torch")
 
 
@@ -92,6 +94,8 @@ def register(
     model = ModelFolder.read(folder)
     where = tracking_uri(uri)
     client = connect(where)
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
     numbers = {key: float(value) for key, value in (metrics or {}).items()}
     with refusals(f"cannot register {folder} as {name!r} at {where}"):
         logged = _log_model(client, name, folder, model, run_id, step)
@@ -101,8 +105,16 @@ def register(
         described = {**(tags or {}), **{METRIC_TAG + key: repr(value) for key, value in numbers.items()}}
         # The location and not models:/ID, which MLflow would look up at its global tracking URI.
         published = client.create_model_version(
-            name, logged.artifact_location, run_id, described, description=model.card, model_id=logged.model_id
+            name,
+            logged.artifact_location,
+            run_id,
+            described,
+            description=model.card[:DESCRIPTION],
+            await_creation_for=0,
+            model_id=logged.model_id,
         )
+        link = json.dumps([{"name": name, "version": int(published.version)}])
+        client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
         for alias in aliases:
             client.set_registered_model_alias(name, alias, published.version)
     return int(published.version)

@@ -4,6 +4,7 @@ Floor 7.
 """
 
 import io
+import posixpath
 import re
 import threading
 import time
@@ -126,7 +127,7 @@ class Run:
         import pandas
 
         file = f"tables/{name}.json"
-        if any(artifact.path == file for artifact in self._client.list_artifacts(self.run_id, "tables")):
+        if any(artifact.path == file for artifact in self._client.list_artifacts(self.run_id, posixpath.dirname(file))):
             # MLflow's log_table would append to it.
             text = pandas.DataFrame(dict(columns)).to_json(orient="split", index=False)
             self._client.log_text(self.run_id, text, file)

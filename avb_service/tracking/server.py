@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
+from filelock import FileLock
+
 from avb_service.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,9 +48,10 @@ def connect(uri: str) -> "MlflowClient":
     _prepare()
     from mlflow import MlflowClient
 
-    if uri.startswith(SQLITE):
-        _check_database(_database(uri))
-    return MlflowClient(uri, registry_uri=uri)
+    if not uri.startswith(SQLITE):
+        return MlflowClient(uri, registry_uri=uri)
+    with _alone(_database(uri)):
+        return MlflowClient(uri, registry_uri=uri)
 
 
 def check_server(uri: str | None = None) -> str:
@@ -136,12 +139,18 @@ def _database(uri: str) -> Path:
     return Path(unquote(uri.removeprefix(SQLITE))).absolute()
 
 
-def _check_database(path: Path) -> None:
-    """Open the file for writing ourselves: MLflow would retry a folder that cannot be written for two minutes."""
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Open a file as its only user: MLflow makes its tables without a lock, and trials that start together collide.
+
+    It is opened for writing here first, since MLflow would retry a folder that cannot be written for two minutes.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
-            database.execute("BEGIN IMMEDIATE")
+        with FileLock(path.with_suffix(".lock")):
+            with closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
+                database.execute("BEGIN IMMEDIATE")
+            yield
     except (OSError, sqlite3.Error) as error:
         raise UserError(
             f"cannot write the tracking file {path}: {error}. "

@@ -1,0 +1,4 @@
+"""Searching hyper-parameters with Ray Tune.
+
+Floor 9.
+"""

@@ -1,0 +1,238 @@
+"""A search: trials on Ray Tune, each trained by its own Ray Train workers.
+
+Floor 9.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avb_service.checkpoint import CheckpointStore
+from avb_service.config import difference, override, read_yaml
+from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
+from avb_service.distributed.train import Job, Outcome, train
+from avb_service.errors import UserError
+from avb_service.experiment import OBJECTIVE, ExperimentConfig
+from avb_service.tracking import Run, close_open_children
+from avb_service.tuning.space import DomainConfig, SpaceConfig
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
+
+SPACE = "space.yaml"
+LATENT = "algorithm.latent_dim"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has begun.
+
+    Attributes:
+        job: what it trains.
+        stage: `search` or `baselines`.
+        objective: the best validation figure that it has reached, None where none.
+        outcome: how it ended; None while it has not, or where the scheduler stopped it.
+    """
+
+    job: Job
+    stage: str
+    objective: float | None
+    outcome: Outcome | None
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """What it is trained with."""
+        return ExperimentConfig.parse(self.job.config)
+
+    @property
+    def status(self) -> str:
+        """For people."""
+        if self.outcome is None:
+            return "stopped early"
+        return "finished" if self.outcome.failure is None else f"failed: {self.outcome.failure}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search and where it lives.
+
+    Attributes:
+        space: what is searched.
+        folder: on a disk that all hosts share.
+        tracking_uri: where it is recorded; absolute.
+        run: the parent of the trials' runs.
+    """
+
+    space: SpaceConfig
+    folder: Path
+    tracking_uri: str
+    run: Run
+
+    def trials(self) -> list[Trial]:
+        """All trials that have begun, best first."""
+        found = [_read_trial(path.parent) for path in sorted(self.folder.glob("trials/*/job.json"))]
+        return sorted(found, key=lambda trial: -math.inf if trial.objective is None else trial.objective, reverse=True)
+
+    def best(self) -> Trial:
+        """The best trial of the search proper.
+
+        Raises:
+            UserError: none has reached a figure; says how they failed.
+        """
+        trials = [trial for trial in self.trials() if trial.stage == "search"]
+        if not trials or trials[0].objective is None:
+            reasons = {f"{trial.job.name}: {trial.status}" for trial in trials}
+            raise UserError("\n  ".join(["no trial of the search reached a validation figure:", *sorted(reasons)]))
+        return trials[0]
+
+
+def open_search(space: SpaceConfig, storage: Path, tracking_uri: str, resume: bool) -> Search:
+    """Begin a search, or find the one to continue.
+
+    Args:
+        space: what is searched.
+        storage: folder of all searches, on a disk that all hosts share.
+        tracking_uri: where it is recorded; absolute.
+        resume: continue the newest search of that name.
+
+    Raises:
+        UserError: nothing to resume, another space than the one that was begun, or a folder that cannot be written.
+    """
+    folder = _newest(space, storage) if resume else _new(space, storage)
+    experiment = space.trial(space.presets[0]).tracking.experiment
+    run = Run.start(
+        experiment, folder.name, space.tree(), resume_key=folder.name, uri=tracking_uri, tags={"avb.kind": "search"}
+    )
+    return Search(space, folder, tracking_uri, run)
+
+
+def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None:
+    """Run the trials that are left, then the baselines with the best trial's latent size.
+
+    Args:
+        search: from `open_search`.
+        capacity: of the cluster.
+        callback: told of every report.
+
+    Raises:
+        UserError: a trial is larger than the cluster, or no trial reached a figure.
+    """
+    space = search.space
+    domains = {path: _ray_domain(domain) for path, domain in space.space.items()}
+    samples = math.ceil(space.trials / len(space.presets))
+    _stage(search, "search", space.presets, domains, samples, capacity, callback)
+    if space.baselines:
+        best = search.best().config.algorithm
+        same = {LATENT: size} if (size := getattr(best, "latent_dim", None)) else {}
+        _stage(search, "baselines", space.baselines, same, 1, capacity, callback)
+    close_open_children(search.run.run_id, "FINISHED", "stopped early by the scheduler", search.tracking_uri)
+
+
+def run_trial(
+    values: dict[str, Any], *, stage: str, trees: Mapping[str, Any], folder: str, parent: str, uri: str
+) -> None:
+    """What Ray Tune runs for each trial; the workers that it starts do the training."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    assignments = {path: value for path, value in values.items() if path != "preset"}
+    tree = reduce(lambda below, item: override(below, *item), assignments.items(), trees[values["preset"]])
+    trial_id = tune.get_context().get_trial_id()
+    job = Job(
+        config=ExperimentConfig.parse(tree).tree(), folder=str(Path(folder) / "trials" / trial_id),
+        name=f"{tree['algorithm']['name']}-{trial_id}", key=f"{Path(folder).name}/{trial_id}", parent=parent,
+        tracking_uri=uri, tags={"avb.kind": stage},
+    )  # fmt: skip
+    train(job, [TuneReportCallback()])
+
+
+def _stage(
+    search: Search, stage: str, presets: tuple[str, ...], values: Mapping[str, Any], samples: int, capacity: Capacity,
+    callback: "Callback",
+) -> None:
+    """Run so many trials of each preset on Ray Tune, or those that are left of them."""
+    from ray import tune
+    from ray.tune.search import BasicVariantGenerator
+
+    space = search.space
+    configs = {preset: space.trial(preset) for preset in presets}
+    trainable = tune.with_resources(
+        tune.with_parameters(
+            run_trial, stage=stage, trees={preset: config.tree() for preset, config in configs.items()},
+            folder=str(search.folder), parent=search.run.run_id, uri=search.tracking_uri,
+        ),
+        {"CPU": TRIAL_CPUS},
+    )  # fmt: skip
+    path = search.folder / "tune" / stage
+    if tune.Tuner.can_restore(str(path)):
+        tune.Tuner.restore(str(path), trainable, resume_errored=True).fit()
+        return
+    at_a_time = min(capacity.models_at_a_time(config.scaling) for config in configs.values())
+    tune.Tuner(
+        trainable,
+        param_space={"preset": tune.grid_search(list(presets)), **values},
+        tune_config=tune.TuneConfig(
+            num_samples=samples,
+            search_alg=BasicVariantGenerator(
+                max_concurrent=min(at_a_time, space.concurrent or at_a_time), random_state=space.seed
+            ),
+            scheduler=_scheduler(space, configs) if stage == "search" else None,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=stage, storage_path=str(path.parent), verbose=0, callbacks=[callback],
+            failure_config=tune.FailureConfig(max_failures=2),
+        ),
+    ).fit()  # fmt: skip
+
+
+def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> Any:  # noqa: ANN401
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    asha = space.scheduler.asha
+    if asha is None:
+        return FIFOScheduler()
+    training = [config.training for config in configs.values()]
+    return ASHAScheduler(
+        time_attr="round", metric=OBJECTIVE, mode=space.objective.mode, reduction_factor=asha.reduction,
+        max_t=max(each.rounds for each in training), grace_period=asha.grace * max(t.report_every for t in training),
+    )  # fmt: skip
+
+
+def _ray_domain(domain: DomainConfig) -> Any:  # noqa: ANN401
+    from ray import tune
+
+    name, ends = domain.given()
+    return tune.choice(list(ends)) if name == "choice" else getattr(tune, name)(*ends)
+
+
+def _new(space: SpaceConfig, storage: Path) -> Path:
+    folder = storage.absolute() / f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        folder.mkdir(parents=True)
+        (folder / SPACE).write_text(space.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --storage") from error
+    return folder
+
+
+def _newest(space: SpaceConfig, storage: Path) -> Path:
+    begun = sorted(path.parent for path in storage.absolute().glob(f"{space.name}-????????-??????/{SPACE}"))
+    if not begun:
+        raise UserError(f"--resume: {storage.absolute()} holds no search {space.name!r}; start one without --resume")
+    if lines := difference(read_yaml(begun[-1] / SPACE), space.tree()):
+        raise UserError(
+            "\n  ".join([f"--resume: the space has changed since {begun[-1].name} was begun; differing:", *lines])
+            + "\nGive the same space, or start a new search without --resume"
+        )
+    return begun[-1]
+
+
+def _read_trial(folder: Path) -> Trial:
+    job = Job.read(folder)
+    best = CheckpointStore(job.checkpoints, best_by=OBJECTIVE).best()
+    return Trial(job, job.tags["avb.kind"], best.metrics[OBJECTIVE] if best else None, Outcome.read(folder))

@@ -1,0 +1,159 @@
+"""Search spaces: YAML that is checked to the last endpoint before anything is launched. Knows nothing of Ray.
+
+Floor 9.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from avb_service.config import Config, Tree, override, read_yaml
+from avb_service.errors import ConfigError
+from avb_service.experiment import OBJECTIVE, ExperimentConfig, read_preset
+
+Scalar = bool | int | float | str
+COMPARABLE = (OBJECTIVE,)
+
+
+class DomainConfig(Config):
+    """What a path may be: one of several values, or a number from a range; exactly one of the fields."""
+
+    choice: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = None
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    randint: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "DomainConfig":
+        if sum(value is not None for _, value in self) != 1:
+            raise ValueError(f"exactly one of {', '.join(type(self).model_fields)}, such as {{choice: [1, 2, 5]}}")
+        name, values = self.given()
+        if name != "choice" and not values[0] < values[1]:
+            raise ValueError(f"{name} with the lower end first")
+        return self
+
+    def given(self) -> tuple[str, tuple[Any, ...]]:
+        """The field that is set, and its values or ends."""
+        return next((name, value) for name, value in self if value is not None)
+
+    def endpoints(self) -> tuple[Any, ...]:
+        """Every value of a choice; both ends of a range."""
+        name, values = self.given()
+        return (values[0], values[1] - 1) if name == "randint" else values  # its upper end is exclusive
+
+
+class ASHAConfig(Config):
+    """Asynchronous successive halving.
+
+    Attributes:
+        grace: reports before a trial may be stopped.
+        reduction: of the trials that reach a rung, one in so many goes on.
+    """
+
+    grace: Annotated[int, Field(ge=1)] = 1
+    reduction: Annotated[float, Field(gt=1)] = 3
+
+
+class SchedulerConfig(Config):
+    """How trials are stopped early."""
+
+    asha: ASHAConfig | None = ASHAConfig()
+
+
+class ObjectiveConfig(Config):
+    """What trials are compared by."""
+
+    metric: str = OBJECTIVE
+    mode: Literal["max", "min"] = "max"
+
+    def problems(self) -> Iterator[str]:
+        """Only figures that mean the same for every trial can rank them."""
+        if self.metric not in COMPARABLE:
+            yield (
+                f"metric: {self.metric} is not comparable across trials: a training loss depends on the very settings "
+                "that are searched, and an adversary's ELBO is as wrong as the adversary; "
+                f"use {' or '.join(COMPARABLE)}"
+            )
+        elif self.mode != "max":
+            yield f"mode: {self.mode} would look for the worst {self.metric}; use max"
+
+
+class SpaceConfig(Config):
+    """A search.
+
+    Attributes:
+        name: of the search; runs, checkpoints and what `--resume` looks for go by it.
+        preset: where trials start from: a preset or file, or several to choose among.
+        set: assignments that all trials and baselines share, dotted path to value.
+        space: dotted path to domain.
+        baselines: presets that are trained beside the search with the same settings and the best trial's latent size,
+            to compare with.
+        objective: what trials are compared by.
+        trials: how many.
+        concurrent: how many at a time, at most; as many as the cluster holds where not given.
+        scheduler: early stopping.
+        model: name in the registry.
+        seed: of the search's draws.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    preset: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    set: dict[str, Any] = {}
+    space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
+    baselines: tuple[str, ...] = ()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    trials: Annotated[int, Field(ge=1)] = 16
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+    scheduler: SchedulerConfig = SchedulerConfig()
+    model: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """Where trials start from."""
+        return (self.preset,) if isinstance(self.preset, str) else self.preset
+
+    def trial(self, preset: str, values: Mapping[str, Any] | None = None) -> ExperimentConfig:
+        """The configuration of a trial or baseline; its data's place is absolute, since workers run elsewhere.
+
+        Raises:
+            UserError: it cannot be run.
+        """
+        return ExperimentConfig.parse(self._tree(preset, values or {}), preset).anchored()
+
+    def problems(self) -> Iterator[str]:
+        """Try every endpoint of every domain under every preset."""
+        yield from super().problems()
+        for preset in (*self.presets, *self.baselines):
+            try:
+                self.trial(preset)
+            except ConfigError as error:
+                yield from (f"{preset}: {problem}" for problem in error.problems)
+                return
+        for preset, (path, domain) in product(self.presets, self.space.items()):
+            for value in domain.endpoints():
+                try:
+                    self.trial(preset, {path: value})
+                except ConfigError as error:
+                    yield from (f"space.{path}: at {value!r} with {preset}: {problem}" for problem in error.problems)
+
+    def _tree(self, preset: str, values: Mapping[str, Any]) -> Tree:
+        tree = read_preset(preset)
+        shared = {"tracking.model": self.model} if self.model and preset in self.presets else {}
+        for path, value in {**shared, **self.set, **values}.items():
+            tree = override(tree, path, value)
+        return tree
+
+
+def read_space(source: str | Path) -> SpaceConfig:
+    """Read and check a search space.
+
+    Raises:
+        UserError: the file cannot be read, or trials of it could not be run; all reasons at once.
+    """
+    path = Path(source)
+    tree = read_yaml(path)
+    return SpaceConfig.parse({"name": path.stem, **tree}, str(path))
