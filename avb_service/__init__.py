@@ -1,1 +1,27 @@
 """Distributed training of latent-variable generative models, with log-likelihoods that can be believed."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avb_service.experiment import LoadedModel
+
+
+def load(model: str | Path) -> "LoadedModel":
+    """Load a model from the registry or from a model folder.
+
+    Args:
+        model: `models:/NAME@champion`, `models:/NAME/3`, `runs:/RUN_ID/NAME`, or the path of a model folder.
+
+    Raises:
+        UserError: there is no such model, or it was damaged or tampered with.
+    """
+    from avb_service.experiment import load_model
+
+    if "://" not in str(model) and Path(model).is_dir():
+        return load_model(Path(model))
+    from avb_service.tracking import pull
+
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(pull(str(model), Path(folder) / "model"))

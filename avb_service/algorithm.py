@@ -21,6 +21,13 @@ from avb_service.distributions import DataSpec, ImplicitPosterior, Values
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+# Those that take one step from dense gradients of any shape.
+_UNFIT = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.Muon, torch.optim.SparseAdam)
+OPTIMIZERS = tuple(
+    name for name, kind in vars(torch.optim).items()
+    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind not in _UNFIT
+)  # fmt: skip
+
 
 class ScheduleConfig(Config):
     """The learning rate over a run: a warm-up, a plateau, then a decay."""
@@ -53,9 +60,8 @@ class TurnConfig(Config):
     @field_validator("optimizer")
     @classmethod
     def _known(cls, name: str) -> str:
-        known = [n for n in torch.optim.__all__ if n not in ("lr_scheduler", "swa_utils", "LBFGS", "Optimizer")]
-        if name not in known:
-            raise ValueError(f"one of torch.optim's {', '.join(known)}")
+        if name not in OPTIMIZERS:
+            raise ValueError(f"one of torch.optim's {', '.join(OPTIMIZERS)}")
         return name
 
     @model_validator(mode="after")
@@ -143,9 +149,9 @@ class Algorithm(nn.Module, ABC):
 
     Config: ClassVar[type[AlgorithmConfig]]
 
-    def __init__(self, spec: DataSpec) -> None:
+    def __init__(self, config: Any, spec: DataSpec) -> None:  # noqa: ANN401  of the method's own type
         super().__init__()
-        self.spec = spec
+        self.config, self.spec = config, spec
 
     @abstractmethod
     def players(self) -> tuple[Player, ...]:
@@ -189,6 +195,10 @@ class LatentVariableModel(Algorithm):
 
 class AdversarialModel(LatentVariableModel):
     """A method whose KL term is not a formula but what an adversary has learned."""
+
+    @abstractmethod
+    def posterior(self, x: Tensor) -> ImplicitPosterior:
+        """q(z|x) for data [B, C, H, W]; draws are [*sample_shape, B, D]."""
 
     @abstractmethod
     def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:

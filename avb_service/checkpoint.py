@@ -128,14 +128,18 @@ class ModelFolder:
     config: Tree
     card: str
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: Path, *, replace: bool = False) -> Path:
         """Write the model folder.
+
+        Args:
+            folder: its place.
+            replace: whether one that is already there gives way.
 
         Raises:
             UserError: see `write_folder`.
         """
         contents = (_tensors(self.weights), _yaml(self.config), self.card.encode())
-        return write_folder(folder, dict(zip(MODEL_FILES, contents, strict=True)))
+        return write_folder(folder, dict(zip(MODEL_FILES, contents, strict=True)), replace=replace)
 
     @classmethod
     def read(cls, folder: Path) -> "ModelFolder":

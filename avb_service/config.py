@@ -7,7 +7,7 @@ only knows how to read one strictly and how to say, all at once, what is wrong w
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -39,14 +39,16 @@ class Config(BaseModel):
                 again, so that an incompatible pair is reported beside a misspelt key.
         """
         problems: list[str] = []
-        rest: Any = tree
+        aside: set[tuple[int | str, ...]] = set()
+        rest: Any = _text_keys(tree)
         while True:
             try:
                 # JSON mode: a list may be a tuple there, while "5" is still no int and 1 no bool.
                 parsed = cls.model_validate_json(json.dumps(rest, default=str), strict=True)
             except ValidationError as error:
-                problems += [line for line in _lines(cls, error, rest) if line not in problems]
-                pruned = _without(rest, [_path(e["loc"], rest) for e in error.errors()])
+                problems += [line for line in _lines(cls, error, rest, aside) if line not in problems]
+                aside.update(_path(e["loc"], rest) for e in error.errors())
+                pruned = _without(rest, aside)
                 if pruned == rest:
                     break
                 rest = pruned
@@ -190,10 +192,23 @@ def _drop(node: Any, path: tuple[int | str, ...]) -> Any:  # noqa: ANN401
     return {key: value for key, value in node.items() if key != path[0]}
 
 
-def _lines(model: type[Config], error: ValidationError, tree: Any) -> list[str]:  # noqa: ANN401
+def _text_keys(node: Any) -> Any:  # noqa: ANN401
+    """The tree with keys that YAML takes for dates or numbers as text, so that they are reported as unknown."""
+    if isinstance(node, Mapping):
+        return {key if isinstance(key, str) else str(key): _text_keys(value) for key, value in node.items()}
+    return [_text_keys(value) for value in node] if isinstance(node, list) else node
+
+
+def _lines(
+    model: type[Config], error: ValidationError, tree: Any, aside: Collection[tuple[int | str, ...]]  # noqa: ANN401
+) -> list[str]:
+    """What is wrong, without what only follows from it: a list is short of its bad elements, a bad value set aside."""
     lines = []
-    for item in error.errors():
-        path = _path(item["loc"], tree)
+    paths = [_path(item["loc"], tree) for item in error.errors()]
+    for item, path in zip(error.errors(), paths, strict=True):
+        inner = any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+        if inner or (item["type"] == "missing" and path in aside):
+            continue
         dotted = ".".join(map(str, path)) or "(top)"
         if item["type"] == "extra_forbidden":
             known = _fields(model, path[:-1], tree)

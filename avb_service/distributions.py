@@ -66,7 +66,7 @@ class BernoulliConfig(Config):
     def objection(self, values: Values) -> str | None:
         """Why the model does not fit data with such values, as `path: reason`, if so."""
         if values != "binary":
-            return f"observation: bernoulli needs binary data, given {values} values; set data.binarisation, or use gaussian"
+            return f"observation: bernoulli needs binary data, given {values} values; set data.binarisation or use gaussian"
         return None
 
 
@@ -84,7 +84,7 @@ class GaussianConfig(Config):
     def objection(self, values: Values) -> str | None:
         """Gaussian noise fits anything that is not binary."""
         if values == "binary":
-            return "observation: gaussian would put a density on binary data; use bernoulli, or set data.binarisation: none"
+            return "observation: gaussian would put a density on binary data; use bernoulli or data.binarisation: none"
         return None
 
 
@@ -197,7 +197,7 @@ class DiscretisedLogistic(Distribution):
         first, last = value <= half, value >= 1 - half
         return torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), inside))
 
-    def sample(self, sample_shape: Shape = ()) -> Tensor:
+    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
         """Draws on the grid, [*sample_shape, ...]."""
         shape = self._extended_shape(torch.Size(sample_shape))
         u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(1e-6, 1 - 1e-6)

@@ -8,7 +8,7 @@ and nothing else, and that module is what DDP wraps. `wrap` is all that this fil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -121,7 +121,7 @@ class Engine:
     @property
     def model(self) -> Algorithm:
         """The algorithm to evaluate: the averaged weights where averaging is on."""
-        return self.algorithm if self.average is None else self.average.module
+        return self.algorithm if self.average is None else cast(Algorithm, self.average.module)
 
     def run(self, report: Callable[[Report], None]) -> None:
         """Play the rounds that are left.
@@ -149,7 +149,8 @@ class Engine:
 
     def state(self) -> State:
         """All that a resumed run needs: nested dicts of tensors and numbers."""
-        optimizers = {p.name: _string_keys(o.state_dict()["state"]) for p, o in zip(self.players, self.optimizers, strict=True)}
+        pairs = zip(self.players, self.optimizers, strict=True)
+        optimizers = {player.name: _string_keys(optimizer.state_dict()["state"]) for player, optimizer in pairs}
         state: State = {"round": self.round, "algorithm": self.algorithm.state_dict(), "optimizers": optimizers}
         if self.average is not None:
             state["average"] = self.average.state_dict()

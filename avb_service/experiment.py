@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
 import torch
 from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ from avb_service.algorithm import Algorithm, AlgorithmConfig, DataSpec
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import CheckpointStore, ModelFolder
 from avb_service.config import Config, Tree, difference, override, parse_overrides, read_yaml
-from avb_service.data.datasets import DataConfig, Split, load
+from avb_service.data.datasets import DataConfig, Dataset, Split, load
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, TrainingConfig
 from avb_service.errors import DataError, DivergenceError, UserError
@@ -34,7 +34,7 @@ FIGURE_DATA = 500
 if TYPE_CHECKING:
     AlgorithmSection = AlgorithmConfig
 else:
-    AlgorithmSection = Annotated[tuple(method.Config for method in TABLE.values()), Field(discriminator="name")]
+    AlgorithmSection = Annotated[Union[tuple(method.Config for method in TABLE.values())], Field(discriminator="name")]  # noqa: UP007
 
 
 class TrackingConfig(Config):
@@ -174,9 +174,7 @@ class Experiment:
         torch.set_float32_matmul_precision(config.training.matmul_precision)
         self.config, self.recorder, self.rank, self.device = config, recorder, rank, torch.device(device)
         self.dtype: torch.dtype = getattr(torch, config.training.dtype)
-        self.dataset = load(config.data)
-        if objection := config.algorithm.objection(self.dataset.spec.values):
-            raise DataError(f"algorithm.{objection}")
+        self.dataset = load_data(config)
         self.algorithm = build(config, self.dataset.spec).to(self.device, self.dtype)
         training = config.training
         stream = Stream(
@@ -253,12 +251,14 @@ class Experiment:
     def draw(self) -> dict[str, Figure]:
         """All figures that apply to the model."""
         x, labels = self.data("validation", FIGURE_DATA)
-        history = {name: [(round_, value) for round_, value in points] for name, points in self.history.items()}
+        history = {name: [(int(round_), value) for round_, value in points] for name, points in self.history.items()}
         return draw(self.engine.model, x, labels, history)
 
     def publish(self, folder: Path, card: str) -> Path:
         """Write the model folder that the registry takes."""
-        return ModelFolder(self.engine.model.state_dict(), published(self.config, self.dataset.spec), card).write(folder)
+        return ModelFolder(self.engine.model.state_dict(), published(self.config, self.dataset.spec), card).write(
+            folder, replace=True
+        )
 
     def tags(self) -> dict[str, str]:
         """What a table of runs shows of this one."""
@@ -308,6 +308,18 @@ class Experiment:
         self.history, self.seconds = state["history"], state["seconds"]
 
 
+def load_data(config: ExperimentConfig) -> Dataset:
+    """The data, known to fit the model.
+
+    Raises:
+        UserError: they are missing or damaged, or have values that the model cannot have produced.
+    """
+    dataset = load(config.data)
+    if objection := config.algorithm.objection(dataset.spec.values):
+        raise DataError(f"algorithm.{objection}")
+    return dataset
+
+
 def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:
     """The method's class, initialised from the seed."""
     method = TABLE[config.algorithm.name]
@@ -333,6 +345,22 @@ class LoadedModel:
     algorithm: Algorithm
     config: ExperimentConfig
     card: str
+
+    def data(self, split: str, limit: int | None = None, root: str | None = None) -> tuple[Tensor, Tensor | None]:
+        """Data [n, C, H, W] and labels of a split, as the model was evaluated on them.
+
+        Args:
+            split: train, validation or test.
+            limit: only so many; as configured where not given.
+            root: folder of the data here.
+
+        Raises:
+            UserError: the data are missing or damaged.
+        """
+        config = self.config.data.model_copy(update={"root": root})
+        dataset = load(config)
+        seed, limit = self.config.likelihood.seed, limit or self.config.likelihood.test_data
+        return fixed(getattr(dataset, split), dataset.spec, config.binarisation, seed, limit=limit)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """N draws from the model, [n, C, H, W]."""

@@ -54,8 +54,7 @@ class AVB(AdversarialModel):
     quadratic = True  # log p(z) = -|z|^2 / 2 + const is known, so T need not learn it
 
     def __init__(self, config: AVBConfig, spec: DataSpec) -> None:
-        super().__init__(spec)
-        self.config = config
+        super().__init__(config, spec)
         self.encoder = config.encoder.build(spec.shape, config.latent_dim)
         self.decoder = Decoder(config.latent_dim, spec, config.decoder, config.observation)
         self.adversary = config.discriminator.build(spec.shape, config.latent_dim, self.quadratic)

@@ -8,15 +8,15 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms.avb import AVB, AVBConfig
-from avb_service.distributions import ImplicitPosterior
-from avb_service.networks.encoders import EncoderConfig, NoiseBasisConfig
+from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior
+from avb_service.networks.encoders import NoiseBasisConfig
 
 
 class AVBACConfig(AVBConfig):
     """Settings of AVB with adaptive contrast."""
 
     name: Literal["avb_ac"] = "avb_ac"  # type: ignore[assignment]
-    encoder: EncoderConfig = NoiseBasisConfig()
+    encoder: NoiseBasisConfig = NoiseBasisConfig()  # its moments are tractable
     covariance: Literal["full", "diagonal"] = "full"
     moment_draws: Annotated[int, Field(ge=8)] = 128
     jitter: Annotated[float, Field(gt=0)] = 1e-3
@@ -35,6 +35,8 @@ class AVBAC(AVB):
     @torch.no_grad()  # the moments are constants for both players
     def contrast(self, q: ImplicitPosterior, generator: torch.Generator) -> Independent | MultivariateNormal:
         """N(m(x), C(x)); sampling noise and log-density use the same factor, so the KL is not biased by the jitter."""
+        if not isinstance(q, NoiseBasisPosterior):
+            raise TypeError(f"adaptive contrast needs the moments of q(z|x), which {type(q).__name__} does not have")
         mean, covariance = q.moments(self.config.moment_draws, generator)
         variance = covariance.diagonal(dim1=-2, dim2=-1) + self.config.jitter
         if self.config.covariance == "diagonal":

@@ -45,8 +45,7 @@ class VAE(LatentVariableModel):
     Config: ClassVar[type[AlgorithmConfig]] = VAEConfig
 
     def __init__(self, config: VAEConfig, spec: DataSpec) -> None:
-        super().__init__(spec)
-        self.config = config
+        super().__init__(config, spec)
         self.encoder = GaussianEncoder(config.encoder, spec.shape, config.latent_dim)
         self.decoder = Decoder(config.latent_dim, spec, config.decoder, config.observation)
 

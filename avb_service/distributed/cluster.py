@@ -33,6 +33,10 @@ class Capacity:
     gpus: float
     nodes: int
 
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.nodes} node(s), {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+
     def models_at_a_time(self, scaling: ScalingConfig) -> int:
         """How many models of this size can be trained side by side; at least 1.
 
@@ -70,7 +74,8 @@ def cluster() -> Iterator[Capacity]:
     if mine:
         package = Path(__file__).parents[1]
         ray.init(
-            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            # Ray Train asks the dashboard whether a stopped trial is gone; without one its CPUs are never freed.
+            include_dashboard=True,
             logging_level=logging.WARNING,
             log_to_driver=False,
             runtime_env={"env_vars": ENVIRONMENT, "py_modules": [str(package)]},

@@ -4,18 +4,19 @@ Floor 8.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from avb_service.config import Tree
 from avb_service.distributed.cluster import worker_cpus
-from avb_service.errors import UserError
+from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, ExperimentConfig
 from avb_service.tracking import Run
+from avb_service.tracking.publish import Published, publish
 
 JOB, OUTCOME = "job.json", "outcome.json"
 
@@ -47,6 +48,14 @@ class Job:
         """Where checkpoints are kept."""
         return Path(self.folder) / "checkpoints"
 
+    def start_run(self) -> Run:
+        """Its MLflow run: a new one, or the one that was started before."""
+        tracking = ExperimentConfig.parse(self.config).tracking
+        return Run.start(
+            tracking.experiment, self.name, self.config,
+            parent=self.parent, tags=self.tags, resume_key=self.key, uri=self.tracking_uri,
+        )  # fmt: skip
+
     @classmethod
     def read(cls, folder: Path) -> "Job":
         """The job that was begun in a folder."""
@@ -59,11 +68,13 @@ class Outcome:
 
     Attributes:
         run_id: of its MLflow run.
-        failure: why it failed, where trying again would fail again; None where it finished.
+        failure: why it failed; None where it finished.
+        final: whether trying again would fail again.
     """
 
     run_id: str
     failure: str | None = None
+    final: bool = True
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome | None":
@@ -78,6 +89,12 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     Args:
         job: what to train.
         callbacks: of Ray Train, such as Tune's.
+
+    Returns:
+        How it ended: finished, or diverged.
+
+    Raises:
+        UserError: the workers refused the data, or checkpoints of another configuration.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -92,7 +109,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
     result = TorchTrainer(
-        work,
+        cast(Callable[[dict[Any, Any]], None], work),  # its annotation has not caught up with return_value
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
             num_workers=scaling.workers, use_gpu=bool(scaling.gpus_per_worker), resources_per_worker=resources
@@ -105,9 +122,30 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
             callbacks=callbacks or [],
         ),
     ).fit()
-    outcome = Outcome(**result.return_value)
+    outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
+    if not outcome.final:
+        raise UserError(outcome.failure)
     (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     return outcome
+
+
+def train_and_publish(config: ExperimentConfig, name: str, folder: Path, uri: str) -> Published:
+    """Train one model that belongs to no search, score it on held-out data and register it.
+
+    Args:
+        config: with absolute paths.
+        name: of the run.
+        folder: of this model alone, on a disk that all hosts share.
+        uri: of MLflow; absolute.
+
+    Raises:
+        UserError: it was refused, or diverged.
+    """
+    job = Job(config.tree(), str(folder), name, name, None, uri, {"avb.kind": "single"})
+    outcome = train(job)
+    if outcome.failure is not None:
+        raise DivergenceError(f"{name} failed: {outcome.failure}")
+    return publish(Experiment(config, job.checkpoints), job.start_run(), folder / "model")
 
 
 def work(loop_config: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +162,7 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
-    run = _run(job, config) if rank == 0 else None
+    run = job.start_run() if rank == 0 else None
     try:
         experiment = Experiment(
             config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(),
@@ -134,15 +172,9 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     except UserError as error:
         if run is not None:
             run.finish("FAILED", str(error))
-        return asdict(Outcome(run.run_id if run else "", str(error)))
+        return asdict(Outcome(run.run_id if run else "", str(error), final=isinstance(error, DivergenceError)))
     if run is not None:
         run.set_tags(experiment.tags())
         run.finish()
     return asdict(Outcome(run.run_id if run else ""))
 
-
-def _run(job: Job, config: ExperimentConfig) -> Run:
-    return Run.start(
-        config.tracking.experiment, job.name, job.config,
-        parent=job.parent, tags=job.tags, resume_key=job.key, uri=job.tracking_uri,
-    )  # fmt: skip

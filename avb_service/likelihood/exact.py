@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.errors import UserError
-from avb_service.likelihood.estimate import Estimate, LikelihoodConfig
+from avb_service.likelihood.estimate import Estimate, Kind, LikelihoodConfig
 
 HALF_WIDTH = 8.0  # the prior's density is e^-32 of its peak there
 TOLERANCE = 1e-5  # nats per datum, on the mean
@@ -44,13 +44,15 @@ def quadrature(model: LatentVariableModel, x: Tensor, config: LikelihoodConfig) 
         shift = (value - _on_grid(model, x, dim, cells, 0.5, config)).mean().abs().item()
         agreed = max(doubling, shift) < TOLERANCE
         if agreed or cells >= LARGEST:
-            kind = "exact" if agreed else "estimate"
+            kind: Kind = "exact" if agreed else "estimate"
             return Estimate.of("quadrature", kind, value, cells=cells, doubling=doubling, shift=shift)
         previous = value
 
 
 @torch.no_grad()
-def _on_grid(model: LatentVariableModel, x: Tensor, dim: int, cells: int, offset: float, config: LikelihoodConfig) -> Tensor:
+def _on_grid(
+    model: LatentVariableModel, x: Tensor, dim: int, cells: int, offset: float, config: LikelihoodConfig
+) -> Tensor:
     """Log of the sum over a grid of the given number of cells an axis, [n], float64."""
     step = 2 * HALF_WIDTH / cells
     axis = (torch.arange(cells, device=x.device, dtype=x.dtype) + offset) * step - HALF_WIDTH

@@ -67,7 +67,7 @@ class ConvConfig(Config):
         stack: list[nn.Module] = layers((inputs, self.hidden, self.channels[-1] * height * width), self.activation)
         stack.append(nn.Unflatten(-1, (self.channels[-1], height, width)))
         upward = (*reversed(self.channels), self.channels[0])
-        for before, after, size in zip(upward, upward[1:], reversed(sizes[:-1]), strict=True):
+        for before, after, size in zip(upward[:-1], upward[1:], reversed(sizes[:-1]), strict=True):
             stack += [nn.Upsample(size=size), nn.Conv2d(before, after, 3, padding=1), activation()]
         last = nn.Conv2d(self.channels[0], planes * shape[0], 3, padding=1)
         with torch.no_grad():

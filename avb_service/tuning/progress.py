@@ -30,11 +30,18 @@ class ProgressCallback(Callback):
         """Start over."""
         self.__init__()  # type: ignore[misc]
 
-    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: int | None = None, **info: Any) -> None:  # noqa: ANN401
-        """Begin to show."""
-        self._total = total_num_samples
+    def setup(self, *args: Any, total_num_samples: int | None = None, **info: Any) -> None:  # noqa: ANN401
+        """Begin to show a stage."""
+        self._ended, self._total = 0, total_num_samples
 
-    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:  # noqa: ANN401
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ANN401
+    ) -> None:
         """A report."""
         if "round" not in result:
             return
@@ -69,13 +76,14 @@ class ProgressCallback(Callback):
         last = trial.last_result or {}
         figure = f"log p(x) >= {last[OBJECTIVE]:8.2f}" if OBJECTIVE in last else "no figure"
         of = f"/{self._total}" if self._total else ""
-        bars.console.print(f"{self._name(trial)}  {how} at round {last.get('round', 0)}  {figure}  [{self._ended}{of}]", markup=False)
+        line = f"{self._name(trial)}  {how} at round {last.get('round', 0)}  {figure}  [{self._ended}{of}]"
+        bars.console.print(line, markup=False)
 
     def _shown(self) -> Progress:
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[objective]}"),
-                TimeElapsedColumn(), console=Console(stderr=True),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[objective]}"), TimeElapsedColumn(), console=Console(stderr=True),
             )  # fmt: skip
             self._progress.start()
         return self._progress

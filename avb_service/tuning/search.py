@@ -4,7 +4,7 @@ Floor 9.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
@@ -16,8 +16,9 @@ from avb_service.config import difference, override, read_yaml
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.train import Job, Outcome, train
 from avb_service.errors import UserError
-from avb_service.experiment import OBJECTIVE, ExperimentConfig
+from avb_service.experiment import OBJECTIVE, Experiment, ExperimentConfig, load_data
 from avb_service.tracking import Run, close_open_children
+from avb_service.tracking.publish import Published, publish
 from avb_service.tuning.space import DomainConfig, SpaceConfig
 
 if TYPE_CHECKING:
@@ -110,6 +111,26 @@ def open_search(space: SpaceConfig, storage: Path, tracking_uri: str, resume: bo
     return Search(space, folder, tracking_uri, run)
 
 
+def preflight(space: SpaceConfig) -> None:
+    """Load the data of every preset once, where the user sees what is wrong with it.
+
+    Raises:
+        UserError: they are missing or damaged, or do not fit a model.
+    """
+    for preset in (*space.presets, *space.baselines):
+        load_data(space.trial(preset))
+
+
+def check_capacity(space: SpaceConfig, capacity: Capacity) -> None:
+    """Make sure that the cluster can hold the largest trial.
+
+    Raises:
+        UserError: it cannot; Ray would wait for ever.
+    """
+    for preset in (*space.presets, *space.baselines):
+        capacity.models_at_a_time(space.trial(preset).scaling)
+
+
 def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None:
     """Run the trials that are left, then the baselines with the best trial's latent size.
 
@@ -130,6 +151,32 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None
         same = {LATENT: size} if (size := getattr(best, "latent_dim", None)) else {}
         _stage(search, "baselines", space.baselines, same, 1, capacity, callback)
     close_open_children(search.run.run_id, "FINISHED", "stopped early by the scheduler", search.tracking_uri)
+
+
+def conclude(search: Search, on_step: Callable[[str], None]) -> list[Published]:
+    """Score the best trial of each method on held-out data and register it; the best of the search may be champion.
+
+    Args:
+        search: whose trials have run.
+        on_step: told what is being done.
+    """
+    champion = search.best()
+    leaders: dict[str, Trial] = {}
+    for trial in search.trials():
+        if trial.objective is not None:
+            leaders.setdefault(trial.config.algorithm.name, trial)
+    results = {}
+    for trial in leaders.values():
+        on_step(f"scoring {trial.job.name} on held-out data")
+        results[trial.job.name] = publish(
+            Experiment(trial.config, trial.job.checkpoints), trial.job.start_run(), Path(trial.job.folder) / "model",
+            candidate=trial.job == champion.job,
+        )  # fmt: skip
+    best = results[champion.job.name]
+    search.run.log_metrics(best.metrics, 0)
+    search.run.set_tags({"avb.best_trial": champion.job.name, "avb.best_model": best.uri})
+    search.run.finish()
+    return list(results.values())
 
 
 def run_trial(
@@ -199,7 +246,7 @@ def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> A
     training = [config.training for config in configs.values()]
     return ASHAScheduler(
         time_attr="round", metric=OBJECTIVE, mode=space.objective.mode, reduction_factor=asha.reduction,
-        max_t=max(each.rounds for each in training), grace_period=asha.grace * max(t.report_every for t in training),
+        max_t=max(each.rounds for each in training) + 1, grace_period=asha.grace * max(t.report_every for t in training),
     )  # fmt: skip
 
 

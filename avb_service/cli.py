@@ -1,0 +1,296 @@
+"""The `avb` command.
+
+Floor 10. What a command needs is imported when it runs, so that help answers at once.
+"""
+
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from avb_service.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from avb_service.likelihood import Estimate
+    from avb_service.tracking import RegisteredVersion
+
+app = typer.Typer(
+    help="Train, search, score and publish latent-variable models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Storage = Annotated[Path, typer.Option(envvar="AVB_STORAGE", help="Checkpoints go here; all hosts must share it.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; repeatable.")]
+Model = Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, or a model folder.")]
+Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many test data.")]
+
+RUNS = Path("runs")
+
+
+@app.callback()
+def options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+) -> None:
+    """Options of all commands."""
+    if traceback:
+        os.environ["AVB_TRACEBACK"] = "1"
+
+
+@app.command()
+def train(
+    source: Annotated[str, typer.Argument(metavar="PRESET_OR_FILE", help="A preset (see `avb methods`) or YAML file.")],
+    assign: Set = None,
+    name: Annotated[str | None, typer.Option(help="Of the run; a run of the same name is continued.")] = None,
+    storage: Storage = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Train one model on Ray, score it on held-out data and register it."""
+    from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.train import train_and_publish
+    from avb_service.experiment import load_data, read_config
+    from avb_service.tracking import check_server
+
+    config = read_config(source, assign).anchored()
+    uri = check_server()
+    load_data(config)
+    name = name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    with cluster() as capacity:
+        capacity.models_at_a_time(config.scaling)
+        err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False)
+        published = train_and_publish(config, name, storage.absolute() / name, uri)
+    row = {"name": name, "model": published.uri, "alias": published.alias, "metrics": dict(published.metrics)}
+    _say(as_json, row, f"{name} is {published.uri}, {published.alias}; see it with `avb ui`")
+
+
+@app.command()
+def tune(
+    space: Annotated[Path, typer.Option(help="Search space.")] = Path("tune_spaces/digits.yaml"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest search of this space.")] = False,
+    storage: Storage = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Search hyper-parameters, then score and register the best."""
+    from avb_service.distributed.cluster import cluster
+    from avb_service.tracking import check_server
+    from avb_service.tracking import leaderboard as read
+    from avb_service.tuning.progress import ProgressCallback
+    from avb_service.tuning.search import check_capacity, conclude, open_search, preflight, run_search
+    from avb_service.tuning.space import read_space
+
+    searched = read_space(space)
+    uri = check_server()
+    preflight(searched)
+    with cluster() as capacity:
+        check_capacity(searched, capacity)
+        search = open_search(searched, storage, uri, resume)
+        err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False)
+        run_search(search, capacity, ProgressCallback())
+    published = conclude(search, lambda step: err.print(step, markup=False))
+    _leaderboard(read(uri), as_json, [each.uri for each in published])
+    if not as_json:
+        champion = next(each for each in published if each.alias is not None)
+        out.print(f"\nbest of this search: {champion.uri} ({champion.alias})", markup=False)
+        out.print("browse all runs and figures: [bold]avb ui[/bold]")
+        out.print(f"fetch the champion:          [bold]avb pull {_champion(champion.uri)} ./champion[/bold]")
+
+
+@app.command()
+def leaderboard(as_json: Json = False) -> None:
+    """All registered models, best first."""
+    from avb_service.tracking import check_server
+    from avb_service.tracking import leaderboard as read
+
+    _leaderboard(read(check_server()), as_json)
+
+
+@app.command()
+def pull(model: Model, directory: Path, as_json: Json = False) -> None:
+    """Copy a registered model into a folder, verified."""
+    from avb_service.tracking import pull as fetch
+
+    folder = fetch(model, directory)
+    _say(as_json, {"folder": str(folder)}, f"{model} is in {folder}; load it with avb_service.load({str(folder)!r})")
+
+
+@app.command()
+def evaluate(model: Model, data_root: str | None = None, limit: Limit = None, as_json: Json = False) -> None:
+    """Log-likelihoods of held-out data, each with its kind."""
+    import avb_service
+
+    loaded = avb_service.load(model)
+    x, _ = loaded.data("test", limit, data_root)
+    _estimates(loaded.log_likelihood(x), f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
+
+
+@app.command()
+def sample(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="Where to write: .png draws a sheet, .npy keeps the numbers.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw from a model."""
+    import numpy as np
+    from torchvision.utils import save_image
+
+    import avb_service
+
+    if file.suffix not in (".png", ".npy"):
+        raise UserError(f"{file}: expected a name that ends in .png or .npy")
+    images = avb_service.load(model).sample(n, seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".npy":
+        np.save(file, images.numpy(), allow_pickle=False)
+    else:
+        save_image(images, file, nrow=max(1, int(n**0.5)))
+    _say(as_json, {"file": str(file), "shape": list(images.shape)}, f"{n} samples of {model} are in {file}")
+
+
+@app.command()
+def figures(model: Model, directory: Path, data_root: str | None = None, as_json: Json = False) -> None:
+    """Draw every figure that a model can have."""
+    import avb_service
+    from avb_service.figures import draw, to_png
+
+    loaded = avb_service.load(model)
+    x, labels = loaded.data("validation", 500, data_root)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, figure in draw(loaded.algorithm, x, labels).items():
+        path = directory / f"{name}.png"
+        path.write_bytes(to_png(figure))
+        files[name] = str(path)
+    _say(as_json, files, "\n".join(files.values()))
+
+
+@app.command()
+def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
+    """Serve the MLflow UI for the tracking file."""
+    from avb_service.tracking import check_server, server_command
+
+    command = server_command(host, port, check_server())
+    err.print(f"http://{host}:{port}", markup=False)
+    os.execvpe(command.arguments[0], command.arguments, {**os.environ, **command.environment})
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """The methods, and the presets that train them."""
+    from avb_service.algorithms import TABLE
+    from avb_service.experiment import preset_names, read_preset
+
+    presets: dict[str, list[str]] = {name: [] for name in TABLE}
+    for preset in preset_names():
+        presets[read_preset(preset)["algorithm"]["name"]].append(preset)
+    rows = [
+        {"name": name, "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0], "presets": presets[name]}
+        for name, method in TABLE.items()
+    ]
+    _table(rows, as_json, "Methods")
+
+
+@app.command()
+def datasets(as_json: Json = False) -> None:
+    """The data sets that have a name."""
+    from avb_service.data.datasets import SOURCES
+
+    rows = [
+        {"name": name, "about": source.about, "values": source.values or "as in the file"}
+        for name, source in SOURCES.items()
+    ]
+    _table(rows, as_json, "Data sets")
+
+
+def main() -> None:
+    """The `avb` command."""
+    guarded(app)
+
+
+def guarded(command: typer.Typer) -> None:
+    """Run a command; what the user can mend is one message and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        if os.environ.get("AVB_TRACEBACK"):
+            raise
+        err.print(f"error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        sys.exit(2)
+
+
+def _say(as_json: bool, row: object, text: str) -> None:
+    print(json.dumps(row, indent=2) if as_json else text)
+
+
+def _table(rows: "Sequence[dict[str, Any]]", as_json: bool, title: str) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(", ".join(value) if isinstance(value, list) else str(value) for value in row.values()))
+    out.print(table)
+
+
+def _estimates(estimates: "Sequence[Estimate]", title: str, as_json: bool) -> None:
+    rows = [
+        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.kind.replace("_", " ")}
+        for e in estimates
+    ]
+    exact = [{"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind} for e in estimates]
+    _table(exact if as_json else rows, as_json, title)
+
+
+def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = ()) -> None:
+    """Sorted by the held-out lower bound; what only an adversary believes stands in a column of its own."""
+    rows = [_leaderboard_row(version, version.uri in new) for version in versions]
+    rows.sort(key=lambda row: -(row["log p(x) >="] if row["log p(x) >="] is not None else -float("inf")))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x) ~", "params", "train"):
+        table.add_column(column, justify="left" if column in ("model", "alias", "method", "data") else "right")
+    for row in rows:
+        bound, estimate = row["log p(x) >="], row["log p(x) ~"]
+        table.add_row(
+            row["model"], row["alias"], row["method"], row["data"], row["latent"],
+            "" if bound is None else f"{bound:.2f} ± {row['stderr']:.2f}",
+            "" if estimate is None else f"{estimate:.2f}", f"{row['parameters'] / 1000:.0f}k", f"{row['seconds']:.0f} s",
+        )  # fmt: skip
+    out.print(table)
+    out.print("±: standard error over data.  ~: what an adversary believes; it bounds nothing.  *: new", markup=False)
+
+
+def _leaderboard_row(version: "RegisteredVersion", new: bool) -> dict[str, Any]:
+    metrics, tags = version.metrics, version.tags
+    estimate = next((value for name, value in metrics.items() if name.endswith((".estimate", ".exact"))), None)
+    stderr = next((value for name, value in metrics.items() if "iwae" in name and name.endswith(".stderr")), None)
+    return {
+        "model": f"{version.name}/{version.version}{' *' if new else ''}",
+        "alias": ", ".join(version.aliases),
+        "method": tags.get("method", ""),
+        "latent": tags.get("latent_dim", ""),
+        "log p(x) >=": metrics.get("test/log_likelihood"),
+        "stderr": stderr,
+        "log p(x) ~": estimate,
+        "parameters": int(tags.get("parameters", 0)),
+        "seconds": float(tags.get("train_seconds", 0)),
+        "data": tags.get("data", ""),
+    }
+
+
+def _champion(uri: str) -> str:
+    return f"{uri.rsplit('/', 1)[0]}@champion"

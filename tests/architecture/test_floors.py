@@ -1,0 +1,164 @@
+"""Imports go downward only, and what is heavy or unsafe is imported in one place or nowhere."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+import avb_service
+
+PACKAGE = Path(avb_service.__file__).parent
+ROOT = "avb_service"
+
+FLOORS = {
+    "errors": 0, "config": 0, "seeding": 0, "maths": 0,
+    "distributions": 1, "networks": 1,
+    "algorithm": 2,
+    "algorithms": 3,
+    "data": 4, "engine": 4, "checkpoint": 4,
+    "likelihood": 5, "figures": 5,
+    "experiment": 6,
+    "tracking": 7,
+    "distributed": 8,
+    "tuning": 9,
+    "cli": 10, "": 10,
+}  # fmt: skip
+BASE = 6  # floors up to this one need neither ray nor mlflow
+ONLY_IN = {"ray": {"distributed", "tuning"}, "mlflow": {"tracking"}}
+PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
+METHOD_LINES = 150
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below the package -> file; the package itself is ''."""
+    paths = {path: path.relative_to(PACKAGE).with_suffix("").parts for path in sorted(PACKAGE.rglob("*.py"))}
+    return {".".join(parts).removesuffix("__init__").removesuffix("."): path for path, parts in paths.items()}
+
+
+MODULES = modules()
+
+
+def unit(module: str) -> str:
+    return module.split(".")[0]
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path, module: str) -> Iterator[str]:
+    """Full dotted names of all that a file imports, inside of functions too."""
+    tree = parsed(path)
+    package = f"{ROOT}.{module}".rstrip(".") if path.name == "__init__.py" else f"{ROOT}.{module}".rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def own(name: str) -> str | None:
+    """The module of ours that an imported name is, or is in: `avb_service.config.Config` -> `config`."""
+    if name.split(".")[0] != ROOT:
+        return None
+    below = name.split(".")[1:]
+    known = [".".join(below[:length]) for length in range(len(below), -1, -1)]
+    return next(module for module in known if module in MODULES)
+
+
+def own_imports(module: str) -> set[str]:
+    found = (own(name) for name in imports(MODULES[module], module))
+    return {name for name in found if name is not None}
+
+
+def test_the_walk_sees_every_way_to_import(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import ray.train as r\n"
+        "from . import grids\n"
+        "from ..config import Config\n"
+        "if True:\n    from avb_service import engine\n"
+        "def f():\n    import mlflow\n"
+    )
+    names = ["ray.train", "avb_service.figures.grids", "avb_service.config.Config", "avb_service.engine"]
+    assert sorted(imports(path, "figures.canvas")) == sorted([*names, "mlflow"])
+    assert [own(name) for name in names] == [None, "figures.grids", "config", "engine"]
+
+
+def test_every_module_has_a_floor():
+    assert {unit(module) for module in MODULES} == FLOORS.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downward_only(module):
+    floor = FLOORS[unit(module)]
+    upward = {name for name in own_imports(module) if FLOORS[unit(name)] > floor}
+    assert not upward, f"{module} is on floor {floor} and imports {upward}"
+
+
+def test_docstrings_state_the_right_floor():
+    docstrings = {name: ast.get_docstring(parsed(path)) or "" for name, path in MODULES.items()}
+    stated = {name: re.search(r"\bFloor (\d+)", docstring) for name, docstring in docstrings.items()}
+    wrong = {name for name, found in stated.items() if found and int(found[1]) != FLOORS[unit(name)]}
+    assert not wrong
+    assert sum(found is not None for found in stated.values()) > len(MODULES) / 2
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys, avb_service; print(*(m for m in sys.modules if m.split('.')[0] in ('avb_service', 'torch')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [ROOT]
+
+
+def test_no_import_cycles():
+    TopologicalSorter({module: own_imports(module) - {module, ""} for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_heavy_libraries_have_one_place(library):
+    importers = {
+        module for module, path in MODULES.items() if library in {name.split(".")[0] for name in imports(path, module)}
+    }
+    assert {unit(module) for module in importers} <= ONLY_IN[library]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_pickled(module):
+    tree = parsed(MODULES[module])
+    names = {name.split(".")[0] for name in imports(MODULES[module], module)}
+    calls = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    calls |= set(imports(MODULES[module], module))  # from torch import load
+    allowed_pickles = [
+        node for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
+    ]  # fmt: skip
+    assert not names & PICKLES
+    assert not calls & {"torch.save", "torch.load"}
+    assert not allowed_pickles
+
+
+def test_base_floors_run_without_ray_and_mlflow():
+    """Blocked, not merely absent from the source: an import through another library would fail as well."""
+    base = [f"{ROOT}.{module}" for module in MODULES if module and FLOORS[unit(module)] <= BASE]
+    code = (
+        "import importlib, sys\n"
+        "sys.modules.update(dict.fromkeys(['ray', 'mlflow']))\n"  # None: importing it raises
+        f"for name in {base!r}: importlib.import_module(name)\n"
+        "from avb_service.experiment import read_config\n"
+        "print(read_config('vae_digits').algorithm.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "vae"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "algorithms").glob("*.py")), ids=lambda path: path.stem)
+def test_a_method_fits_on_three_screens(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= METHOD_LINES

@@ -1,0 +1,374 @@
+"""A configuration is read strictly, and everything that is wrong with it is said at once."""
+
+import math
+from typing import Annotated, Literal
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
+from torch import nn
+
+from avb_service.algorithm import ScheduleConfig, TurnConfig
+from avb_service.algorithms import TABLE
+from avb_service.config import Config, difference, flatten, override, parse_overrides, parse_yaml, read_yaml
+from avb_service.errors import ConfigError, UserError
+from avb_service.experiment import ExperimentConfig, preset_names, read_config, read_preset
+
+
+class Circle(Config):
+    name: Literal["circle"] = "circle"
+    radius: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Polygon(Config):
+    name: Literal["polygon"] = "polygon"
+    corners: Annotated[tuple[int, ...], Field(min_length=3)] = (1, 2, 3)
+
+
+class Canvas(Config):
+    shape: Annotated[Circle | Polygon, Field(discriminator="name")] = Circle()
+    width: Annotated[int, Field(ge=1)] = 10
+    height: int = 10
+    title: str = "untitled"
+    grid: bool = False
+    zoom: float | None = None
+
+    def problems(self):
+        yield from super().problems()
+        if self.height > self.width:
+            yield f"height: {self.height} is more than width {self.width}"
+
+
+class Required(Config):
+    shape: Annotated[Circle | Polygon, Field(discriminator="name")]
+    canvas: Canvas = Canvas()
+    title: str
+
+
+def problems(model: type[Config], tree) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        model.parse(tree)
+    return caught.value.problems
+
+
+ATOMS = {
+    "int": st.integers(-(2**50), 2**50), "float": st.floats(allow_nan=False, allow_infinity=False),
+    "str": st.text(), "bool": st.booleans(), "none": st.none(), "list": st.lists(st.integers(), max_size=2),
+    "dict": st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+}  # fmt: skip
+ACCEPTED = {
+    "height": ("int",), "title": ("str",), "grid": ("bool",), "zoom": ("int", "float", "none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ACCEPTED)
+@given(data=st.data())
+def test_only_the_declared_type_is_taken(field, data):
+    kind = data.draw(st.sampled_from(sorted(ATOMS)))
+    value = data.draw(ATOMS[kind])
+    tree = {"width": 2**51, field: value}
+    if kind in ACCEPTED[field]:
+        parsed = getattr(Canvas.parse(tree), field)
+        assert parsed == value
+        assert isinstance(parsed, type(value)) or (isinstance(parsed, float) and kind == "int")
+    else:
+        [line] = problems(Canvas, tree)
+        assert line.startswith(f"{field}: given {value!r}, expected ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", "5"), ("width", 5.0), ("width", True), ("width", 0), ("width", None), ("width", math.nan),
+        ("zoom", "5"), ("zoom", True), ("zoom", math.nan), ("zoom", math.inf), ("zoom", -math.inf),
+        ("grid", 1), ("grid", "true"), ("title", 5), ("title", True),
+        ("shape", 5), ("shape", None), ("shape", "circle"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named_with_its_path(field, value):
+    [line] = problems(Canvas, {field: value})
+    assert line.startswith(f"{field}: given {value!r}, expected ")
+
+
+@given(st.text(min_size=1).filter(lambda key: key not in Canvas.model_fields))
+def test_an_unknown_key_is_never_ignored(key):
+    [line] = problems(Canvas, {key: 1})
+    assert line.startswith(f"{key}: unknown key; ")
+
+
+@pytest.mark.parametrize(
+    ("tree", "line"),
+    [
+        ({"widht": 1}, "widht: unknown key; did you mean width?"),
+        ({"shape": {"name": "circle", "raduis": 2}}, "shape.raduis: unknown key; did you mean radius?"),
+        ({"shape": {"name": "polygon", "raduis": 2}}, "shape.raduis: unknown key; known here: corners, name"),
+        ({"shape": {"name": "polygone"}}, "shape.name: given 'polygone', expected one of 'circle', 'polygon'"),
+        ({"shape": {"radius": 2}}, "shape: needs a 'name' that selects its kind; given {'radius': 2}"),
+        ({"shape": {"name": "polygon", "corners": ["2", 3]}}, "shape.corners.0: given '2', expected a valid integer"),
+        ({"height": 11}, "height: 11 is more than width 10"),
+    ],
+)
+def test_what_is_wrong_is_said_so_that_it_can_be_mended(tree, line):
+    assert problems(Canvas, tree) == [line]
+
+
+def test_all_errors_are_reported_at_once():
+    tree = {
+        "shape": {"name": "circle", "radius": -1, "colour": "red"}, "width": "wide", "zoom": math.nan,
+        "hight": 3, "height": 11, "title": 7,
+    }  # fmt: skip
+    expected = {"shape.radius", "shape.colour", "width", "zoom", "hight", "height", "title"}
+    lines = problems(Canvas, tree)
+    assert {line.split(":")[0] for line in lines} == expected
+    assert len(lines) == len(expected)
+
+
+def test_cross_field_checks_of_inner_sections_carry_their_path():
+    tree = {"shape": {"name": "circle"}, "title": "t", "canvas": {"height": 11}}
+    assert problems(Required, tree) == ["canvas.height: 11 is more than width 10"]
+
+
+def test_what_is_missing_is_named():
+    assert problems(Required, {}) == ["shape: required, but not given", "title: required, but not given"]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"shape": {"name": "circle"}, "title": 5}, {"shape": {"name": "square"}, "title": "t"},
+        {"shape": 5, "title": "t"},
+    ],
+)  # fmt: skip
+def test_what_was_given_wrongly_is_not_called_missing_as_well(tree):
+    [line] = problems(Required, tree)
+    assert "required" not in line
+
+
+@pytest.mark.parametrize("tree", [None, [], 5, "text"])
+def test_a_tree_has_to_be_a_mapping(tree):
+    [line] = problems(Canvas, tree)
+    assert line == f"(top): given {tree!r}, expected an object"
+
+
+@pytest.mark.parametrize("text", ["2020-01-01: 5", "3: 5", "null: 5", "true: 5", "1.5: 5"])
+def test_keys_that_yaml_does_not_take_for_text_are_unknown(text):
+    [line] = problems(Canvas, parse_yaml(text, "test"))
+    assert "unknown key" in line
+
+
+def test_the_message_counts_and_names_the_source():
+    with pytest.raises(ConfigError, match=r"(?s)^my\.yaml: 2 problems\n  width: .*\n  title: "):
+        Canvas.parse({"width": 0, "title": 1}, "my.yaml")
+    with pytest.raises(ConfigError, match=r"^my\.yaml: 1 problem\n"):
+        Canvas.parse({"width": 0}, "my.yaml")
+
+
+def test_sections_are_frozen_and_check_their_defaults():
+    class Wrong(Config):
+        width: Annotated[int, Field(ge=1)] = 0
+
+    assert problems(Wrong, {}) == ["width: given 0, expected greater than or equal to 1"]
+    with pytest.raises(ValidationError, match="frozen"):
+        Canvas().width = 5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3), ("1E5", 1e5), ("-2e+3", -2e3), ("1.e-3", 1e-3), ("1_000e2", 1e5), ("1.5e3", 1500.0), ("7", 7),
+        ("1.5", 1.5), ("[1e-3, 2]", [1e-3, 2]), ("1e-3x", "1e-3x"), ("'1e-3'", "1e-3"), ("e5", "e5"), ("true", True),
+    ],
+)  # fmt: skip
+def test_yaml_numbers(text, value):
+    parsed = parse_yaml(text, "test")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_survives_yaml_as_python_writes_it(value):
+    assert parse_yaml(repr(value), "test") == value
+    assert parse_yaml(f"{value:e}", "test") == float(f"{value:e}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read"), (b"a: [", "not valid YAML"), (b"- 1\n- 2", "holds list, expected a mapping"),
+        (b"", "holds NoneType, expected a mapping"), (b"\xff\xfe\x00", "cannot read"),
+        (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_are_the_users_to_mend(tmp_path, content, message):
+    path = tmp_path / "given.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_yaml(path)
+    assert "given.yaml" in str(caught.value)
+
+
+TREES = st.recursive(
+    st.integers() | st.text(max_size=3) | st.booleans() | st.none() | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, min_size=1, max_size=3),
+    max_leaves=8,
+)
+MAPPINGS = st.dictionaries(st.text("abc", min_size=1, max_size=3), TREES, max_size=3)
+PATHS = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=3).map(".".join)
+
+
+@given(MAPPINGS, PATHS, st.integers())
+def test_an_override_changes_its_path_and_nothing_beside_it(tree, path, value):
+    before = yaml.safe_dump(tree)
+    changed = flatten(override(tree, path, value))
+    assert yaml.safe_dump(tree) == before
+    assert changed[path] == value
+    prefixes = {path.rsplit(".", cut)[0] for cut in range(path.count(".") + 1)}
+    replaced = [key for key in flatten(tree) if key in prefixes or key.startswith(f"{path}.")]
+    beside = {key: leaf for key, leaf in flatten(tree).items() if key not in replaced}
+    assert {key: leaf for key, leaf in changed.items() if key != path} == beside
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_two_trees_differ_exactly_where_lines_say_so(old, new):
+    lines = difference(old, new)
+    assert (not lines) == (flatten(old) == flatten(new))
+    before, after = flatten(old), flatten(new)
+    for line in lines:
+        path = line.split(": ")[0]
+        assert before.get(path, "?") != after.get(path, "?")
+        assert line == f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
+
+
+def test_difference_of_a_changed_an_added_and_a_removed_leaf():
+    assert difference({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5, "e": 4}, "d": 3}) == [
+        "a.b: 1 -> 5", "a.c: 2 -> (absent)", "a.e: (absent) -> 4",
+    ]  # fmt: skip
+
+
+def test_assignments():
+    given_ = ["a.b=2", "c=1e-3", "d=[1, x]", "e=k=v", "f="]
+    assert parse_overrides(given_) == {"a.b": 2, "c": 1e-3, "d": [1, "x"], "e": "k=v", "f": None}
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(["a", "b=1", "c"])
+    assert [line.split(":")[0] for line in caught.value.problems] == ["a", "c"]
+    with pytest.raises(UserError, match="--set a is not valid YAML"):
+        parse_overrides(["a=["])
+
+
+# The experiment's own tree.
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_parse_and_survive_a_round_trip(preset):
+    config = read_config(preset)
+    assert ExperimentConfig.parse(config.tree()) == config
+    assert ExperimentConfig.parse(parse_yaml(config.to_yaml(), preset)) == config
+
+
+def test_every_method_has_a_preset():
+    assert {read_config(preset).algorithm.name for preset in preset_names()} == TABLE.keys()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_no_misspelt_key_of_a_preset_goes_unnoticed(preset):
+    tree = read_preset(preset)
+    for path in flatten(tree):
+        parent, _, key = path.rpartition(".")
+        misspelt = f"{parent}.{key}_x".lstrip(".")
+        lines = problems(ExperimentConfig, override(tree, misspelt, 1))
+        assert any(line.startswith(f"{misspelt}: unknown key") for line in lines), misspelt
+
+
+def test_settings_on_top_of_a_preset():
+    config = read_config("avb_digits", ["algorithm.adversary.steps=3", "algorithm.model.lr=1e-4", "training.ema=0.99"])
+    assert (config.algorithm.adversary.steps, config.algorithm.model.lr, config.training.ema) == (3, 1e-4, 0.99)
+    lines = difference(read_config("avb_digits").tree(), config.tree())
+    assert [line.split(":")[0] for line in lines] == [
+        "algorithm.adversary.steps", "algorithm.model.lr", "training.ema",
+    ]  # fmt: skip
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(UserError, match="neither a file nor a preset; presets are .*vae_digits"):
+        read_preset("vae_digit")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path"),
+    [
+        ("algorithm.model.lr=0", "algorithm.model.lr"), ("algorithm.model.steps=0", "algorithm.model.steps"),
+        ("algorithm.model.betas=[0.9, 1.1]", "algorithm.model.betas.1"), ("training.ema=1", "training.ema"),
+        ("algorithm.model.optimizer=Adamm", "algorithm.model.optimizer"),
+        ("algorithm.model.optimizer=functional", "algorithm.model.optimizer"),
+        ("algorithm.model.options={momentun: 1}", "algorithm.model"), ("training.dtype=float16", "training.dtype"),
+        ("training.logical_workers=3", "training.logical_workers"), ("scaling.workers=2", "scaling.workers"),
+        ("data.binarisation=none", "algorithm.observation"), ("tracking.model=a/b", "tracking.model"),
+        ("algorithm.encoder.hidden=[]", "algorithm.encoder.hidden"), ("data.name=mnits", "data.name"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused_by_path(assignment, path):
+    with pytest.raises(ConfigError) as caught:
+        read_config("vae_digits", [assignment])
+    [line] = caught.value.problems
+    assert line.startswith(f"{path}: ")
+
+
+def test_adaptive_contrast_is_refused_an_encoder_without_moments():
+    with pytest.raises(ConfigError, match="algorithm.encoder.name: given 'noise_input', expected 'noise_basis'"):
+        read_config("avb_ac_digits", ["algorithm.encoder={name: noise_input}"])
+
+
+def test_sections_that_do_not_go_together_are_reported_beside_misspelt_keys():
+    assignments = ["data.binarisation=none", "training.logical_workers=3", "scaling.wokers=2", "scaling.workers=2"]
+    with pytest.raises(ConfigError) as caught:
+        read_config("vae_digits", assignments)
+    assert {line.split(":")[0] for line in caught.value.problems} == {
+        "algorithm.observation", "training.logical_workers", "scaling.wokers", "scaling.workers",
+    }  # fmt: skip
+
+
+def test_where_a_run_takes_place_does_not_decide_which_model_comes_out():
+    config = read_config("vae_digits")
+    elsewhere = ["scaling.cpus_per_worker=2", "tracking.experiment=other", "data.root=/elsewhere"]
+    assert read_config("vae_digits", elsewhere).identity() == config.identity()
+    assert read_config("vae_digits", ["training.seed=1"]).identity() != config.identity()
+
+
+OPTIMIZERS = sorted(
+    name for name in torch.optim.__all__
+    if isinstance(getattr(torch.optim, name), type) and issubclass(getattr(torch.optim, name), torch.optim.Optimizer)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_optimizer_that_is_accepted_trains_any_network(optimizer):
+    """Refused at once, or able to take steps on matrices, vectors and scalars; never an error after the launch."""
+    try:
+        turn = TurnConfig.parse({"optimizer": optimizer})
+    except ConfigError:
+        return
+    network = nn.Sequential(nn.Linear(3, 2), nn.PReLU())
+    network.register_parameter("scalar", nn.Parameter(torch.tensor(1.0)))
+    built = turn.build(network.parameters())
+    before = [p.detach().clone() for p in network.parameters()]
+    (network(torch.randn(5, 3)).square().sum() * network.scalar).backward()
+    built.step()
+    assert not all(torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+def test_schedules_warm_up_stay_and_decay_to_nothing(decay):
+    rounds, schedule = 100, ScheduleConfig(decay=decay, decay_from=0.6, warmup=10)
+    factors = [schedule.factor(round_, rounds) for round_ in range(rounds)]
+    assert factors[:10] == pytest.approx([(round_ + 1) / 10 for round_ in range(10)])
+    assert factors[10:61] == [1.0] * 51
+    expected = {
+        "none": lambda u: 1.0,
+        "linear": lambda u: 1 - u,
+        "cosine": lambda u: 0.5 + 0.5 * math.cos(math.pi * u),
+    }[decay]
+    assert factors[60:] == pytest.approx([expected((round_ - 60) / 40) for round_ in range(60, 100)], abs=1e-6)
