@@ -65,11 +65,14 @@ class TurnConfig(Config):
         return name
 
     @model_validator(mode="after")
-    def _buildable(self) -> "TurnConfig":
-        try:
-            self.build([nn.Parameter(torch.zeros(1, 1))])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"options that torch.optim.{self.optimizer} accepts; it says: {error}") from error
+    def _accepted(self) -> "TurnConfig":
+        accepted = inspect.signature(getattr(torch.optim, self.optimizer)).parameters
+        given = {**self.options, **({} if self.betas is None else {"betas": self.betas})}
+        if unknown := [name for name in given if name not in accepted]:
+            raise ValueError(
+                f"options of torch.optim.{self.optimizer}, which are {', '.join(list(accepted)[2:])}; "
+                f"it has no {', '.join(unknown)}"
+            )
         return self
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -28,7 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
+out = Console() if sys.stdout.isatty() else Console(width=120)
+err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Storage = Annotated[Path, typer.Option(envvar="AVB_STORAGE", help="Checkpoints go here; all hosts must share it.")]

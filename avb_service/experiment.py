@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,7 +23,6 @@ from avb_service.data.datasets import DataConfig, Dataset, Split, load
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, TrainingConfig
 from avb_service.errors import DataError, DivergenceError, UserError
-from avb_service.figures import draw, to_png
 from avb_service.likelihood import Estimate, LikelihoodConfig, evaluate, iwae, latent_variable_model
 from avb_service.seeding import seeded
 
@@ -32,6 +30,8 @@ OBJECTIVE = "validation/log_likelihood"  # what runs are compared by: a lower bo
 FIGURE_DATA = 500
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     AlgorithmSection = AlgorithmConfig
 else:
     AlgorithmSection = Annotated[Union[tuple(method.Config for method in TABLE.values())], Field(discriminator="name")]  # noqa: UP007
@@ -248,11 +248,20 @@ class Experiment:
         limit = self.config.likelihood.test_data if split == "test" else self.config.likelihood.validation_data
         return evaluate(self.engine.model, self.data(split, limit)[0], self.config.likelihood)
 
-    def draw(self) -> dict[str, Figure]:
+    def draw(self) -> "dict[str, Figure]":
         """All figures that apply to the model."""
+        from avb_service.figures import draw  # matplotlib is slow to import, and most processes draw nothing
+
         x, labels = self.data("validation", FIGURE_DATA)
         history = {name: [(int(round_), value) for round_, value in points] for name, points in self.history.items()}
         return draw(self.engine.model, x, labels, history)
+
+    def record_figures(self, recorder: Recorder, step: int | None = None) -> None:
+        """Draw and record all figures: at a round, or as the final ones."""
+        from avb_service.figures import to_png
+
+        for name, figure in self.draw().items():
+            recorder.log_figure(name, to_png(figure), step)
 
     def publish(self, folder: Path, card: str) -> Path:
         """Write the model folder that the registry takes."""
@@ -284,8 +293,7 @@ class Experiment:
             reports = progress.round // self.config.training.report_every
             last = progress.round == self.config.training.rounds
             if last or reports % self.config.tracking.figures_every == 0:
-                for name, figure in self.draw().items():
-                    self.recorder.log_figure(name, to_png(figure), progress.round)
+                self.record_figures(self.recorder, progress.round)
         return metrics
 
     def _objective(self) -> dict[str, float]:

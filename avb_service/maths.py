@@ -21,6 +21,12 @@ def standard_normal(dim: int, like: Tensor) -> Independent:
     return Independent(Normal(zero, torch.ones_like(zero), validate_args=False), 1, validate_args=False)
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """The factors L of L L' [..., D, D]; NaN where there is none, so that divergence is found where it is looked for."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return factor.masked_fill(failed[..., None, None] != 0, math.nan)
+
+
 def fit_gaussian(draws: Tensor, inflate: float = 1.0, ridge: float = 1e-4) -> MultivariateNormal:
     """A full-covariance Gaussian for each datum, fitted by moments.
 
@@ -37,4 +43,4 @@ def fit_gaussian(draws: Tensor, inflate: float = 1.0, ridge: float = 1e-4) -> Mu
     covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(draws) - 1)
     floor = ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-6)
     covariance = covariance + floor[:, None, None] * torch.eye(draws.shape[-1]).to(draws)
-    return MultivariateNormal(mean, scale_tril=inflate * torch.linalg.cholesky(covariance), validate_args=False)
+    return MultivariateNormal(mean, scale_tril=inflate * cholesky(covariance), validate_args=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms import TABLE
@@ -20,6 +21,11 @@ DATA = (
     {"name": "digits", "binarisation": "dynamic", "validation": 16, "test": 16, "limit": 300},
     {"name": "digits", "binarisation": "none", "validation": 16, "test": 16, "limit": 300},
 )
+
+
+def pytest_configure() -> None:
+    """One thread: on small tensors, threads cost more than they bring, above all on a machine that does other things."""
+    torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

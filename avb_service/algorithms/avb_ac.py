@@ -9,6 +9,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms.avb import AVB, AVBConfig
 from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior
+from avb_service.maths import cholesky
 from avb_service.networks.encoders import NoiseBasisConfig
 
 
@@ -41,5 +42,5 @@ class AVBAC(AVB):
         variance = covariance.diagonal(dim1=-2, dim2=-1) + self.config.jitter
         if self.config.covariance == "diagonal":
             return Independent(Normal(mean, variance.sqrt(), validate_args=False), 1, validate_args=False)
-        factor = torch.linalg.cholesky(covariance.diagonal_scatter(variance, dim1=-2, dim2=-1))
+        factor = cholesky(covariance.diagonal_scatter(variance, dim1=-2, dim2=-1))
         return MultivariateNormal(mean, scale_tril=factor, validate_args=False)

@@ -17,7 +17,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how often Ray Train collects reports: 2 s by default
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",
 }
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avb_service.experiment import Experiment
-from avb_service.figures import to_png
 from avb_service.likelihood import Estimate
 from avb_service.tracking.registry import leaderboard, register
 from avb_service.tracking.runs import Run
@@ -49,8 +48,7 @@ def publish(experiment: Experiment, run: Run, folder: Path, candidate: bool = Tr
     tags = {**experiment.tags(), "likelihood_data": f"{len(estimates[0].per_datum)} test data"}
     run.log_metrics(metrics, experiment.config.training.rounds)
     run.log_table("test_log_likelihoods", {e.name: e.per_datum.tolist() for e in estimates})
-    for figure, drawing in experiment.draw().items():
-        run.log_figure(figure, to_png(drawing))
+    experiment.record_figures(run)
     model = experiment.config.tracking.model
     alias = _alias(model, metrics[HELD_OUT], tags["data_sha256"], run.tracking_uri) if candidate else None
     experiment.publish(folder, card(experiment, estimates))

@@ -17,7 +17,7 @@ from avb_service.seeding import generator, seeded
 SHAPES = [(1, 28, 28), (1, 28, 20), (3, 64, 64), (1, 1, 4), (1, 8, 8), (2, 5, 3)]
 TRUNKS = [
     MLPConfig(hidden=(12,)), MLPConfig(hidden=(12, 7), activation="elu"), ConvConfig(channels=(8, 9), hidden=12),
-    ConvConfig(channels=(4,), hidden=12, activation="silu"), ConvConfig(channels=(3, 4, 5), hidden=12, activation="elu"),
+    ConvConfig(channels=(4,), hidden=12, activation="silu"), ConvConfig(channels=(3, 4, 5), hidden=9, activation="elu"),
 ]  # fmt: skip
 ADVERSARIES = [
     InnerProductConfig(trunk=MLPConfig(hidden=(12,)), hidden=(9, 8), rank=7),

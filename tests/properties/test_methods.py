@@ -1,0 +1,314 @@
+"""What holds for every method of the table, with no exceptions."""
+
+import math
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avb_service.algorithm import Algorithm, LatentVariableModel
+from avb_service.algorithms import TABLE
+from avb_service.engine import Engine
+from avb_service.errors import DivergenceError, UserError
+from avb_service.experiment import OBJECTIVE, Experiment, ExperimentConfig, build, load_data, load_model
+from avb_service.seeding import seeded
+
+ROUNDS = 4
+
+
+class Stopped(Exception):
+    """What a test stops a run with, as a lost machine would."""
+
+
+def start(config: ExperimentConfig, folder: Path) -> Experiment:
+    return Experiment(config, folder / "checkpoints")
+
+
+def fit(experiment: Experiment, stop_at: int | None = None) -> Experiment:
+    def stop(round_: int, metrics: object) -> None:
+        if round_ == stop_at:
+            raise Stopped
+
+    if stop_at is None:
+        experiment.fit()
+    else:
+        with pytest.raises(Stopped):
+            experiment.fit(stop)
+    return experiment
+
+
+def assert_same(a: object, b: object, path: str = "") -> None:
+    """Equal to the bit, and of the same structure."""
+    if isinstance(a, Tensor):
+        assert isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert isinstance(b, dict) and a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_same(left, right, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def history(experiment: Experiment) -> dict[str, list]:
+    return {name: points for name, points in experiment.history.items() if not name.startswith("time/")}
+
+
+def assert_same_run(a: Experiment, b: Experiment) -> None:
+    assert_same(a.engine.state(), b.engine.state())
+    assert_same(history(a), history(b))
+
+
+def test_every_parameter_has_an_owner_and_a_configured_turn(small, method, tmp_path):
+    algorithm = start(small(method), tmp_path).algorithm
+    players = algorithm.players()
+    owned = {id(p) for player in players for network in player.networks for p in network.parameters()}
+    assert [name for name, p in algorithm.named_parameters() if id(p) not in owned] == []
+    assert len({player.name for player in players}) == len(players)
+    for player in players:
+        assert player.turn == getattr(small(method).algorithm, player.name)
+
+
+def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, monkeypatch):
+    """Looked at where it counts: between the backward pass of a turn and the step of its optimizer."""
+    experiment = start(small(method), tmp_path)
+    engine, names = experiment.engine, {id(p): name for name, p in experiment.algorithm.named_parameters()}
+    largest: dict[str, dict[str, float]] = {player.name: {} for player in engine.players}
+    clip = Engine._clip
+
+    def look(self: Engine, player: object, parameters: list[nn.Parameter]) -> None:
+        seen = largest[player.name]
+        for p in parameters:
+            seen[names[id(p)]] = max(seen.get(names[id(p)], 0.0), p.grad.abs().max().item())
+        clip(self, player, parameters)
+
+    monkeypatch.setattr(Engine, "_clip", look)
+    before = {name: p.detach().clone() for name, p in experiment.algorithm.named_parameters()}
+    fit(experiment)
+    for player in engine.players:
+        own = {names[id(p)] for network in player.networks for p in network.parameters()}
+        assert {name for name, size in largest[player.name].items() if size > 0} == own
+    assert [name for name, p in experiment.algorithm.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def test_a_turn_leaves_the_others_parameters_as_they_are(small, method, tmp_path):
+    experiment = start(small(method), tmp_path)
+    engine = experiment.engine
+    for i, player in enumerate(engine.players):
+        for p in experiment.algorithm.parameters():
+            p.grad = torch.full_like(p, math.pi)  # a mark, and bait for an optimizer that takes what is not its own
+        before = [p.detach().clone() for p in experiment.algorithm.parameters()]
+        engine._step(i, i)
+        own = {id(p) for network in player.networks for p in network.parameters()}
+        for p, old in zip(experiment.algorithm.parameters(), before, strict=True):
+            if id(p) not in own:
+                assert torch.equal(p, old)
+                assert p.grad.eq(math.pi).all()
+            assert p.requires_grad
+
+
+def test_objectives_report_what_they_minimise(small, method, tmp_path):
+    experiment = fit(start(small(method), tmp_path))
+    for player in experiment.engine.players:
+        terms = [name for name in experiment.history if name.startswith(f"train/{player.name}/")]
+        assert terms
+        for name in terms:
+            assert [round_ for round_, _ in experiment.history[name]] == [2, 4]
+            assert all(math.isfinite(value) for _, value in experiment.history[name])
+
+
+def test_shapes(small, method, tmp_path):
+    experiment = start(small(method), tmp_path)
+    model, (x, _) = experiment.algorithm, experiment.data("validation", 5)
+    with torch.no_grad():
+        assert model.sample(3).shape == (3, *model.spec.shape)
+        assert model.sample(3).dtype == x.dtype
+        if isinstance(model, LatentVariableModel):
+            dim = model.prior().event_shape[0]
+            z = model.encode(x, 2)
+            assert z.shape == (2, 5, dim)
+            assert model.posterior(x).rsample((2, 3)).shape == (2, 3, 5, dim)
+            p = model.likelihood(z)
+            assert (p.batch_shape, p.event_shape) == ((2, 5), model.spec.shape)
+            assert p.log_prob(x).shape == (2, 5)
+            assert model.reconstruct(x).shape == x.shape
+
+
+def test_draws_lie_where_data_lie(small, method, tmp_path):
+    spec = start(small(method), tmp_path).algorithm.spec
+    draws = build(small(method), spec).sample(20)
+    if spec.values == "binary":
+        assert ((draws == 0) | (draws == 1)).all()
+    assert draws.isfinite().all()
+
+
+def test_the_same_seed_gives_the_same_model(small, method, tmp_path):
+    torch.manual_seed(1)
+    first = fit(start(small(method), tmp_path / "a"))
+    torch.manual_seed(2)  # the state of the global generator decides nothing
+    torch.rand(3)
+    assert_same_run(first, fit(start(small(method), tmp_path / "b")))
+    other = fit(start(small(method, {"training.seed": 1}), tmp_path / "c"))
+    assert not all(
+        torch.equal(p, q) for p, q in zip(first.algorithm.parameters(), other.algorithm.parameters(), strict=True)
+    )
+
+
+def test_training_leaves_its_model_as_evaluation_finds_it(small, method, tmp_path):
+    """Reports, with their draws from the model, have no influence on what is trained."""
+    often = fit(start(small(method, {"training.report_every": 1}), tmp_path / "a"))
+    once = fit(start(small(method, {"training.report_every": ROUNDS}), tmp_path / "b"))
+    assert_same(often.engine.state(), once.engine.state())
+    assert often.history[OBJECTIVE][-1] == once.history[OBJECTIVE][-1]
+
+
+RESUMES = {
+    "as it is": {},
+    "ema": {"training.ema": 0.9},
+    "schedule": {"training.ema": 0.5, "algorithm.model.schedule": {"decay": "cosine", "decay_from": 0.2, "warmup": 2}},
+    "SGD model, Adam adversary": {"algorithm.model": {"lr": 1e-3, "optimizer": "SGD", "options": {"momentum": 0.9}}},
+    "float64, clipped": {"training.dtype": "float64", "algorithm.model": {"lr": 1e-3, "clip_norm": 0.1}},
+    "NAdam, one worker": {"training.logical_workers": 1, "algorithm.model": {"lr": 1e-3, "optimizer": "NAdam"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", RESUMES.values(), ids=RESUMES)
+def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(small, method, tmp_path, overrides):
+    config = small(method, {"training.rounds": 6, "training.report_every": 3, **overrides})
+    straight = fit(start(config, tmp_path / "straight"))
+    fit(start(config, tmp_path / "stopped"), stop_at=3)
+    resumed = start(config, tmp_path / "stopped")
+    fresh = deepcopy(resumed.engine.state())
+    resumed.resume()
+    assert resumed.engine.round == 3
+    assert_same_run(straight, fit(resumed))
+    assert any(not torch.equal(fresh["algorithm"][name], t) for name, t in straight.engine.state()["algorithm"].items())
+    x, _ = straight.data("validation")
+    if isinstance(straight.algorithm, LatentVariableModel):
+        for one, other in zip(straight.evaluate("validation"), resumed.evaluate("validation"), strict=True):
+            assert torch.equal(one.per_datum, other.per_datum)
+
+
+def test_a_stop_between_two_reports_costs_the_rounds_since_the_last(small, method, tmp_path):
+    config = small(method, {"training.rounds": 6, "training.report_every": 2})
+    straight = fit(start(config, tmp_path / "straight"))
+    stopped = start(config, tmp_path / "stopped")
+    source = stopped.engine.source
+
+    def fail_in_round_five(index: int, worker: int) -> tuple[Tensor, Tensor | None]:
+        if index >= 4 * sum(player.turn.steps for player in stopped.engine.players):
+            raise Stopped
+        return source(index, worker)
+
+    stopped.engine.source = fail_in_round_five
+    with pytest.raises(Stopped):
+        stopped.fit()
+    resumed = start(config, tmp_path / "stopped")
+    resumed.resume()
+    assert resumed.engine.round == 4
+    assert_same_run(straight, fit(resumed))
+
+
+def test_a_finished_run_stays_as_it_is(small, method, tmp_path):
+    done = fit(start(small(method), tmp_path))
+    reports: list[int] = []
+    again = start(small(method), tmp_path)
+    again.fit(lambda round_, metrics: reports.append(round_))
+    assert reports == []
+    assert_same_run(done, again)
+
+
+def test_a_run_is_not_resumed_with_another_configuration(small, method, tmp_path):
+    fit(start(small(method), tmp_path))
+    with pytest.raises(UserError, match=r"another configuration; differing:\n  training.seed: 0 -> 7"):
+        fit(start(small(method, {"training.seed": 7}), tmp_path))
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path, ema):
+    experiment = fit(start(small(method, {"training.ema": ema}), tmp_path))
+    loaded = load_model(experiment.publish(tmp_path / "model", "# card"))
+    assert loaded.card == "# card"
+    assert loaded.config == experiment.config
+    assert_same(dict(experiment.engine.model.state_dict()), dict(loaded.algorithm.state_dict()))
+    with seeded(5, "sample"), torch.no_grad():
+        expected = experiment.engine.model.sample(7)
+    assert torch.equal(loaded.sample(7, seed=5), expected)
+    assert not torch.equal(loaded.sample(7, seed=6), expected)
+    if isinstance(experiment.algorithm, LatentVariableModel):
+        x, _ = experiment.data("test", 8)
+        for one, other in zip(experiment.evaluate("test"), loaded.log_likelihood(x), strict=True):
+            assert (one.name, one.kind) == (other.name, other.kind)
+            assert torch.equal(one.per_datum, other.per_datum)
+
+
+def test_averaged_weights_are_the_average_of_the_rounds(small, method, tmp_path):
+    decay, seen = 0.7, []
+    experiment = start(small(method, {"training.ema": decay, "training.report_every": 1}), tmp_path)
+    experiment.fit(lambda round_, metrics: seen.append([p.detach().clone() for p in experiment.algorithm.parameters()]))
+    average = seen[0]
+    for rounds in seen[1:]:
+        average = [decay * old + (1 - decay) * new for old, new in zip(average, rounds, strict=True)]
+    for mine, expected in zip(experiment.engine.model.parameters(), average, strict=True):
+        torch.testing.assert_close(mine.detach(), expected)
+    assert experiment.engine.model is not experiment.algorithm
+
+
+def poison(algorithm: Algorithm, networks: tuple[nn.Module, ...]) -> None:
+    with torch.no_grad():
+        next(networks[0].parameters()).view(-1)[0] = math.nan
+
+
+def test_nan_stops_training_and_the_last_good_checkpoint_is_kept(small, method, tmp_path):
+    config = small(method, {"training.rounds": 6})
+    straight = fit(start(config, tmp_path / "straight"))
+    for i in range(len(straight.engine.players)):
+        experiment = start(config, tmp_path / str(i))
+        victim = experiment.engine.players[i]
+
+        def break_it(round_: int, metrics: object, experiment=experiment, victim=victim) -> None:
+            if round_ == 4:
+                poison(experiment.algorithm, victim.networks)
+
+        with pytest.raises(DivergenceError, match="round 4: "):
+            experiment.fit(break_it)
+        resumed = start(config, tmp_path / str(i))
+        resumed.resume()
+        assert resumed.engine.round == 4
+        assert_same_run(straight, fit(resumed))
+
+
+def test_a_step_that_would_destroy_a_player_is_not_taken(small, method, tmp_path):
+    experiment = start(small(method), tmp_path)
+    engine = experiment.engine
+    source = engine.source
+    engine.source = lambda index, worker: (source(index, worker)[0] * math.nan, None)
+    before = [p.detach().clone() for p in experiment.algorithm.parameters()]
+    with pytest.raises(DivergenceError):
+        engine.run(lambda report: None)
+    after = list(experiment.algorithm.parameters())
+    assert all(torch.equal(p, old) for p, old in zip(after, before, strict=True))
+
+
+def test_a_model_that_cannot_be_evaluated_is_no_checkpoint(small, method, tmp_path):
+    """A learning rate far out of range breaks the model in the last step before a report."""
+    last = start(small(method), tmp_path).engine.players[-1].name
+    config = small(method, {"training.report_every": 1, f"algorithm.{last}.lr": 1e30})
+    with pytest.raises(DivergenceError):
+        fit(start(config, tmp_path))
+    checkpoint = start(config, tmp_path).store.latest()
+    assert checkpoint is None or math.isfinite(checkpoint.metrics[OBJECTIVE])
+
+
+def test_a_method_is_initialised_from_the_seed_alone(small, method):
+    config = small(method)
+    spec = load_data(config).spec
+    one, other = build(config, spec).state_dict(), build(config, spec).state_dict()
+    assert_same(dict(one), dict(other))
+    seed = small(method, {"training.seed": 1})
+    assert any(not torch.equal(t, one[name]) for name, t in build(seed, spec).state_dict().items())
