@@ -31,7 +31,8 @@ $(VENV)/ready: pyproject.toml setup.py
 	touch $@
 
 benchmarks: $(VENV)/ready
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.ray_train
 
 clean:
 	rm -rf $(VENV)

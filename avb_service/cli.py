@@ -221,14 +221,14 @@ def main() -> None:
 
 
 def guarded(command: typer.Typer) -> None:
-    """Run a command; what the user can mend is one message and exit code 2."""
+    """Run a command; what the user can mend is one message and no traceback."""
     try:
         command()
     except UserError as error:
         if os.environ.get("AVB_TRACEBACK"):
             raise
         err.print(f"error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def _say(as_json: bool, row: object, text: str) -> None:
@@ -269,7 +269,8 @@ def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "S
         table.add_row(
             row["model"], row["alias"], row["method"], row["data"], row["latent"],
             "" if bound is None else f"{bound:.2f} ± {row['stderr']:.2f}",
-            "" if estimate is None else f"{estimate:.2f}", f"{row['parameters'] / 1000:.0f}k", f"{row['seconds']:.0f} s",
+            "" if estimate is None else f"{estimate:.2f}", f"{row['parameters'] / 1000:.0f}k",
+            f"{row['seconds']:.0f} s",
         )  # fmt: skip
     out.print(table)
     out.print("±: standard error over data.  ~: what an adversary believes; it bounds nothing.  *: new", markup=False)

@@ -7,7 +7,7 @@ only knows how to read one strictly and how to say, all at once, what is wrong w
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -59,7 +59,7 @@ class Config(BaseModel):
                 break
         raise ConfigError(problems, source)
 
-    def problems(self) -> Iterable[str]:
+    def problems(self) -> Iterator[str]:
         """Lines `path: what does not fit together`, for checks that span several fields."""
         for name in type(self).model_fields:
             value = getattr(self, name)

@@ -66,7 +66,7 @@ class BernoulliConfig(Config):
     def objection(self, values: Values) -> str | None:
         """Why the model does not fit data with such values, as `path: reason`, if so."""
         if values != "binary":
-            return f"observation: bernoulli needs binary data, given {values} values; set data.binarisation or use gaussian"
+            return f"observation: bernoulli needs binary data, given {values}; set data.binarisation or use gaussian"
         return None
 
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from avb_service.algorithm import Algorithm, Batch, Loss, Player, Positive
 from avb_service.config import Config
-from avb_service.errors import DivergenceError
+from avb_service.errors import DivergenceError, UserError
 from avb_service.seeding import derive_seed
 
 State = dict[str, Any]
@@ -39,6 +39,7 @@ class TrainingConfig(Config):
 
     def problems(self) -> Iterator[str]:
         """The global batch is cut into equal slices."""
+        yield from super().problems()
         if self.batch_size % self.logical_workers:
             yield (
                 f"logical_workers: {self.logical_workers} do not divide training.batch_size {self.batch_size}; "
@@ -112,6 +113,11 @@ class Engine:
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        if config.logical_workers % workers:
+            raise UserError(
+                f"{workers} workers cannot share training.logical_workers {config.logical_workers} equally: slices of "
+                "every batch would be lost; choose a divisor"
+            )
         share = config.logical_workers // workers
         self.mine = range(rank * share, (rank + 1) * share)
         self.round = 0

@@ -8,6 +8,8 @@ message alone and leaves with exit code 2; any other exception is a defect of ou
 class UserError(Exception):
     """Something that was given cannot be used; the message says what, what was expected and what to do."""
 
+    exit_code = 2
+
 
 class ConfigError(UserError):
     """A configuration that cannot be run. Carries every problem found, not only the first.
@@ -25,6 +27,14 @@ class ConfigError(UserError):
 
 class DivergenceError(UserError):
     """Training produced a value that is not finite; the last good state is in the checkpoint folder."""
+
+    exit_code = 1
+
+
+class Interrupted(UserError):
+    """Somebody stopped the work before its end; it can be continued."""
+
+    exit_code = 130
 
 
 class DataError(UserError):

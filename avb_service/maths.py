@@ -22,7 +22,7 @@ def standard_normal(dim: int, like: Tensor) -> Independent:
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """The factors L of L L' [..., D, D]; NaN where there is none, so that divergence is found where it is looked for."""
+    """L of L L' = matrix, [..., D, D]; NaN where there is none, so that divergence shows where it is looked for."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return factor.masked_fill(failed[..., None, None] != 0, math.nan)
 

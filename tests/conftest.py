@@ -24,7 +24,7 @@ DATA = (
 
 
 def pytest_configure() -> None:
-    """One thread: on small tensors, threads cost more than they bring, above all on a machine that does other things."""
+    """One thread: on small tensors, threads cost more than they bring."""
     torch.set_num_threads(1)
 
 

@@ -1,5 +1,6 @@
 """AVB with adaptive contrast (Mescheder, Nowozin & Geiger 2017, algorithm 2)."""
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -21,6 +22,15 @@ class AVBACConfig(AVBConfig):
     covariance: Literal["full", "diagonal"] = "full"
     moment_draws: Annotated[int, Field(ge=8)] = 128
     jitter: Annotated[float, Field(gt=0)] = 1e-3
+
+    def problems(self) -> Iterator[str]:
+        """Adaptive contrast needs an encoder whose moments are known."""
+        yield from super().problems()
+        if not isinstance(self.encoder, NoiseBasisConfig):
+            yield (
+                f"encoder.name: given {self.encoder.name}, whose moments are not known; adaptive contrast needs "
+                "noise_basis (or use algorithm.name: avb)"
+            )
 
 
 class AVBAC(AVB):

@@ -3,9 +3,10 @@
 Floor 9.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import reduce
 from pathlib import Path
@@ -15,16 +16,16 @@ from avb_service.checkpoint import CheckpointStore
 from avb_service.config import difference, override, read_yaml
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.train import Job, Outcome, train
-from avb_service.errors import UserError
+from avb_service.errors import Interrupted, UserError
 from avb_service.experiment import OBJECTIVE, Experiment, ExperimentConfig, load_data
 from avb_service.tracking import Run, close_open_children
 from avb_service.tracking.publish import Published, publish
 from avb_service.tuning.space import DomainConfig, SpaceConfig
 
 if TYPE_CHECKING:
-    from ray.tune import Callback
+    from ray.tune import Callback, Tuner
 
-SPACE = "space.yaml"
+SPACE, PUBLISHED = "space.yaml", "published.json"
 LATENT = "algorithm.latent_dim"
 
 
@@ -160,6 +161,8 @@ def conclude(search: Search, on_step: Callable[[str], None]) -> list[Published]:
         search: whose trials have run.
         on_step: told what is being done.
     """
+    if (listed := search.folder / PUBLISHED).exists():
+        return [Published(**entry) for entry in json.loads(listed.read_text(encoding="utf-8"))]
     champion = search.best()
     leaders: dict[str, Trial] = {}
     for trial in search.trials():
@@ -176,7 +179,9 @@ def conclude(search: Search, on_step: Callable[[str], None]) -> list[Published]:
     search.run.log_metrics(best.metrics, 0)
     search.run.set_tags({"avb.best_trial": champion.job.name, "avb.best_model": best.uri})
     search.run.finish()
-    return list(results.values())
+    published = list(results.values())
+    listed.write_text(json.dumps([asdict(each) for each in published]), encoding="utf-8")
+    return published
 
 
 def run_trial(
@@ -216,10 +221,10 @@ def _stage(
     )  # fmt: skip
     path = search.folder / "tune" / stage
     if tune.Tuner.can_restore(str(path)):
-        tune.Tuner.restore(str(path), trainable, resume_errored=True).fit()
+        _run(tune.Tuner.restore(str(path), trainable, resume_errored=True))
         return
     at_a_time = min(capacity.models_at_a_time(config.scaling) for config in configs.values())
-    tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         param_space={"preset": tune.grid_search(list(presets)), **values},
         tune_config=tune.TuneConfig(
@@ -234,7 +239,16 @@ def _stage(
             name=stage, storage_path=str(path.parent), verbose=0, callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=2),
         ),
-    ).fit()  # fmt: skip
+    )  # fmt: skip
+    _run(tuner)
+
+
+def _run(tuner: "Tuner") -> None:
+    """Run to the end. Ray answers Ctrl-C by stopping in good order and returning, as if all were done."""
+    results = tuner.fit()
+    left = len(results) - results.num_terminated - results.num_errors
+    if left:
+        raise Interrupted(f"the search was interrupted with {left} trials to go; --resume continues it")
 
 
 def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> Any:  # noqa: ANN401

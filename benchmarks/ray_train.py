@@ -1,0 +1,68 @@
+"""What Ray Train costs, and what a second worker gains: `python -m benchmarks.ray_train`.
+
+The round loop of the same engine runs in this process and in Ray Train workers, in turn; workers report every 100
+rounds as real training does. One core a worker.
+"""
+
+import os
+import tempfile
+from statistics import median
+from typing import Any
+
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from rich.console import Console
+from rich.table import Table
+
+from avb_service.distributed.cluster import cluster
+from benchmarks.load import seconds_a_round
+
+REPEATS, ROUNDS, BATCH = 3, 400, 256
+
+
+def work(config: dict[str, int]) -> float:
+    """What a worker does."""
+    import ray.train
+
+    context = ray.train.get_context()
+    workers = context.get_world_size()
+    return seconds_a_round(
+        config["batch_size"], ROUNDS, rank=context.get_world_rank(), workers=workers,
+        report=lambda progress: ray.train.report(dict(progress.terms)),
+        wrap=torch.nn.parallel.DistributedDataParallel if workers > 1 else None,
+    )  # fmt: skip
+
+
+def on_ray(workers: int, batch_size: int, storage: str) -> float:
+    """Seconds a round on Ray Train."""
+    trainer: Any = TorchTrainer(
+        work,
+        train_loop_config={"batch_size": batch_size},
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.98}),
+        run_config=RunConfig(storage_path=storage),
+    )
+    return trainer.fit().return_value
+
+
+def main() -> None:
+    """Measure in turn, and print medians and ratios."""
+    alone, one, two, two_wide = [], [], [], []
+    with tempfile.TemporaryDirectory() as storage, cluster():
+        for _ in range(REPEATS):
+            alone.append(seconds_a_round(BATCH, ROUNDS))
+            one.append(on_ray(1, BATCH, storage))
+            two.append(on_ray(2, BATCH, storage))
+            two_wide.append(on_ray(2, 2 * BATCH, storage))
+    table = Table("", "images a round", "images/s", "ratio, run by run", title=f"VAE 784-512-8, {os.cpu_count()} cores")
+    longer = median(there / here for here, there in zip(alone, one, strict=True))
+    table.add_row("no Ray", str(BATCH), f"{BATCH / median(alone):.0f}", "")
+    table.add_row("Ray Train, 1 worker", str(BATCH), f"{BATCH / median(one):.0f}", f"{longer:.3f} x the time without Ray")
+    for images, seconds in ((BATCH, two), (2 * BATCH, two_wide)):
+        gain = median(images / both / (BATCH / single) for single, both in zip(one, seconds, strict=True))
+        table.add_row("Ray Train, 2 workers", str(images), f"{images / median(seconds):.0f}", f"{gain:.2f} x one worker")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

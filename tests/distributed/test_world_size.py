@@ -1,0 +1,284 @@
+"""The same model on 1, 2 and 4 workers: real processes that average their gradients through torch.distributed."""
+
+import json
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player, TurnConfig
+from avb_service.algorithms import TABLE
+from avb_service.config import Tree
+from avb_service.engine import Engine, TrainingConfig
+from avb_service.errors import DivergenceError, UserError
+from avb_service.experiment import Experiment, ExperimentConfig, build, load_data
+
+WORLDS = (1, 2, 4)
+ROUNDS, STOP = 20, 10
+SGD, ADAM = "float64-SGD", "float32-Adam"
+TURNS = {
+    SGD: {"optimizer": "SGD", "lr": 1e-3, "steps": 1}, ADAM: {"optimizer": "Adam", "lr": 1e-3, "steps": 2},
+}  # fmt: skip
+
+
+class Stopped(Exception):
+    """What a run is stopped with."""
+
+
+# What runs in the processes: functions of the module, so that they can be found there.
+
+
+def enter(rank: int, workers: int, rendezvous: str, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers, timeout=timedelta(seconds=60)
+    )
+    try:
+        task(rank, workers, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def spawn(folder: Path, workers: int, task: Callable[..., None], *arguments: Any) -> None:
+    """Run a task in processes of its own; an error in one of them is raised here with its traceback."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mp.spawn(enter, (workers, str(folder / "rendezvous"), task, arguments), nprocs=workers)
+
+
+def experiment(tree: Tree, folder: Path, rank: int, workers: int) -> Experiment:
+    wrap = DistributedDataParallel if dist.is_initialized() else None
+    return Experiment(ExperimentConfig.parse(tree), folder, wrap=wrap, rank=rank, workers=workers)
+
+
+def train(rank: int, workers: int, runs: dict[str, Tree], folder: Path, stop_at: int | None = None) -> None:
+    """Train the models one after the other, and leave each rank's parameters behind."""
+
+    def stop(round_: int, metrics: object) -> None:
+        if round_ == stop_at:
+            raise Stopped
+
+    for name, tree in runs.items():
+        run = experiment(tree, folder / name / "checkpoints", rank, workers)
+        try:
+            run.fit(stop)
+        except Stopped:
+            continue
+        # Without an average there is nothing in a state that is not copied before it is changed again.
+        safetensors.torch.save_file(run.algorithm.state_dict(), folder / name / f"rank-{rank}.safetensors")
+        if rank == 0:
+            (folder / name / "history.json").write_text(json.dumps(run.history))
+
+
+def parameters(folder: Path, rank: int = 0) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / f"rank-{rank}.safetensors")
+
+
+# The comparison.
+
+
+@pytest.fixture(scope="module")
+def runs(small) -> dict[str, Tree]:
+    """Every method in both precisions, with 4 logical workers, under its name."""
+    trees = {}
+    for method in sorted(TABLE):
+        players = build(small(method), load_data(small(method)).spec).players()
+        for kind, turn in TURNS.items():
+            trees[f"{method}-{kind}"] = small(method, {
+                "training.rounds": ROUNDS, "training.report_every": STOP, "training.logical_workers": 4,
+                "training.dtype": kind.split("-")[0], **{f"algorithm.{player.name}": turn for player in players},
+            }).tree()  # fmt: skip
+    return trees
+
+
+@pytest.fixture(scope="module")
+def trained(runs, tmp_path_factory) -> dict[int, Path]:
+    folders = {workers: tmp_path_factory.mktemp(f"workers-{workers}") for workers in WORLDS}
+    train(0, 1, runs, folders[1])
+    for workers in WORLDS[1:]:
+        spawn(folders[workers], workers, train, runs, folders[workers])
+    return folders
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], kind: str) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        if kind == SGD:
+            assert (one[name] - other[name]).abs().max() < 1e-10, name
+        else:
+            assert (one[name] - other[name]).norm() < 1e-4 * one[name].norm(), name
+
+
+@pytest.mark.parametrize("workers", WORLDS[1:])
+@pytest.mark.parametrize("kind", TURNS)
+def test_any_number_of_workers_trains_the_same_model(trained, method, kind, workers):
+    name = f"{method}-{kind}"
+    alone = parameters(trained[1] / name)
+    assert_close(alone, parameters(trained[workers] / name), kind)
+
+
+@pytest.mark.parametrize("workers", WORLDS[1:])
+@pytest.mark.parametrize("kind", TURNS)
+def test_all_ranks_hold_the_same_bits(trained, method, kind, workers):
+    name = f"{method}-{kind}"
+    first = parameters(trained[workers] / name)
+    for rank in range(1, workers):
+        other = parameters(trained[workers] / name, rank)
+        assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize("kind", TURNS)
+def test_the_comparison_is_of_models_that_have_moved(runs, trained, method, kind):
+    """Much further than the tolerance: two runs that had learned nothing would agree as well."""
+    config = ExperimentConfig.parse(runs[f"{method}-{kind}"])
+    algorithm = build(config, load_data(config).spec).to(getattr(torch, config.training.dtype))
+    before, after = algorithm.state_dict(), parameters(trained[1] / f"{method}-{kind}")
+    moved = {name for name in after if (after[name] - before[name]).norm() > 1e-3 * before[name].norm()}
+    assert len(moved) > len(after) / 2
+
+
+@pytest.mark.parametrize("workers", WORLDS[1:])
+@pytest.mark.parametrize("kind", TURNS)
+def test_any_number_of_workers_reports_the_same_figures(trained, method, kind, workers):
+    """Losses are means over all workers, not those of rank 0's share."""
+    one, other = (json.loads((trained[n] / f"{method}-{kind}" / "history.json").read_text()) for n in (1, workers))
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"time/train_seconds"}:
+        assert other[name] == [[round_, pytest.approx(value, rel=1e-3, abs=1e-4)] for round_, value in one[name]]
+
+
+def test_a_run_that_lost_a_worker_resumes_to_the_same_model(runs, trained, tmp_path):
+    """Stopped on 2 workers at half time, resumed on 1."""
+    spawn(tmp_path, 2, train, runs, tmp_path, STOP)
+    for name in runs:
+        resumed = experiment(runs[name], tmp_path / name / "checkpoints", 0, 1)
+        resumed.resume()
+        assert resumed.engine.round == STOP
+    train(0, 1, runs, tmp_path)
+    for name in runs:
+        kind = SGD if name.endswith(SGD) else ADAM
+        assert_close(parameters(trained[1] / name), parameters(tmp_path / name), kind)
+
+
+# What must not go unnoticed.
+
+
+class Flawed(Algorithm):
+    """Two linear maps, of which a player may own both and use one."""
+
+    def __init__(self, own_both: bool, use_both: bool) -> None:
+        super().__init__(None, DataSpec((1, 1, 2), "real", 0, torch.zeros(1, 1, 2)))
+        self.used, self.spare = nn.Linear(2, 2), nn.Linear(2, 1)
+        self.own_both, self.use_both = own_both, use_both
+
+    def players(self) -> tuple[Player, ...]:
+        own = (self.used, self.spare) if self.own_both else (self.used,)
+        return (Player(name="model", objective=self.loss, networks=own, turn=TurnConfig()),)
+
+    def loss(self, batch: Batch) -> Loss:
+        h = self.used(batch.x)
+        value = (self.spare(h) if self.use_both else h).square().mean()
+        return Loss(value, {"loss": value.detach()})
+
+    def sample(self, n: int) -> Tensor:
+        return self.used(torch.randn(n, 1, 1, 2))
+
+
+def source(index: int, worker: int) -> tuple[Tensor, None]:
+    return torch.full((3, 1, 1, 2), 1.0 + index + worker), None
+
+
+def engine(algorithm: Algorithm, rank: int, workers: int, **options: Any) -> Engine:
+    wrap = DistributedDataParallel if dist.is_initialized() else None
+    config = TrainingConfig(rounds=4, report_every=2, logical_workers=4, batch_size=12)
+    return Engine(algorithm, options.get("source", source), config, wrap=wrap, rank=rank, workers=workers)
+
+
+def ignore(report: object) -> None:
+    """A report that nobody reads."""
+
+
+def find_flaws(rank: int, workers: int) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(TypeError, match=r"^Flawed: no player owns spare\.weight, spare\.bias$"):
+        engine(Flawed(own_both=False, use_both=True), rank, workers)
+    with pytest.raises(TypeError, match=r"player 'model' owns spare\.weight, spare\.bias, but its objective does not"):
+        engine(Flawed(own_both=True, use_both=False), rank, workers).run(ignore)
+    sound = engine(Flawed(own_both=True, use_both=True), rank, workers)
+    sound.run(ignore)
+    assert sound.round == 4
+
+
+def test_stray_and_unused_parameters_are_named_on_one_worker():
+    find_flaws(0, 1)
+
+
+def drift(rank: int, workers: int) -> None:
+    torch.manual_seed(0)
+    apart = engine(Flawed(own_both=True, use_both=True), rank, workers)
+
+    def nudge(report: Any) -> None:
+        if rank == 1 and report.round == 2:
+            with torch.no_grad():
+                weight = apart.algorithm.used.weight
+                weight[0, 0] = torch.nextafter(weight[0, 0], weight.new_tensor(math.inf))
+
+    with pytest.raises(RuntimeError, match="round 4: parameters of ranks 1 differ from rank 0's"):
+        apart.run(nudge)
+    with pytest.raises(RuntimeError, match="round 4: parameters of ranks 1 differ from rank 0's"):
+        apart.run(ignore)  # nor do they start again
+
+
+def diverge(rank: int, workers: int) -> None:
+    """NaN in the data of one worker stops all of them before the step."""
+    torch.manual_seed(0)
+
+    def poisoned(index: int, worker: int) -> tuple[Tensor, None]:
+        x, _ = source(index, worker)
+        return (x * math.nan if (index, worker) == (1, 3) else x), None
+
+    model = engine(Flawed(own_both=True, use_both=True), rank, workers, source=poisoned)
+    with pytest.raises(DivergenceError, match="round 1: the gradient of player 'model' is nan"):
+        model.run(ignore)
+    assert all(p.isfinite().all() for p in model.algorithm.parameters())
+    model._check_agreement()
+
+
+def check(rank: int, workers: int) -> None:
+    for task in (find_flaws, drift, diverge):
+        task(rank, workers)
+
+
+def test_flaws_drift_and_divergence_are_found_by_every_rank(tmp_path):
+    spawn(tmp_path, 2, check)
+
+
+def test_workers_that_cannot_share_the_slices_are_refused():
+    with pytest.raises(UserError, match="3 workers cannot share training.logical_workers 4"):
+        engine(Flawed(own_both=True, use_both=True), 0, 3)
+
+
+def fail_on_rank_zero(rank: int, workers: int, tree: Tree, folder: Path) -> None:
+    """The disk of rank 0, which alone evaluates and saves, fills up."""
+    run = experiment(tree, folder / "checkpoints", rank, workers)
+
+    def save(*arguments: object) -> None:
+        raise UserError("cannot write: the disk is full")
+
+    run.store.save = save
+    with pytest.raises(UserError):
+        run.fit()
+    dist.barrier()  # both are here: nobody waits for a gradient that will not come
+
+
+def test_what_stops_rank_zero_stops_the_others_as_well(small, tmp_path):
+    tree = small(min(TABLE), {"training.logical_workers": 2, "training.report_every": 1}).tree()
+    spawn(tmp_path, 2, fail_on_rank_zero, tree, tmp_path)
