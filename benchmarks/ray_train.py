@@ -54,13 +54,14 @@ def main() -> None:
             one.append(on_ray(1, BATCH, storage))
             two.append(on_ray(2, BATCH, storage))
             two_wide.append(on_ray(2, 2 * BATCH, storage))
-    table = Table("", "images a round", "images/s", "ratio, run by run", title=f"VAE 784-512-8, {os.cpu_count()} cores")
+    title = f"VAE 784-512-8, one core a worker, {os.cpu_count()} cores"
+    table = Table("", "images a round", "images/s", "ratio, run by run", title=title)
     longer = median(there / here for here, there in zip(alone, one, strict=True))
     table.add_row("no Ray", str(BATCH), f"{BATCH / median(alone):.0f}", "")
-    table.add_row("Ray Train, 1 worker", str(BATCH), f"{BATCH / median(one):.0f}", f"{longer:.3f} x the time without Ray")
+    table.add_row("1 worker", str(BATCH), f"{BATCH / median(one):.0f}", f"{longer:.3f} x the time without Ray")
     for images, seconds in ((BATCH, two), (2 * BATCH, two_wide)):
         gain = median(images / both / (BATCH / single) for single, both in zip(one, seconds, strict=True))
-        table.add_row("Ray Train, 2 workers", str(images), f"{images / median(seconds):.0f}", f"{gain:.2f} x one worker")
+        table.add_row("2 workers", str(images), f"{images / median(seconds):.0f}", f"{gain:.2f} x one worker")
     Console(width=110).print(table)
 
 

@@ -9,7 +9,8 @@ from statistics import median
 
 def main() -> None:
     """Median, least and most seconds of `avb --help` after a first run, beside an empty interpreter's."""
-    commands = {"avb --help": [str(Path(sys.executable).with_name("avb")), "--help"], "python": [sys.executable, "-c", ""]}
+    avb = Path(sys.executable).with_name("avb")
+    commands = {"avb --help": [str(avb), "--help"], "python": [sys.executable, "-c", ""]}
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(8):
         for name, command in commands.items():

@@ -72,8 +72,8 @@ def card(experiment: Experiment, estimates: list[Estimate]) -> str:
             f"# {config.tracking.model}",
             "",
             f"{type(experiment.algorithm).__name__}, {tags['parameters']} parameters, latent size "
-            f"{tags['latent_dim']}, trained for {tags['rounds']} rounds ({tags['train_seconds']} s) on {config.data.name} "
-            f"(binarisation: {config.data.binarisation}, sha256 {tags['data_sha256'][:12]}).",
+            f"{tags['latent_dim']}, trained for {tags['rounds']} rounds ({tags['train_seconds']} s) on "
+            f"{config.data.name} (binarisation: {config.data.binarisation}, sha256 {tags['data_sha256'][:12]}).",
             "",
             "Log-likelihood of held-out data, nats per datum; ± is the standard error over data:",
             "",

@@ -257,10 +257,12 @@ def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> A
     asha = space.scheduler.asha
     if asha is None:
         return FIFOScheduler()
-    training = [config.training for config in configs.values()]
+    rounds = max(config.training.rounds for config in configs.values())
+    every = max(config.training.report_every for config in configs.values())
     return ASHAScheduler(
         time_attr="round", metric=OBJECTIVE, mode=space.objective.mode, reduction_factor=asha.reduction,
-        max_t=max(each.rounds for each in training) + 1, grace_period=asha.grace * max(t.report_every for t in training),
+        grace_period=asha.grace * every,
+        max_t=rounds + 1,  # so that a trial which gets there ends by itself, and is not stopped on its last report
     )  # fmt: skip
 
 
