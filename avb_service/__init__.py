@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avb_service.experiment import LoadedModel
+    from avb_service.model import LoadedModel
 
 
 def load(model: str | Path) -> "LoadedModel":
@@ -17,7 +17,7 @@ def load(model: str | Path) -> "LoadedModel":
     Raises:
         UserError: there is no such model, or it was damaged or tampered with.
     """
-    from avb_service.experiment import load_model
+    from avb_service.model import load_model
 
     if "://" not in str(model) and Path(model).is_dir():
         return load_model(Path(model))

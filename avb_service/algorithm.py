@@ -66,13 +66,15 @@ class TurnConfig(Config):
 
     @model_validator(mode="after")
     def _accepted(self) -> "TurnConfig":
+        ours = {"params", "lr", "betas", "maximize"}  # set by other fields, or against the meaning of a loss
         accepted = inspect.signature(getattr(torch.optim, self.optimizer)).parameters
-        given = {**self.options, **({} if self.betas is None else {"betas": self.betas})}
-        if unknown := [name for name in given if name not in accepted]:
+        if unknown := self.options.keys() - (accepted.keys() - ours):
             raise ValueError(
-                f"options of torch.optim.{self.optimizer}, which are {', '.join(list(accepted)[2:])}; "
-                f"it has no {', '.join(unknown)}"
+                f"options of torch.optim.{self.optimizer}, not {', '.join(sorted(unknown))}; it has "
+                f"{', '.join(name for name in accepted if name not in ours)}"
             )
+        if self.betas is not None and "betas" not in accepted:
+            raise ValueError(f"an optimizer with betas, which torch.optim.{self.optimizer} is not; leave betas out")
         return self
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -187,9 +189,13 @@ class LatentVariableModel(Algorithm):
         """N draws x ~ p(x|z), z ~ p(z), [n, C, H, W]."""
         return self.likelihood(self.prior().sample((n,))).sample()
 
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x,z) in nats, [..., B], for data [B, C, H, W] and codes [..., B, D]."""
+        return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
+
     def encode(self, x: Tensor, draws: int = 1) -> Tensor:
         """Codes z ~ q(z|x), [draws, B, D]."""
-        return self.posterior(x).rsample((draws,)).detach()
+        return self.posterior(x).sample((draws,))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x'|z] for one z ~ q(z|x), [B, C, H, W]."""

@@ -224,6 +224,11 @@ class CheckpointStore:
         """
         return _first_whole(self._ranked())
 
+    def best_metric(self) -> float | None:
+        """The best checkpoint's metric, without reading its tensors; None where none has it."""
+        ranked = self._ranked()
+        return _metric(ranked[0], self.best_by) if ranked and self.best_by else None
+
     def _paths(self) -> list[Path]:
         return sorted((p for p in self.folder.glob("round-*") if re.fullmatch(r"round-\d{8,}", p.name)), key=_round)
 

@@ -6,6 +6,7 @@ Floor 10. What a command needs is imported when it runs, so that help answers at
 import json
 import os
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,7 +61,8 @@ def train(
     """Train one model on Ray, score it on held-out data and register it."""
     from avb_service.distributed.cluster import cluster
     from avb_service.distributed.train import train_and_publish
-    from avb_service.experiment import load_data, read_config
+    from avb_service.experiment import load_data
+    from avb_service.settings import read_config
     from avb_service.tracking import check_server
 
     config = read_config(source, assign).anchored()
@@ -71,8 +73,8 @@ def train(
         capacity.models_at_a_time(config.scaling)
         err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False)
         published = train_and_publish(config, name, storage.absolute() / name, uri)
-    row = {"name": name, "model": published.uri, "alias": published.alias, "metrics": dict(published.metrics)}
-    _say(as_json, row, f"{name} is {published.uri}, {published.alias}; see it with `avb ui`")
+    row = {"name": name, **asdict(published)}
+    _say(as_json, row, f"{name} is {published.uri}, {published.alias}: {published.reason}; see it with `avb ui`")
 
 
 @app.command()
@@ -98,11 +100,11 @@ def tune(
         search = open_search(searched, storage, uri, resume)
         err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False)
         run_search(search, capacity, ProgressCallback())
-    published = conclude(search, lambda step: err.print(step, markup=False))
+        published = conclude(search, lambda step: err.print(step, markup=False))
     _leaderboard(read(uri), as_json, [each.uri for each in published])
     if not as_json:
         champion = next(each for each in published if each.alias is not None)
-        out.print(f"\nbest of this search: {champion.uri} ({champion.alias})", markup=False)
+        out.print(f"\nbest of this search: {champion.uri}, {champion.alias}: {champion.reason}", markup=False)
         out.print("browse all runs and figures: [bold]avb ui[/bold]")
         out.print(f"fetch the champion:          [bold]avb pull {_champion(champion.uri)} ./champion[/bold]")
 
@@ -191,7 +193,7 @@ def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
 def methods(as_json: Json = False) -> None:
     """The methods, and the presets that train them."""
     from avb_service.algorithms import TABLE
-    from avb_service.experiment import preset_names, read_preset
+    from avb_service.settings import preset_names, read_preset
 
     presets: dict[str, list[str]] = {name: [] for name in TABLE}
     for preset in preset_names():
@@ -256,42 +258,48 @@ def _estimates(estimates: "Sequence[Estimate]", title: str, as_json: bool) -> No
 
 def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = ()) -> None:
     """Sorted by the held-out lower bound; what only an adversary believes stands in a column of its own."""
-    rows = [_leaderboard_row(version, version.uri in new) for version in versions]
+    rows = [_leaderboard_row(version) for version in versions]
     rows.sort(key=lambda row: -(row["log p(x) >="] if row["log p(x) >="] is not None else -float("inf")))
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x) ~", "params", "train"):
+    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x)", "log p(x) ~", "params", "train"):
         table.add_column(column, justify="left" if column in ("model", "alias", "method", "data") else "right")
     for row in rows:
-        bound, estimate = row["log p(x) >="], row["log p(x) ~"]
+        star = " *" if row["model"] in new else ""
+        bound = "" if row["log p(x) >="] is None else f"{row['log p(x) >=']:.2f} ± {row['stderr']:.2f}"
         table.add_row(
-            row["model"], row["alias"], row["method"], row["data"], row["latent"],
-            "" if bound is None else f"{bound:.2f} ± {row['stderr']:.2f}",
-            "" if estimate is None else f"{estimate:.2f}", f"{row['parameters'] / 1000:.0f}k",
+            row["model"].removeprefix("models:/") + star, row["alias"], row["method"], row["data"], row["latent"],
+            bound, _number(row["log p(x)"]), _number(row["log p(x) ~"]), f"{row['parameters'] / 1000:.0f}k",
             f"{row['seconds']:.0f} s",
         )  # fmt: skip
     out.print(table)
     out.print("±: standard error over data.  ~: what an adversary believes; it bounds nothing.  *: new", markup=False)
 
 
-def _leaderboard_row(version: "RegisteredVersion", new: bool) -> dict[str, Any]:
+def _leaderboard_row(version: "RegisteredVersion") -> dict[str, Any]:
     metrics, tags = version.metrics, version.tags
-    estimate = next((value for name, value in metrics.items() if name.endswith((".estimate", ".exact"))), None)
+    exact = next((value for name, value in metrics.items() if name.endswith(".exact")), None)
+    estimate = next((value for name, value in metrics.items() if name.endswith(".estimate")), None)
     stderr = next((value for name, value in metrics.items() if "iwae" in name and name.endswith(".stderr")), None)
     return {
-        "model": f"{version.name}/{version.version}{' *' if new else ''}",
+        "model": version.uri,
         "alias": ", ".join(version.aliases),
         "method": tags.get("method", ""),
         "latent": tags.get("latent_dim", ""),
         "log p(x) >=": metrics.get("test/log_likelihood"),
         "stderr": stderr,
+        "log p(x)": exact,
         "log p(x) ~": estimate,
         "parameters": int(tags.get("parameters", 0)),
         "seconds": float(tags.get("train_seconds", 0)),
         "data": tags.get("data", ""),
     }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _champion(uri: str) -> str:

@@ -219,6 +219,10 @@ class ImplicitPosterior:
         """Draws z = z_phi(x, eps), [*sample_shape, B, D], through which gradients flow."""
         return self._sampler(torch.Size(sample_shape))
 
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draws [*sample_shape, B, D] without gradients."""
+        return self.rsample(sample_shape).detach()
+
 
 class NoiseBasisPosterior(ImplicitPosterior):
     """q(z|x): z = z0(x) + sum_i a_i(x) * v_i(eps_i), an implicit posterior with tractable moments.
@@ -228,7 +232,7 @@ class NoiseBasisPosterior(ImplicitPosterior):
         weights: a(x), [B, N, D].
         basis: draws of all v_i for a leading shape: `basis((..., B))` is [..., B, N, D].
 
-    Source: Mescheder et al. 2017, section 3.3 and supplement; the v_i do not depend on x.
+    Source: Mescheder et al. 2017, section 4 and supplement; the v_i do not depend on x.
     """
 
     def __init__(self, offset: Tensor, weights: Tensor, basis: Callable[..., Tensor]) -> None:

@@ -60,6 +60,30 @@ class Report:
     terms: Mapping[str, float]
 
 
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Fail on all ranks where one fails: the others would wait for it in their next collective, for ever.
+
+    Raises:
+        UserError: what the first rank that failed has raised.
+    """
+    caught: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        caught = error
+    code = torch.tensor(0 if caught is None else 1 + isinstance(caught, DivergenceError), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(code, dist.ReduceOp.MAX)
+    if not code:
+        return
+    messages = ["" if caught is None else str(caught)]
+    if dist.is_initialized():
+        messages = [""] * dist.get_world_size()
+        dist.all_gather_object(messages, "" if caught is None else str(caught))
+    raise (DivergenceError if code == 2 else UserError)(next(filter(None, messages)))
+
+
 class Turn(nn.Module):
     """A player's objective as the forward of a module that owns that player's networks and no others."""
 
@@ -236,16 +260,16 @@ class Engine:
             raise TypeError(f"player '{player.name}' owns {', '.join(idle)}, but its objective does not use them")
 
     def _check_agreement(self) -> None:
-        """All workers must hold the same parameters, to the bit."""
+        """All workers must hold the same parameters and buffers, to the bit."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
-        weights = [p.detach().double().flatten() for p in self.algorithm.parameters()]
-        sums = torch.stack([torch.stack([w.sum(), w.square().sum()]) for w in weights])
+        state = [t.detach().double().flatten() for t in self.algorithm.state_dict().values()]
+        sums = torch.stack([torch.stack([t.sum(), t.square().sum()]) for t in state]).view(torch.int64)
         everybody = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
         dist.all_gather(everybody, sums)
         apart = [str(rank) for rank, other in enumerate(everybody) if not torch.equal(other, everybody[0])]
         if apart:
-            raise RuntimeError(f"round {self.round}: parameters of ranks {', '.join(apart)} differ from rank 0's")
+            raise RuntimeError(f"round {self.round}: the state of ranks {', '.join(apart)} differs from rank 0's")
 
 
 @contextmanager

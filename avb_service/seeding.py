@@ -27,7 +27,8 @@ def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Run a block under global generators seeded from the parts; the state before is restored afterwards."""
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(derive_seed(*parts))
         yield
 

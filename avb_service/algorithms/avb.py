@@ -18,7 +18,7 @@ from avb_service.algorithm import (
     TurnConfig,
     warm_up,
 )
-from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values, whiten
+from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.adversaries import AdversaryConfig, InnerProductConfig
 from avb_service.networks.decoder import Decoder
@@ -27,7 +27,7 @@ from avb_service.networks.trunks import MLPConfig, TrunkConfig
 
 
 class AVBConfig(AlgorithmConfig):
-    """Settings of AVB."""
+    """Settings of AVB: the networks, and the turns of its two players."""
 
     name: Literal["avb"] = "avb"
     latent_dim: Annotated[int, Field(ge=1)] = 8
@@ -45,57 +45,54 @@ class AVBConfig(AlgorithmConfig):
 
 
 class AVB(AdversarialModel):
-    """A game between an adversary T, which learns log q(z|x) - log r(z|x), and the model, which it serves.
-
-    r is the contrast: the prior here, a Gaussian with q's moments in adaptive contrast.
-    """
+    """A game of an adversary T(x,z), which learns log q(z|x) - log p(z), and the model, which needs it for its KL."""
 
     Config: ClassVar[type[AlgorithmConfig]] = AVBConfig
-    quadratic = True  # log p(z) = -|z|^2 / 2 + const is known, so T need not learn it
+    quadratic = True  # -log p(z) = |z|^2 / 2 + const is known, so T need not learn it
 
     def __init__(self, config: AVBConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.encoder = config.encoder.build(spec.shape, config.latent_dim)
         self.decoder = Decoder(config.latent_dim, spec, config.decoder, config.observation)
-        self.adversary = config.discriminator.build(spec.shape, config.latent_dim, self.quadratic)
+        self.discriminator = config.discriminator.build(spec.shape, config.latent_dim, self.quadratic)
 
     def players(self) -> tuple[Player, ...]:
         """The adversary first, so that the model plays against one that has seen the present q."""
-        return (
-            Player(
-                name="adversary", objective=self.adversary_loss, networks=(self.adversary,), turn=self.config.adversary
-            ),
-            Player(
-                name="model", objective=self.model_loss, networks=(self.encoder, self.decoder), turn=self.config.model
-            ),
+        adversary = Player(
+            name="adversary", objective=self.adversary_loss, networks=(self.discriminator,), turn=self.config.adversary
         )
+        model = Player(
+            name="model", objective=self.model_loss, networks=(self.encoder, self.decoder), turn=self.config.model
+        )
+        return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_q[log sigmoid(T(x,z))] - E_r[log(1 - sigmoid(T(x,z)))] (eq. 3.3)."""
+        """-E_q[log sigmoid(T(x,z))] - E_p(z)[log(1 - sigmoid(T(x,z)))] (eq. 3.3)."""
         q = self.posterior(batch.x)
-        u = whiten(self.contrast(q, batch.generator), q.rsample())
-        t_q, t_r = self.adversary(batch.x)(torch.stack([u, torch.randn_like(u)]))
-        value = -(logsigmoid(t_q) + logsigmoid(-t_r)).mean()
-        accuracy = ((t_q > 0).float().mean() + (t_r < 0).float().mean()) / 2
+        z_q, _ = self.standardise(q, q.rsample(), batch.generator)
+        z_p = self.prior().sample((len(z_q),))
+        t_q, t_p = self.discriminator(batch.x)(torch.stack([z_q, z_p]))
+        value = -(logsigmoid(t_q) + logsigmoid(-t_p)).mean()
+        accuracy = ((t_q > 0).float().mean() + (t_p < 0).float().mean()) / 2
         return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
 
     def model_loss(self, batch: Batch) -> Loss:
-        """-E_q[log p(x|z)] + KL(q(z|x) || p(z)), the KL as the adversary sees it (eqs. 3.7 and 3.8)."""
+        """-E_q[log p(x|z) - T(x,z)], z = z_phi(x, eps) (eq. 3.7)."""
         q = self.posterior(batch.x)
         z = q.rsample()
         reconstruction = self.likelihood(z).log_prob(batch.x).mean()
         kl = self.log_ratio(batch.x, q, z, batch.generator).mean()
         value = warm_up(batch.round, self.config.kl_warmup) * kl - reconstruction
-        return Loss(value, {"reconstruction": reconstruction.detach(), "kl": kl.detach()})
+        return Loss(value, {"reconstruction": reconstruction.detach(), "kl_adversarial": kl.detach()})
 
     def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Log q(z|x) - log p(z) = T(x,z) + log r(z|x) - log p(z), [..., B] (eq. 3.10)."""
-        r = self.contrast(q, generator)
-        return self.adversary(x)(whiten(r, z)) + r.log_prob(z) - self.prior().log_prob(z)
+        """Log q(z|x) - log p(z), as the adversary sees it, [..., B] (eq. 3.4)."""
+        u, correction = self.standardise(q, z, generator)
+        return self.discriminator(x)(u) + correction
 
-    def contrast(self, q: ImplicitPosterior, generator: torch.Generator) -> Distribution:
-        """r(z|x), which the adversary tells q from."""
-        return self.prior()
+    def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the adversary sees of a code, and what that leaves out of the log-ratio: here the code, and nothing."""
+        return z, z.new_zeros(())
 
     def prior(self) -> Distribution:
         """N(0, I)."""

@@ -1,15 +1,15 @@
 """AVB with adaptive contrast (Mescheder, Nowozin & Geiger 2017, algorithm 2)."""
 
-from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms.avb import AVB, AVBConfig
-from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior
+from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior, whiten
 from avb_service.maths import cholesky
 from avb_service.networks.encoders import NoiseBasisConfig
 
@@ -18,23 +18,14 @@ class AVBACConfig(AVBConfig):
     """Settings of AVB with adaptive contrast."""
 
     name: Literal["avb_ac"] = "avb_ac"  # type: ignore[assignment]
-    encoder: NoiseBasisConfig = NoiseBasisConfig()  # its moments are tractable
+    encoder: NoiseBasisConfig = NoiseBasisConfig()  # no other encoder has moments that are known
     covariance: Literal["full", "diagonal"] = "full"
     moment_draws: Annotated[int, Field(ge=8)] = 128
     jitter: Annotated[float, Field(gt=0)] = 1e-3
 
-    def problems(self) -> Iterator[str]:
-        """Adaptive contrast needs an encoder whose moments are known."""
-        yield from super().problems()
-        if not isinstance(self.encoder, NoiseBasisConfig):
-            yield (
-                f"encoder.name: given {self.encoder.name}, whose moments are not known; adaptive contrast needs "
-                "noise_basis (or use algorithm.name: avb)"
-            )
-
 
 class AVBAC(AVB):
-    """The adversary tells q(z|x) from N(m(x), C(x)) with q's own moments, so that it has little left to learn.
+    """The adversary tells q(z|x) from a Gaussian r(z|x) with q's own moments, so that it has little left to learn.
 
     KL(q || p) = E_q[T(x,u) - |u|^2/2 - log|L| + |z|^2/2], u = L^-1 (z - m), L L' = C + jitter (section 4).
     """
@@ -43,9 +34,14 @@ class AVBAC(AVB):
     quadratic = False
     config: AVBACConfig
 
+    def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """U = L^-1 (z - m), which the adversary compares with N(0, I), and log r(z|x) - log p(z)."""
+        r = self.contrast(q, generator)
+        return whiten(r, z), r.log_prob(z) - self.prior().log_prob(z)
+
     @torch.no_grad()  # the moments are constants for both players
     def contrast(self, q: ImplicitPosterior, generator: torch.Generator) -> Independent | MultivariateNormal:
-        """N(m(x), C(x)); sampling noise and log-density use the same factor, so the KL is not biased by the jitter."""
+        """r(z|x) = N(m(x), C(x) + jitter); one factor L scales and measures, so the jitter does not bias the KL."""
         if not isinstance(q, NoiseBasisPosterior):
             raise TypeError(f"adaptive contrast needs the moments of q(z|x), which {type(q).__name__} does not have")
         mean, covariance = q.moments(self.config.moment_draws, generator)

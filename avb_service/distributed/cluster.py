@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avb_service.errors import UserError
-from avb_service.experiment import ScalingConfig
+from avb_service.settings import ScalingConfig
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -6,15 +6,17 @@ Floor 8.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 
-from avb_service.config import Tree
+from avb_service.config import Tree, difference
 from avb_service.distributed.cluster import worker_cpus
 from avb_service.errors import DivergenceError, UserError
-from avb_service.experiment import Experiment, ExperimentConfig
+from avb_service.experiment import Experiment
+from avb_service.settings import ExperimentConfig
 from avb_service.tracking import Run
 from avb_service.tracking.publish import Published, publish
 
@@ -48,13 +50,35 @@ class Job:
         """Where checkpoints are kept."""
         return Path(self.folder) / "checkpoints"
 
+    @property
+    def settings(self) -> ExperimentConfig:
+        """The configuration, parsed."""
+        return ExperimentConfig.parse(self.config, self.name)
+
     def start_run(self) -> Run:
         """Its MLflow run: a new one, or the one that was started before."""
-        tracking = ExperimentConfig.parse(self.config).tracking
         return Run.start(
-            tracking.experiment, self.name, self.config,
+            self.settings.tracking.experiment, self.name, self.config,
             parent=self.parent, tags=self.tags, resume_key=self.key, uri=self.tracking_uri,
         )  # fmt: skip
+
+    def begin(self) -> None:
+        """Write the job to its folder.
+
+        Raises:
+            UserError: another job was begun there, or the folder cannot be written.
+        """
+        path = Path(self.folder) / JOB
+        if path.exists() and (lines := difference(Job.read(path.parent).settings.identity(), self.settings.identity())):
+            raise UserError(
+                "\n  ".join([f"{self.name} was begun with another configuration; differing:", *lines])
+                + "\nGive the same configuration, or another --name"
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --storage") from error
 
     @classmethod
     def read(cls, folder: Path) -> "Job":
@@ -67,14 +91,12 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        run_id: of its MLflow run.
-        failure: why it failed; None where it finished.
-        final: whether trying again would fail again.
+        status: refused, where something is to be put right before it can go on.
+        reason: why it did not finish.
     """
 
-    run_id: str
-    failure: str | None = None
-    final: bool = True
+    status: Literal["finished", "diverged", "refused"]
+    reason: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome | None":
@@ -94,17 +116,15 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         How it ended: finished, or diverged.
 
     Raises:
-        UserError: the workers refused the data, or checkpoints of another configuration.
+        UserError: the workers refused the data, or the folder holds another job.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    folder = Path(job.folder)
+    job.begin()
+    folder, scaling = Path(job.folder), job.settings.scaling
     if (ended := Outcome.read(folder)) is not None:
         return ended
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / JOB).write_text(json.dumps(asdict(job), indent=2), encoding="utf-8")
-    scaling = ExperimentConfig.parse(job.config).scaling
     resources = {"CPU": worker_cpus(scaling)}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
@@ -123,8 +143,8 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         ),
     ).fit()
     outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
-    if not outcome.final:
-        raise UserError(outcome.failure)
+    if outcome.status == "refused":
+        raise UserError(outcome.reason)
     (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     return outcome
 
@@ -143,8 +163,8 @@ def train_and_publish(config: ExperimentConfig, name: str, folder: Path, uri: st
     """
     job = Job(config.tree(), str(folder), name, name, None, uri, {"avb.kind": "single"})
     outcome = train(job)
-    if outcome.failure is not None:
-        raise DivergenceError(f"{name} failed: {outcome.failure}")
+    if outcome.status == "diverged":
+        raise DivergenceError(f"{name} diverged: {outcome.reason}")
     return publish(Experiment(config, job.checkpoints), job.start_run(), folder / "model")
 
 
@@ -158,23 +178,23 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     job = Job(**loop_config)
-    config = ExperimentConfig.parse(job.config)
+    config = job.settings
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     run = job.start_run() if rank == 0 else None
+    # Buffers are not broadcast: that would hide a method whose ranks drift apart.
+    wrap = partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False) if workers > 1 else None
     try:
         experiment = Experiment(
-            config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(),
-            wrap=nn.parallel.DistributedDataParallel if workers > 1 else None,
-        )  # fmt: skip
+            config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(), wrap=wrap
+        )
         experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}))
     except UserError as error:
         if run is not None:
             run.finish("FAILED", str(error))
-        return asdict(Outcome(run.run_id if run else "", str(error), final=isinstance(error, DivergenceError)))
+        return asdict(Outcome("diverged" if isinstance(error, DivergenceError) else "refused", str(error)))
     if run is not None:
         run.set_tags(experiment.tags())
         run.finish()
-    return asdict(Outcome(run.run_id if run else ""))
-
+    return asdict(Outcome("finished"))

@@ -3,7 +3,6 @@
 Floor 5.
 """
 
-import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
@@ -50,18 +49,16 @@ def elbo_adversarial(model: LatentVariableModel, x: Tensor, config: LikelihoodCo
     Raises:
         UserError: the model has no adversary for its KL.
 
-    Source: Mescheder et al. 2017, eqs. 3.7 and 3.10.
+    Source: Mescheder et al. 2017, eq. 3.7, and section 4 for adaptive contrast.
     """
     if not isinstance(model, AdversarialModel):
         raise UserError(f"elbo_adversarial needs an adversary, which {type(model).__name__} has not: use elbo")
-    shared = generator(x.device, config.seed, "elbo_adversarial", "shared")
-    state = shared.get_state()
 
     def score(part: Tensor) -> Tensor:
         q = model.posterior(part)
-        z = q.rsample((config.elbo_draws,))
-        log_ratio = model.log_ratio(part, q, z, shared.set_state(state))
+        z = q.sample((config.elbo_draws,))
+        log_ratio = model.log_ratio(part, q, z, generator(part.device, config.seed, "elbo_adversarial", "shared"))
         return (model.likelihood(z).log_prob(part) - log_ratio).mean(0)
 
     values = over_data(score, x, config.elbo_draws, config, "elbo_adversarial")
-    return Estimate.of("elbo_adversarial", "estimate", torch.as_tensor(values))
+    return Estimate.of("elbo_adversarial", "estimate", values)

@@ -29,6 +29,7 @@ class LikelihoodConfig(Config):
         elbo_draws: draws of the posterior for the ELBOs.
         validation_data: how many validation data the objective of a search is computed on.
         test_data: how many test data the final figures are computed on; all where not given.
+        quadrature_data: how many of them quadrature is done for, which costs the most.
         memory_mib: bound on what one batch of decoder outputs takes.
     """
 
@@ -38,6 +39,7 @@ class LikelihoodConfig(Config):
     elbo_draws: Count = 16
     validation_data: Count | None = 200
     test_data: Count | None = None
+    quadrature_data: Count = 100
     memory_mib: Annotated[int, Field(ge=1)] = 64
     seed: Annotated[int, Field(ge=0)] = 0
 

@@ -6,7 +6,7 @@ Floor 5.
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 
 from avb_service.algorithm import AdversarialModel, Algorithm, LatentVariableModel
 from avb_service.errors import UserError
@@ -36,7 +36,8 @@ def applicable(model: LatentVariableModel, x: Tensor) -> Iterator[Estimator]:
         yield elbo
     if isinstance(model, AdversarialModel):
         yield elbo_adversarial
-    if model.prior().event_shape[0] <= 2:
+    prior = model.prior()
+    if isinstance(prior, Independent) and isinstance(prior.base_dist, Normal) and prior.event_shape[0] <= 2:
         yield quadrature
 
 

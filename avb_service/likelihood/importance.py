@@ -29,7 +29,7 @@ def iwae(model: LatentVariableModel, x: Tensor, config: LikelihoodConfig) -> Est
     def score(part: Tensor) -> Tensor:
         r = proposal(model, part, config)
         z = r.sample((draws,))
-        return log_mean_exp(model.likelihood(z).log_prob(part) + model.prior().log_prob(z) - r.log_prob(z))
+        return log_mean_exp(model.log_joint(part, z) - r.log_prob(z))
 
     return Estimate.of(f"iwae_{draws}", "lower_bound", over_data(score, x, draws, config, "iwae"))
 
@@ -37,4 +37,4 @@ def iwae(model: LatentVariableModel, x: Tensor, config: LikelihoodConfig) -> Est
 def proposal(model: LatentVariableModel, x: Tensor, config: LikelihoodConfig) -> Distribution:
     """r(z|x): the posterior, or the Gaussian fitted to it."""
     q = model.posterior(x)
-    return q if isinstance(q, Distribution) else fit_gaussian(q.rsample((config.proposal_draws,)), config.inflate)
+    return q if isinstance(q, Distribution) else fit_gaussian(q.sample((config.proposal_draws,)), config.inflate)

@@ -82,7 +82,7 @@ class NoiseBasisConfig(Config):
 class NoiseBasisEncoder(nn.Module):
     """z = z0(x) + sum_i a_i(x) * v_i(eps_i), a_i = elu(FC - 5) + 1 > 0.
 
-    Source: Mescheder et al. 2017, section 3.3 and the network described in its supplement.
+    Source: Mescheder et al. 2017, section 4 and the network described in its supplement.
     """
 
     def __init__(self, config: NoiseBasisConfig, shape: ImageShape, latent_dim: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from avb_service.errors import UserError
 
 if TYPE_CHECKING:
-    from avb_service.experiment import LoadedModel
+    from avb_service.model import LoadedModel
 
 
 class PyfuncModel:
@@ -53,6 +53,6 @@ def _images(array: np.ndarray) -> Tensor:
 
 def _load_pyfunc(path: str) -> PyfuncModel:
     """What MLflow calls with the path of the model folder."""
-    from avb_service.experiment import load_model
+    from avb_service.model import load_model
 
     return PyfuncModel(load_model(Path(path)))

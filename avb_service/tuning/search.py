@@ -12,21 +12,23 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from avb_service.checkpoint import CheckpointStore
 from avb_service.config import difference, override, read_yaml
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
-from avb_service.distributed.train import Job, Outcome, train
+from avb_service.distributed.train import JOB, Job, Outcome, train
 from avb_service.errors import Interrupted, UserError
-from avb_service.experiment import OBJECTIVE, Experiment, ExperimentConfig, load_data
+from avb_service.experiment import OBJECTIVE, Experiment, load_data
+from avb_service.settings import ExperimentConfig
 from avb_service.tracking import Run, close_open_children
 from avb_service.tracking.publish import Published, publish
-from avb_service.tuning.space import DomainConfig, SpaceConfig
+from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
-LATENT = "algorithm.latent_dim"
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,12 @@ class Trial:
     @property
     def config(self) -> ExperimentConfig:
         """What it is trained with."""
-        return ExperimentConfig.parse(self.job.config)
+        return self.job.settings
 
     @property
     def status(self) -> str:
         """For people."""
-        if self.outcome is None:
-            return "stopped early"
-        return "finished" if self.outcome.failure is None else f"failed: {self.outcome.failure}"
+        return "stopped early" if self.outcome is None else f"{self.outcome.status} {self.outcome.reason}".strip()
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _stage(
     )  # fmt: skip
     path = search.folder / "tune" / stage
     if tune.Tuner.can_restore(str(path)):
-        _run(tune.Tuner.restore(str(path), trainable, resume_errored=True))
+        _run(tune.Tuner.restore(str(path), trainable, resume_errored=True), search)
         return
     at_a_time = min(capacity.models_at_a_time(config.scaling) for config in configs.values())
     tuner = tune.Tuner(
@@ -240,15 +240,20 @@ def _stage(
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )  # fmt: skip
-    _run(tuner)
+    _run(tuner, search)
 
 
-def _run(tuner: "Tuner") -> None:
+def _run(tuner: "Tuner", search: Search) -> None:
     """Run to the end. Ray answers Ctrl-C by stopping in good order and returning, as if all were done."""
     results = tuner.fit()
     left = len(results) - results.num_terminated - results.num_errors
     if left:
         raise Interrupted(f"the search was interrupted with {left} trials to go; --resume continues it")
+    for result in (results[i] for i in range(len(results))):
+        if result.error is not None:
+            folder = search.folder / "trials" / Path(result.path).name
+            if (folder / JOB).exists():
+                Job.read(folder).start_run().finish("FAILED", str(result.error))
 
 
 def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> Any:  # noqa: ANN401
@@ -277,7 +282,7 @@ def _new(space: SpaceConfig, storage: Path) -> Path:
     folder = storage.absolute() / f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         folder.mkdir(parents=True)
-        (folder / SPACE).write_text(space.to_yaml(), encoding="utf-8")
+        (folder / SPACE).write_text(yaml.safe_dump(space.resolved(), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --storage") from error
     return folder
@@ -287,7 +292,7 @@ def _newest(space: SpaceConfig, storage: Path) -> Path:
     begun = sorted(path.parent for path in storage.absolute().glob(f"{space.name}-????????-??????/{SPACE}"))
     if not begun:
         raise UserError(f"--resume: {storage.absolute()} holds no search {space.name!r}; start one without --resume")
-    if lines := difference(read_yaml(begun[-1] / SPACE), space.tree()):
+    if lines := difference(read_yaml(begun[-1] / SPACE), space.resolved()):
         raise UserError(
             "\n  ".join([f"--resume: the space has changed since {begun[-1].name} was begun; differing:", *lines])
             + "\nGive the same space, or start a new search without --resume"
@@ -297,5 +302,5 @@ def _newest(space: SpaceConfig, storage: Path) -> Path:
 
 def _read_trial(folder: Path) -> Trial:
     job = Job.read(folder)
-    best = CheckpointStore(job.checkpoints, best_by=OBJECTIVE).best()
-    return Trial(job, job.tags["avb.kind"], best.metrics[OBJECTIVE] if best else None, Outcome.read(folder))
+    objective = CheckpointStore(job.checkpoints, best_by=OBJECTIVE).best_metric()
+    return Trial(job, job.tags["avb.kind"], objective, Outcome.read(folder))

@@ -10,12 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithms import TABLE
 from avb_service.config import Config, Tree, override, read_yaml
-from avb_service.errors import ConfigError
-from avb_service.experiment import OBJECTIVE, ExperimentConfig, read_preset
+from avb_service.errors import ConfigError, UserError
+from avb_service.experiment import OBJECTIVE
+from avb_service.settings import ExperimentConfig, read_preset
 
 Scalar = bool | int | float | str
 COMPARABLE = (OBJECTIVE,)
+LATENT = "algorithm.latent_dim"
 
 
 class DomainConfig(Config):
@@ -125,20 +129,40 @@ class SpaceConfig(Config):
         return ExperimentConfig.parse(self._tree(preset, values or {}), preset).anchored()
 
     def problems(self) -> Iterator[str]:
-        """Try every endpoint of every domain under every preset."""
+        """Try every preset by itself, then every endpoint of every domain under every preset."""
         yield from super().problems()
-        for preset in (*self.presets, *self.baselines):
-            try:
-                self.trial(preset)
-            except ConfigError as error:
-                yield from (f"{preset}: {problem}" for problem in error.problems)
-                return
+        if self.trials % len(self.presets):
+            yield f"trials: {self.trials} are not divisible among {len(self.presets)} presets; give a multiple"
+        broken = [line for preset in (*self.presets, *self.baselines) for line in self._tried(preset, {})]
+        yield from broken
+        if broken:
+            return
         for preset, (path, domain) in product(self.presets, self.space.items()):
             for value in domain.endpoints():
-                try:
-                    self.trial(preset, {path: value})
-                except ConfigError as error:
-                    yield from (f"space.{path}: at {value!r} with {preset}: {problem}" for problem in error.problems)
+                yield from (f"space.{path}: at {value!r} with {line}" for line in self._tried(preset, {path: value}))
+        for preset, value in product(self.baselines, self.latent_sizes()):
+            yield from (f"baselines: at {value} latents, {line}" for line in self._tried(preset, {LATENT: value}))
+
+    def latent_sizes(self) -> tuple[Any, ...]:
+        """What the best trial's latent size can be, so far as it is searched."""
+        domain = self.space.get(LATENT)
+        return domain.endpoints() if domain else ()
+
+    def resolved(self) -> Tree:
+        """The space with the presets that it names, as they are now."""
+        presets = {preset: self.trial(preset).identity() for preset in (*self.presets, *self.baselines)}
+        return {**self.tree(), "resolved": presets}
+
+    def _tried(self, preset: str, values: Mapping[str, Any]) -> Iterator[str]:
+        """What is wrong with a trial."""
+        try:
+            config = self.trial(preset, values)
+        except UserError as error:
+            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+            yield from (f"{preset}: {problem}" for problem in problems)
+            return
+        if not issubclass(TABLE[config.algorithm.name], LatentVariableModel):
+            yield f"{preset}: {config.algorithm.name} defines no p(x|z), so {self.objective.metric} cannot compare it"
 
     def _tree(self, preset: str, values: Mapping[str, Any]) -> Tree:
         tree = read_preset(preset)

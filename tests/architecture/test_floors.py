@@ -17,13 +17,13 @@ PACKAGE = Path(avb_service.__file__).parent
 ROOT = "avb_service"
 
 FLOORS = {
-    "errors": 0, "config": 0, "seeding": 0, "maths": 0,
+    "errors": 0, "config": 0, "seeding": 0, "maths": 0, "provenance": 0,
     "distributions": 1, "networks": 1,
     "algorithm": 2,
     "algorithms": 3,
     "data": 4, "engine": 4, "checkpoint": 4,
     "likelihood": 5, "figures": 5,
-    "experiment": 6,
+    "settings": 6, "model": 6, "experiment": 6,
     "tracking": 7,
     "distributed": 8,
     "tuning": 9,
@@ -151,7 +151,7 @@ def test_base_floors_run_without_ray_and_mlflow():
         "import importlib, sys\n"
         "sys.modules.update(dict.fromkeys(['ray', 'mlflow']))\n"  # None: importing it raises
         f"for name in {base!r}: importlib.import_module(name)\n"
-        "from avb_service.experiment import read_config\n"
+        "from avb_service.settings import read_config\n"
         "print(read_config('vae_digits').algorithm.name)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)

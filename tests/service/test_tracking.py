@@ -296,9 +296,9 @@ def test_mlflow_loads_a_registered_model_without_pickle(uri, run, name, model, m
             sample=lambda n, seed: torch.full((n, 1, 2, 2), float(seed)),
         )  # fmt: skip
 
-    stand_in = ModuleType("avb_service.experiment")
+    stand_in = ModuleType("avb_service.model")
     stand_in.load_model = load_model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "avb_service.experiment", stand_in)
+    monkeypatch.setitem(sys.modules, "avb_service.model", stand_in)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     register(name, model, run.run_id, aliases=["champion"], uri=uri)
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", uri)

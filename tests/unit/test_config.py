@@ -15,7 +15,7 @@ from avb_service.algorithm import ScheduleConfig, TurnConfig
 from avb_service.algorithms import TABLE
 from avb_service.config import Config, difference, flatten, override, parse_overrides, parse_yaml, read_yaml
 from avb_service.errors import ConfigError, UserError
-from avb_service.experiment import ExperimentConfig, preset_names, read_config, read_preset
+from avb_service.settings import ExperimentConfig, preset_names, read_config, read_preset
 
 
 class Circle(Config):

@@ -1,0 +1,140 @@
+"""A published model: its folder, and what can be done with it once it is loaded.
+
+Floor 6.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from avb_service.algorithm import Algorithm, DataSpec, LatentVariableModel
+from avb_service.algorithms import TABLE
+from avb_service.checkpoint import ModelFolder
+from avb_service.config import Tree
+from avb_service.data.datasets import load
+from avb_service.data.stream import fixed
+from avb_service.errors import DataError
+from avb_service.likelihood import Estimate, evaluate, latent_variable_model
+from avb_service.seeding import seeded
+from avb_service.settings import ExperimentConfig
+
+EXPECTED = {
+    "binary": "0 or 1 (the model was trained on binarised data)",
+    "levels": "numbers in [0, 1]",
+    "real": "finite numbers",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A published model.
+
+    Attributes:
+        algorithm: the method with its trained weights, for all that is not below.
+        config: the configuration that it was trained with.
+        card: what its makers say of it, Markdown.
+    """
+
+    algorithm: Algorithm
+    config: ExperimentConfig
+    card: str
+
+    def data(self, split: str, limit: int | None = None, root: str | None = None) -> tuple[Tensor, Tensor | None]:
+        """Data [n, C, H, W] and labels of a split, as the model was evaluated on them.
+
+        Args:
+            split: train, validation or test.
+            limit: only so many; as configured where not given.
+            root: folder of the data here.
+
+        Raises:
+            UserError: the data are missing or damaged.
+        """
+        config = self.config.data.model_copy(update={"root": root})
+        dataset = load(config)
+        seed, limit = self.config.likelihood.seed, limit or self.config.likelihood.test_data
+        return fixed(getattr(dataset, split), dataset.spec, config.binarisation, seed, limit=limit)
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """N draws from the model, [n, C, H, W]."""
+        with seeded(seed, "sample"), torch.no_grad():
+            return self.algorithm.sample(n)
+
+    def encode(self, x: Tensor, seed: int = 0) -> Tensor:
+        """One draw z ~ q(z|x) for each datum, [B, D].
+
+        Raises:
+            UserError: the method has no encoder, or the data do not fit.
+        """
+        with seeded(seed, "encode"), torch.no_grad():
+            return self._latent_variable_model().encode(self._check(x))[0]
+
+    def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
+        """E[x'|z], z ~ q(z|x), [B, C, H, W].
+
+        Raises:
+            UserError: as for `encode`.
+        """
+        with seeded(seed, "encode"), torch.no_grad():
+            return self._latent_variable_model().reconstruct(self._check(x))
+
+    def log_likelihood(self, x: Tensor) -> list[Estimate]:
+        """All estimates of log p(x) that apply, in nats per datum, each with its kind and error bar.
+
+        Raises:
+            UserError: the method defines no p(x|z), or the data do not fit.
+        """
+        return evaluate(self.algorithm, self._check(x), self.config.likelihood)
+
+    def _latent_variable_model(self) -> LatentVariableModel:
+        return latent_variable_model(self.algorithm)
+
+    def _check(self, x: Tensor) -> Tensor:
+        spec = self.algorithm.spec
+        if x.dim() != 4 or tuple(x.shape[1:]) != tuple(spec.shape):
+            raise DataError(f"data of shape {list(x.shape)}, expected [B, {', '.join(map(str, spec.shape))}]")
+        x = x.to(next(self.algorithm.parameters()))
+        allowed = {"binary": (x == 0) | (x == 1), "levels": (x >= 0) & (x <= 1), "real": x.isfinite()}[spec.values]
+        if not allowed.all():
+            index = tuple((~allowed).nonzero()[0].tolist())
+            where = f"datum {index[0]} holds {x[index].item():g} at {list(index[1:])}"
+            raise DataError(f"{where}, expected {EXPECTED[spec.values]}")
+        return x
+
+
+def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:
+    """The method's class, initialised from the seed."""
+    with seeded(config.training.seed, "initialisation"):
+        return TABLE[config.algorithm.name](config.algorithm, spec)
+
+
+def write_model(algorithm: Algorithm, config: ExperimentConfig, card: str, folder: Path) -> Path:
+    """Write the model folder that the registry takes: weights, configuration with what a datum is, card.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    spec = algorithm.spec
+    tree: Tree = {**config.tree(), "spec": {"shape": list(spec.shape), "values": spec.values, "levels": spec.levels}}
+    return ModelFolder(algorithm.state_dict(), tree, card).write(folder, replace=True)
+
+
+def load_model(folder: Path) -> LoadedModel:
+    """Load a model folder, verified, on the CPU.
+
+    Raises:
+        UserError: it is damaged, was tampered with, or was written by another version of the package.
+    """
+    written = ModelFolder.read(folder)
+    tree = dict(written.config)
+    given = tree.pop("spec")
+    shape = tuple(given["shape"])
+    config = ExperimentConfig.parse(tree, str(folder / "config.yaml"))
+    algorithm = build(config, DataSpec(shape, given["values"], given["levels"], torch.zeros(shape)))
+    try:
+        algorithm.load_state_dict(written.weights)
+    except RuntimeError as error:
+        raise DataError(f"the weights in {folder} do not fit its configuration: {error}") from error
+    return LoadedModel(algorithm.to(getattr(torch, config.training.dtype)).eval(), config, written.card)

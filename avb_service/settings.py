@@ -1,0 +1,127 @@
+"""The whole configuration of an experiment, and where it is read from.
+
+Floor 6.
+"""
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Union
+
+from pydantic import Field
+
+from avb_service.algorithm import AlgorithmConfig
+from avb_service.algorithms import TABLE
+from avb_service.config import Config, Tree, override, parse_overrides, read_yaml
+from avb_service.data.datasets import DataConfig
+from avb_service.engine import TrainingConfig
+from avb_service.errors import UserError
+from avb_service.likelihood import LikelihoodConfig
+
+if TYPE_CHECKING:
+    AlgorithmSection = AlgorithmConfig
+else:
+    methods = tuple(method.Config for method in TABLE.values())
+    AlgorithmSection = Annotated[Union[methods], Field(discriminator="name")]  # noqa: UP007  no | over a tuple
+
+# Where and how fast, not what: a run may be continued with other values of these.
+CIRCUMSTANCES = ("data.root", "data.resident_gib", "data.download", "likelihood.test_data", "likelihood.memory_mib")
+
+
+class TrackingConfig(Config):
+    """Under which names the run is recorded, and how often it is drawn.
+
+    Attributes:
+        experiment: MLflow's experiment.
+        model: name in the registry.
+        figures_every: reports between two sets of figures; the last report is always drawn.
+    """
+
+    experiment: Annotated[str, Field(min_length=1)] = "avb"
+    model: Annotated[str, Field(pattern=r"^[^/:.%\"']+$")] = "avb"
+    figures_every: Annotated[int, Field(ge=1)] = 4
+
+
+class ScalingConfig(Config):
+    """How many data-parallel workers train one model, and what each of them gets.
+
+    Attributes:
+        workers: processes; must divide training.logical_workers.
+        cpus_per_worker: cores of each, which torch uses as threads.
+        gpus_per_worker: GPUs of each; 0 trains on CPUs.
+        max_failures: how many times workers that died are replaced; training goes on from the last checkpoint.
+    """
+
+    workers: Annotated[int, Field(ge=1)] = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    max_failures: Annotated[int, Field(ge=0)] = 2
+
+
+class ExperimentConfig(Config):
+    """Everything that a run depends on."""
+
+    algorithm: AlgorithmSection
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+    likelihood: LikelihoodConfig = LikelihoodConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    scaling: ScalingConfig = ScalingConfig()
+
+    def problems(self) -> Iterator[str]:
+        """Sections that are sound by themselves and do not go together."""
+        yield from super().problems()
+        values = self.data.values
+        if values is not None and (objection := self.algorithm.objection(values)):
+            yield f"algorithm.{objection}"
+        if self.training.logical_workers % self.scaling.workers:
+            yield (
+                f"scaling.workers: {self.scaling.workers} do not divide training.logical_workers "
+                f"{self.training.logical_workers}; each worker plays an equal share of the logical ones"
+            )
+
+    def anchored(self) -> "ExperimentConfig":
+        """The same with absolute paths to the data: workers run in directories of their own."""
+        path = self.data.path and str(Path(self.data.path).expanduser().absolute())
+        data = self.data.model_copy(update={"root": str(self.data.folder), "path": path})
+        return self.model_copy(update={"data": data})
+
+    def identity(self) -> Tree:
+        """The part that decides what comes out: not where it runs, how fast, or under which name."""
+        tree = self.tree()
+        kept = {key: tree[key] for key in ("algorithm", "data", "training", "likelihood")}
+        for path in CIRCUMSTANCES:
+            kept = override(kept, path, None)
+        return kept
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    folder = resources.files("avb_service") / "presets"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def read_preset(source: str | Path) -> Tree:
+    """The tree of a preset or of a YAML file.
+
+    Raises:
+        UserError: neither; names what there is.
+    """
+    if str(source) in preset_names():
+        with resources.as_file(resources.files("avb_service") / "presets" / f"{source}.yaml") as path:
+            return read_yaml(path)
+    if not Path(source).is_file():
+        raise UserError(f"{source}: neither a file nor a preset; presets are {', '.join(preset_names())}")
+    return read_yaml(Path(source))
+
+
+def read_config(source: str | Path, assignments: list[str] | None = None) -> ExperimentConfig:
+    """A preset or file with `--set` assignments on top.
+
+    Raises:
+        UserError: the file cannot be read, or the configuration cannot be run.
+    """
+    tree = read_preset(source)
+    for path, value in parse_overrides(assignments or []).items():
+        tree = override(tree, path, value)
+    return ExperimentConfig.parse(tree, str(source))

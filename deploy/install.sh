@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Prepares one host of the cluster; `ray up` runs it on each. Run again, it only does what is left to do.
+#
+#   install.sh SHARED_FOLDER
+#
+# The host's own python is used where it has all that the project needs, as in an image that was made for it. Elsewhere
+# the project and its dependencies are installed into an environment of their own, with $AVB_PYTHON or python3.
+set -euo pipefail
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+storage=$1
+venv=$project/.venv
+
+suits() { command -v "$1" > /dev/null && "$1" "$project/deploy/requirements.py"; }
+
+install() {
+  "${AVB_PYTHON:-python3}" -m venv "$venv"
+  # Ray wants the same versions on all hosts: the first one chooses, the others follow.
+  local chosen constraint=()
+  chosen=$storage/requirements-$(sha256sum < "$project/pyproject.toml" | cut -c1-12).txt
+  if [ -f "$chosen" ]; then constraint=(--constraint "$chosen"); fi
+  "$venv/bin/python" -m pip install --quiet --editable "$project" "${constraint[@]}"
+  if [ ! -f "$chosen" ]; then "$venv/bin/python" -m pip freeze --exclude-editable > "$chosen"; fi
+}
+
+if ! mkdir -p "$storage" || [ ! -w "$storage" ]; then
+  echo "$(hostname): cannot write $storage; name a folder on a disk that all hosts share" >&2
+  exit 1
+fi
+path="export PATH=$venv/bin:\$PATH"
+if ! suits "$venv/bin/python"; then
+  if suits python; then path=; else install; fi
+fi
+
+cat > "$project/env.sh" <<END
+# Written by deploy/install.sh; read by each shell of this user.
+$path
+export PYTHONPATH=$project AVB_STORAGE=$storage
+export RAY_ADDRESS=auto RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
+if [ -f $project/tracking.sh ]; then . $project/tracking.sh; fi
+END
+line="if [ -f $project/env.sh ]; then . $project/env.sh; fi"
+grep -qxF "$line" ~/.bashrc 2> /dev/null || echo "$line" >> ~/.bashrc
