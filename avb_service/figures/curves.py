@@ -5,7 +5,7 @@ Floor 5.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ UNITS = {
     "accuracy": "fraction", "acceptance": "fraction", "fraction": "fraction", "lr": "learning rate", "norm": "norm",
     "seconds": "seconds", "second": "per second", "perplexity": "perplexity", "temperature": "temperature",
 }  # fmt: skip
-WORDS = {"lower": "lower bound", "upper": "upper bound", "kl": "KL", "elbo": "ELBO", "ais": "AIS", "iwae": "IWAE"}
+WORDS = {"kl": "KL", "elbo": "ELBO", "ais": "AIS", "iwae": "IWAE"}
 DENSE = 60  # points beyond which a line is drawn faint under its running mean
 
 
@@ -31,15 +31,15 @@ def training_curves(history: History) -> Figure:
     """Every reported number against the round: a panel for each player or data split, and for each unit.
 
     Args:
-        history: one mapping a report, {"round": r, "model/loss": v, "validation/log_likelihood.lower": v, ...}, or
-            one series a name, {"model/loss": [(r, v), ...], ...}. Names without a "/" are left out.
+        history: one mapping a report, {"round": r, "train/model/kl": v, "validation/log_likelihood.iwae_256": v, ...},
+            or one series a name, {"train/model/kl": [(r, v), ...], ...}. Names without a "/" are left out.
 
     Raises:
         DataError: when there is nothing to show.
     """
     panels: dict[tuple[str, str], dict[str, Series]] = {}
     for name, points in _series(history).items():
-        group, _, term = name.partition("/")
+        group, _, term = name.rpartition("/")
         panels.setdefault((group, _unit(term)), {})[term] = points
     if not panels:
         raise DataError('training curves need metrics named "<player or split>/<term>", given none; report some first')
@@ -66,8 +66,14 @@ def _series(history: History) -> dict[str, Series]:
         for report in history:
             for name, value in report.items():
                 series.setdefault(name, []).append((int(report["round"]), float(value)))
-    kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items() if "/" in name}
+    kept = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items() if _shown(name, series)}
     return {name: points for name, points in kept.items() if points}
+
+
+def _shown(name: str, names: Collection[str]) -> bool:
+    """Not error bars, nor clocks, nor a short name of what is there under a longer one."""
+    hidden = name.endswith(".stderr") or name.startswith("time/") or any(n.startswith(f"{name}.") for n in names)
+    return "/" in name and not hidden
 
 
 def _unit(term: str) -> str:
@@ -76,7 +82,7 @@ def _unit(term: str) -> str:
 
 
 def _spoken(term: str) -> str:
-    """A metric's name as words: `log_likelihood.lower` is "log likelihood, lower bound"."""
+    """A metric's name as words: `log_likelihood.iwae_256` is "log likelihood, IWAE 256"."""
     parts = (part.split("_") for part in term.split("."))
     return ", ".join(" ".join(WORDS.get(word, word) for word in words) for words in parts)
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player, TurnConfig
 from avb_service.algorithms import TABLE
-from avb_service.config import Tree
+from avb_service.config import Tree, override
 from avb_service.engine import Engine, TrainingConfig
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data
@@ -239,9 +240,9 @@ def drift(rank: int, workers: int) -> None:
                 weight = apart.algorithm.used.weight
                 weight[0, 0] = torch.nextafter(weight[0, 0], weight.new_tensor(math.inf))
 
-    with pytest.raises(RuntimeError, match="round 4: parameters of ranks 1 differ from rank 0's"):
+    with pytest.raises(RuntimeError, match="round 4: the state of ranks 1 differs from rank 0's"):
         apart.run(nudge)
-    with pytest.raises(RuntimeError, match="round 4: parameters of ranks 1 differ from rank 0's"):
+    with pytest.raises(RuntimeError, match="round 4: the state of ranks 1 differs from rank 0's"):
         apart.run(ignore)  # nor do they start again
 
 
@@ -274,19 +275,23 @@ def test_workers_that_cannot_share_the_slices_are_refused():
         engine(Flawed(own_both=True, use_both=True), 0, 3)
 
 
-def fail_on_rank_zero(rank: int, workers: int, tree: Tree, folder: Path) -> None:
-    """The disk of rank 0, which alone evaluates and saves, fills up."""
+def fail_on_one_rank(rank: int, workers: int, tree: Tree, folder: Path) -> None:
+    """The disk of rank 0, which alone evaluates and saves, is full; then the data are missing where rank 1 runs."""
     run = experiment(tree, folder / "checkpoints", rank, workers)
 
     def save(*arguments: object) -> None:
         raise UserError("cannot write: the disk is full")
 
     run.store.save = save
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="the disk is full"):
         run.fit()
+    lost = ExperimentConfig.parse(override(tree, "data", {"name": "file", "path": str(folder / f"{rank}.npy")}))
+    with pytest.raises(UserError, match=r"1\.npy does not exist"):
+        Experiment(lost, folder, wrap=DistributedDataParallel, rank=rank, workers=workers)
     dist.barrier()  # both are here: nobody waits for a gradient that will not come
 
 
-def test_what_stops_rank_zero_stops_the_others_as_well(small, tmp_path):
+def test_what_stops_one_rank_stops_the_others_as_well(small, tmp_path):
+    np.save(tmp_path / "0.npy", np.eye(8, dtype=np.float32).repeat(8, 0))
     tree = small(min(TABLE), {"training.logical_workers": 2, "training.report_every": 1}).tree()
-    spawn(tmp_path, (2, fail_on_rank_zero, (tree, tmp_path)))
+    spawn(tmp_path, (2, fail_on_one_rank, (tree, tmp_path)))

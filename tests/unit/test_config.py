@@ -232,6 +232,9 @@ def test_an_override_changes_its_path_and_nothing_beside_it(tree, path, value):
     assert {key: leaf for key, leaf in changed.items() if key != path} == beside
 
 
+MISSING = object()
+
+
 @given(MAPPINGS, MAPPINGS)
 def test_two_trees_differ_exactly_where_lines_say_so(old, new):
     lines = difference(old, new)
@@ -239,7 +242,7 @@ def test_two_trees_differ_exactly_where_lines_say_so(old, new):
     before, after = flatten(old), flatten(new)
     for line in lines:
         path = line.split(": ")[0]
-        assert before.get(path, "?") != after.get(path, "?")
+        assert before.get(path, MISSING) != after.get(path, MISSING)
         assert line == f"{path}: {before.get(path, '(absent)')} -> {after.get(path, '(absent)')}"
 
 

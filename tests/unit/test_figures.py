@@ -39,7 +39,7 @@ class Linear(LatentVariableModel):
     """A linear-Gaussian encoder with a Bernoulli decoder; dropout tells training from evaluation."""
 
     def __init__(self, dim: int, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
-        super().__init__(spec(shape))
+        super().__init__(None, spec(shape))
         with torch.random.fork_rng():
             torch.manual_seed(1)
             self.encoder = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(int(np.prod(shape)), dim))
@@ -164,7 +164,7 @@ def test_seed_and_model_change_the_picture(x: Tensor) -> None:
         (Linear(1), {"samples", "reconstructions", "latents", "interpolation"}),
         (Bits(2), {"samples", "reconstructions", "latents"}),
         (Mixture(2), {"samples", "reconstructions", "latents", "interpolation", "manifold"}),
-        (Implicit(spec((3, 8, 8))), {"samples"}),
+        (Implicit(None, spec((3, 8, 8))), {"samples"}),
     ],
 )
 def test_draws_what_applies(model: Algorithm, names: set[str], x: Tensor) -> None:
@@ -173,8 +173,8 @@ def test_draws_what_applies(model: Algorithm, names: set[str], x: Tensor) -> Non
 
 
 def test_history_adds_curves(x: Tensor) -> None:
-    assert "training_curves" in draw(Implicit(spec((1, 8, 8))), x, history=HISTORY)
-    assert "training_curves" not in draw(Implicit(spec((1, 8, 8))), x, history=[])
+    assert "training_curves" in draw(Implicit(None, spec((1, 8, 8))), x, history=HISTORY)
+    assert "training_curves" not in draw(Implicit(None, spec((1, 8, 8))), x, history=[])
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2, 8, 8), (1, 1, 4), (1, 1, 20)])
