@@ -104,7 +104,7 @@ def labels() -> Tensor:
 
 
 HISTORY = [
-    {"round": 10 * r, "model/loss": 30 + 500 * 0.1**r, "adversary/accuracy": 0.6, "validation/log_likelihood.lower": -r}
+    {"round": 10 * r, "model/loss": 30 + 500 * 0.1**r, "adversary/accuracy": 0.6, "validation/log_likelihood.lower_bound": -r}
     for r in range(41)
 ]
 
