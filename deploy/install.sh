@@ -36,7 +36,11 @@ cat > "$project/env.sh" <<END
 $path
 export PYTHONPATH=$project AVB_STORAGE=$storage
 export RAY_ADDRESS=auto RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
-if [ -f $project/tracking.sh ]; then . $project/tracking.sh; fi
 END
 line="if [ -f $project/env.sh ]; then . $project/env.sh; fi"
 grep -qxF "$line" ~/.bashrc 2> /dev/null || echo "$line" >> ~/.bashrc
+
+. "$project/env.sh"
+# `ray up` tells the workers where the head is; the head knows itself as Ray does.
+head=${RAY_HEAD_IP:-$(python -c 'import ray.util; print(ray.util.get_node_ip_address())')}
+echo "export MLFLOW_TRACKING_URI=http://$head:5000" >> "$project/env.sh"

@@ -4,7 +4,6 @@
 # Runs and models are in $AVB_STORAGE/mlflow.db and $AVB_STORAGE/artifacts; all but this server go through it.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-port=5000
 
 serve() {
   tail --pid="$ray" -f /dev/null 9>&- & watch=$!
@@ -21,9 +20,9 @@ answers() { python -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], t
 
 if [ "${1:-}" = serve ]; then serve; exit; fi
 ray=$(pgrep -u "$(id -u)" -x gcs_server)
-address=$(python -c 'import ray.util; print(ray.util.get_node_ip_address())')
-uri=http://$address:$port
-export ray address
+uri=$MLFLOW_TRACKING_URI                        # http://ADDRESS:PORT, from install.sh
+port=${uri##*:} address=${uri#http://} address=${address%:*}
+export ray address port
 # The names that browsers and clients may know the head by; others can be added.
 export MLFLOW_SERVER_ALLOWED_HOSTS=${MLFLOW_SERVER_ALLOWED_HOSTS:-$address:$port,$(hostname):$port,$(hostname -f):$port}
 exec 9> "$project/mlflow.lock"                 # held as long as a server runs; one whose Ray has gone is about to end
@@ -33,7 +32,6 @@ if flock --wait 20 9; then
 fi
 for _ in $(seq 60); do
   if answers "$uri"; then
-    echo "export MLFLOW_TRACKING_URI=$uri" > "$project/tracking.sh"
     echo "MLflow: $uri"
     exit
   fi

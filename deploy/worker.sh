@@ -9,7 +9,5 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ray stop
 exec 9> "$project/worker.lock"                # held until whoever watches over the Ray just stopped has seen it
 flock --wait 60 9
-echo "export MLFLOW_TRACKING_URI=http://$1:5000" > "$project/tracking.sh"
-. "$project/tracking.sh"
-RAY_gcs_rpc_server_reconnect_timeout_s=10 ray start --address="$1:6379" 9>&-
-setsid bash -c 'tail --pid="$0" -f /dev/null; ray stop' "$(pgrep -n -u "$(id -u)" -x raylet)" < /dev/null > /dev/null 2>&1 &
+RAY_gcs_rpc_server_reconnect_timeout_s=5 ray start --address="$1:6379" 9>&-
+setsid bash -c 'tail --pid="$0" -f /dev/null; ray stop --force' "$(pgrep -n -u "$(id -u)" -x raylet)" < /dev/null > /dev/null 2>&1 &

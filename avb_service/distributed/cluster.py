@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how often Ray Train collects reports: 2 s by default
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+LAPTOP = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # an actor for each model, for what happens to rented hosts only
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
@@ -65,23 +66,39 @@ def cluster() -> Iterator[Capacity]:
     """Be connected to Ray for a block: to the cluster that RAY_ADDRESS or the node names, else to a local one.
 
     A local cluster is started for the block and stopped after it; one that was there is left as it is.
+
+    Raises:
+        UserError: no Ray answers where RAY_ADDRESS says.
     """
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in (ENVIRONMENT if address else ENVIRONMENT | LAPTOP).items():
+        os.environ.setdefault(name, value)
     import ray
 
     mine = not ray.is_initialized()
     if mine:
         package = Path(__file__).parents[1]
-        ray.init(
-            # Ray Train asks the dashboard whether a stopped trial is gone; without one its CPUs are never freed.
-            include_dashboard=True,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            runtime_env={"env_vars": ENVIRONMENT, "py_modules": [str(package)]},
-        )
+        try:
+            ray.init(
+                # Ray Train asks the dashboard whether a stopped trial is gone; without one its CPUs are never freed.
+                include_dashboard=True,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                # Other hosts may have another version of the package, or none.
+                runtime_env={
+                    "env_vars": {name: os.environ[name] for name in (*ENVIRONMENT, *LAPTOP) if name in os.environ},
+                    "py_modules": [str(package)],
+                },
+            )
+        except ConnectionError as error:
+            raise UserError(
+                f"no Ray cluster answers at RAY_ADDRESS={address or ''}: start it (ray up), mend the address, or unset "
+                "RAY_ADDRESS to use this machine alone"
+            ) from error
     try:
         resources = ray.cluster_resources()
-        yield Capacity(resources.get("CPU", 0), resources.get("GPU", 0), len(ray.nodes()))
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        yield Capacity(resources.get("CPU", 0), resources.get("GPU", 0), nodes)
     finally:
         if mine:
             ray.shutdown()

@@ -3,6 +3,7 @@
 Floor 7.
 """
 
+import logging
 import os
 import sqlite3
 import sys
@@ -133,6 +134,7 @@ def _prepare() -> None:
     """Settle what MLflow reads from the environment when it is imported, unless the user has settled it."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # which tables it creates is no news to anybody
 
 
 def _database(uri: str) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from avb_service.experiment import Experiment, read_config
+from avb_service.experiment import Experiment
+from avb_service.settings import read_config
 
 pytestmark = pytest.mark.science
 

@@ -1,0 +1,115 @@
+"""Bad input: one clear message, exit code 2, no traceback, nothing launched."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from avb_service import cli
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("AVB_DATA_ROOT", raising=False)
+
+
+def refused(capsys, monkeypatch, *arguments: str) -> str:
+    """Run a command as from the shell, and give its message."""
+    monkeypatch.setattr(sys, "argv", ["avb", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "vae_digit"], ["vae_digit: neither a file nor a preset", "vae_digits"]),
+        (["train", "vae_digits", "--set", "algorithm.latent_dims=3", "--set", "training.rounds=many"],
+         ["2 problems", "did you mean latent_dim?", "training.rounds: given 'many'"]),
+        (["train", "vae_digits", "--set", "data.binarisation=none"], ["bernoulli needs binary data"]),
+        (["train", "avb_ac_digits", "--set", "algorithm.encoder.name=noise_input"], ["encoder.name", "noise_basis"]),
+        (["train", "vae_digits", "--set", "training.logical_workers=3"], ["logical_workers: 3 do not divide"]),
+        (["train", "vae_digits", "--set", "scaling.workers=2"], ["do not divide training.logical_workers 1"]),
+        (["train", "vae_digits", "--set", "algorithm.model.optimizer=Adamm"], ["optimizer", "Adam"]),
+        (["train", "vae_digits", "--set", "algorithm.model.options={momentum: 0.9}"], ["not momentum"]),
+        (["train", "vae_digits", "--set", "data.name=mnist", "--set", "data.download=false"],
+         ["not found", "--set data.root=FOLDER"]),
+        (["tune", "--space", "nowhere.yaml"], ["cannot read nowhere.yaml"]),
+        (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
+        (["pull", "models:/none@champion", "there"], ["there is no model models:/none@champion"]),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_bad_input_is_one_clear_message(capsys, monkeypatch, arguments, expected):
+    message = refused(capsys, monkeypatch, *arguments)
+    assert all(part in " ".join(message.split()) for part in expected), message
+
+
+def test_a_corrupt_npz_is_named(capsys, monkeypatch, tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"not an archive")
+    message = refused(
+        capsys, monkeypatch, "train", "vae_digits", "--set", "data.name=file", "--set", "data.path=x.npz"
+    )  # fmt: skip
+    assert "x.npz" in message and "numpy" in message
+
+
+def test_an_unreachable_server_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "no MLflow server answers at http://127.0.0.1:9" in refused(capsys, monkeypatch, "train", "vae_digits")
+
+
+def test_a_place_that_cannot_be_written_is_named(capsys, monkeypatch, tmp_path):
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    assert "cannot write" in refused(capsys, monkeypatch, "train", "vae_digits")
+
+
+def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["avb", "--traceback", "train", "vae_digit"])
+    monkeypatch.setenv("AVB_TRACEBACK", "")
+    with pytest.raises(cli.UserError):
+        cli.main()
+
+
+@pytest.mark.parametrize("command", ["methods", "datasets"])
+def test_lists_are_json_for_programs(command):
+    rows = json.loads(CliRunner().invoke(cli.app, [command, "--json"]).stdout)
+    assert {"name", "about"} <= rows[0].keys()
+
+
+def test_every_method_has_a_preset():
+    rows = json.loads(CliRunner().invoke(cli.app, ["methods", "--json"]).stdout)
+    assert all(row["presets"] for row in rows)
+
+
+def test_help_imports_nothing_heavy():
+    heavy = {"torch", "ray", "mlflow", "pydantic", "numpy"}
+    code = f"import sys, avb_service.cli; print(sorted({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_users_arrays_train_without_a_cluster(tmp_path):
+    from avb_service.experiment import Experiment
+    from avb_service.settings import read_config
+
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 28, 20), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", x=pixels)
+    overrides = ["data.name=file", f"data.path={tmp_path / 'mine.npz'}", "data.validation=10", "data.test=10",
+                 "training.rounds=3", "training.report_every=3", "likelihood.validation_data=10"]  # fmt: skip
+    experiment = Experiment(read_config("vae_digits", overrides), tmp_path / "checkpoints")
+    experiment.fit()
+    assert experiment.algorithm.sample(2).shape == (2, 1, 28, 20)

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from avb_service.errors import ConfigError, UserError
+from avb_service.experiment import OBJECTIVE
+from avb_service.tuning.space import SpaceConfig, read_space
+
+SPACES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
+GOOD = {
+    "name": "search", "preset": ["avb_digits", "avb_ac_digits"], "baselines": ["vae_digits"], "trials": 4,
+    "space": {"algorithm.adversary.steps": {"choice": [1, 5]}, "algorithm.model.lr": {"loguniform": [1e-5, 1e-3]}},
+}  # fmt: skip
+
+
+def problems(**changes) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        SpaceConfig.parse({**GOOD, **changes})
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_space_that_comes_with_the_project_is_sound(path):
+    assert read_space(path).name == path.stem
+
+
+def test_a_trial_is_its_preset_with_shared_settings_and_its_own_values():
+    space = SpaceConfig.parse({**GOOD, "set": {"training.rounds": 7}, "model": "mine"})
+    trial = space.trial("avb_digits", {"algorithm.adversary.steps": 5})
+    assert (trial.training.rounds, trial.algorithm.adversary.steps, trial.tracking.model) == (7, 5, "mine")
+    assert space.trial("vae_digits").tracking.model != "mine", "a baseline keeps the name of its own"
+    assert Path(trial.data.root).is_absolute(), "workers run elsewhere"
+
+
+def test_every_problem_is_named_at_once():
+    lines = problems(
+        trials=3,
+        objective={"metric": "train/model/kl_adversarial"},
+        space={
+            "algorithm.adversary.step": {"choice": [1]},
+            "algorithm.latent_dim": {"choice": [2, 0]},
+            "algorithm.model.lr": {"loguniform": [1e-5, 1e-3]},
+        },
+    )
+    assert any(line.startswith("objective.metric:") and "not comparable" in line for line in lines)
+    assert any(line.startswith("trials: 3 are not divisible") for line in lines)
+    assert any("algorithm.adversary.step" in line and "did you mean steps?" in line for line in lines)
+    assert any("space.algorithm.latent_dim: at 0" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("domain", "reason"),
+    [
+        ({"choice": [1], "uniform": [0, 1]}, "exactly one"), ({}, "exactly one"),
+        ({"loguniform": [1e-3, 1e-5]}, "lower end first"), ({"loguniform": [0, 1]}, "greater than 0"),
+        ({"choice": []}, "at least 1"),
+    ],
+)  # fmt: skip
+def test_a_domain_that_is_none_is_refused(domain, reason):
+    assert any(reason in line for line in problems(space={"algorithm.model.lr": domain}))
+
+
+def test_an_empty_space_is_refused():
+    assert any(line.startswith("space:") for line in problems(space={}))
+
+
+def test_the_upper_end_of_randint_is_exclusive():
+    space = SpaceConfig.parse({**GOOD, "space": {"algorithm.adversary.steps": {"randint": [1, 4]}}})
+    assert space.space["algorithm.adversary.steps"].endpoints() == (1, 3)
+
+
+def test_looking_for_the_worst_is_refused():
+    assert any(line.startswith("objective.mode:") for line in problems(objective={"metric": OBJECTIVE, "mode": "min"}))
+
+
+def test_a_preset_that_does_not_exist_is_named(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "preset": "avb_digit"}))
+    with pytest.raises(UserError, match="avb_digit: neither a file nor a preset"):
+        read_space(path)
