@@ -159,7 +159,7 @@ class DiscretisedLogisticObservation(ObservationModel):
     def forward(self, parameters: Tensor) -> Distribution:
         """See `ObservationModel.forward`."""
         mean, log_scale = parameters.select(-4, 0), parameters.select(-4, 1) - 2.0
-        return Independent(DiscretisedLogistic(mean, log_scale.clamp(min=-7.0), self.levels), 3, validate_args=False)
+        return Independent(DiscretisedLogistic(mean, log_scale.clamp(-7.0, 7.0), self.levels), 3, validate_args=False)
 
     def bias(self, mean: Tensor) -> Tensor:
         """The mean, with the scale at its starting value."""

@@ -71,17 +71,17 @@ def together(device: torch.device) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if not dist.is_initialized():
+            raise
         caught = error
-    code = torch.tensor(0 if caught is None else 1 + isinstance(caught, DivergenceError), device=device)
-    if dist.is_initialized():
-        dist.all_reduce(code, dist.ReduceOp.MAX)
-    if not code:
+    if not dist.is_initialized():
         return
-    messages = ["" if caught is None else str(caught)]
-    if dist.is_initialized():
-        messages = [""] * dist.get_world_size()
-        dist.all_gather_object(messages, "" if caught is None else str(caught))
-    raise (DivergenceError if code == 2 else UserError)(next(filter(None, messages)))
+    code = torch.tensor(0 if caught is None else 1 + isinstance(caught, DivergenceError), device=device)
+    dist.all_reduce(code, dist.ReduceOp.MAX)
+    if code:
+        messages: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(messages, str(caught or ""))
+        raise caught or (DivergenceError if code == 2 else UserError)(next(filter(None, messages)))
 
 
 class Turn(nn.Module):
@@ -147,6 +147,7 @@ class Engine:
         self.round = 0
         self._generator = torch.Generator(next(algorithm.parameters()).device)
         self._terms: dict[str, list[Tensor]] = {}
+        self._checked: set[str] = set()
 
     @property
     def model(self) -> Algorithm:
@@ -206,7 +207,7 @@ class Engine:
             loss = turn(self._slices(index), derive_seed(self.config.seed, "shared", index))
             optimizer.zero_grad(set_to_none=True)
             loss.value.backward()
-        if self.round == 0:
+        if player.name not in self._checked:
             self._check_gradients(player)
         self._clip(player, self.parameters[i])
         optimizer.step()
@@ -258,6 +259,7 @@ class Engine:
         idle = [names[id(p)] for p in _unique_parameters(player) if p.grad is None]
         if idle:
             raise TypeError(f"player '{player.name}' owns {', '.join(idle)}, but its objective does not use them")
+        self._checked.add(player.name)
 
     def _check_agreement(self) -> None:
         """All workers must hold the same parameters and buffers, to the bit."""

@@ -30,7 +30,7 @@ if flock --wait 20 9; then
   MLFLOW_TRACKING_URI=sqlite:///$AVB_STORAGE/mlflow.db \
     setsid bash "${BASH_SOURCE[0]}" serve < /dev/null > "$project/mlflow.log" 2>&1 &
 fi
-for _ in $(seq 60); do
+for _ in $(seq 120); do
   if answers "$uri"; then
     echo "MLflow: $uri"
     exit

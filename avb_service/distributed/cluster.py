@@ -5,10 +5,12 @@ Floor 8.
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
@@ -19,6 +21,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 LAPTOP = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # an actor for each model, for what happens to rented hosts only
+
+QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
@@ -63,42 +67,64 @@ def worker_cpus(scaling: ScalingConfig) -> float:
 
 @contextmanager
 def cluster() -> Iterator[Capacity]:
-    """Be connected to Ray for a block: to the cluster that RAY_ADDRESS or the node names, else to a local one.
+    """Be connected to Ray for a block: to the cluster that RAY_ADDRESS or this node names, else to a local one.
 
     A local cluster is started for the block and stopped after it; one that was there is left as it is.
-
-    Raises:
-        UserError: no Ray answers where RAY_ADDRESS says.
+    RAY_ADDRESS=local asks for a local one whatever else runs here.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    for name, value in (ENVIRONMENT if address else ENVIRONMENT | LAPTOP).items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
     mine = not ray.is_initialized()
-    if mine:
-        package = Path(__file__).parents[1]
-        try:
-            ray.init(
-                # Ray Train asks the dashboard whether a stopped trial is gone; without one its CPUs are never freed.
-                include_dashboard=True,
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-                # Other hosts may have another version of the package, or none.
-                runtime_env={
-                    "env_vars": {name: os.environ[name] for name in (*ENVIRONMENT, *LAPTOP) if name in os.environ},
-                    "py_modules": [str(package)],
-                },
-            )
-        except ConnectionError as error:
-            raise UserError(
-                f"no Ray cluster answers at RAY_ADDRESS={address or ''}: start it (ray up), mend the address, or unset "
-                "RAY_ADDRESS to use this machine alone"
-            ) from error
+    if mine and not _join():
+        _start()
     try:
         resources = ray.cluster_resources()
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        yield Capacity(resources.get("CPU", 0), resources.get("GPU", 0), nodes)
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        yield Capacity(resources.get("CPU", 0), resources.get("GPU", 0), len(alive))
     finally:
         if mine:
             ray.shutdown()
+
+
+def _join() -> bool:
+    """Connect to a cluster that runs; False where there is none."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS") == "local":
+        return False
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), runtime_env=_runtime_env({}), **QUIET)
+    except ConnectionError:
+        if "RAY_ADDRESS" in os.environ:
+            raise UserError(
+                f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, mend the address, or "
+                "unset it to run on this machine"
+            ) from None
+        return False
+    return True
+
+
+def _start() -> None:
+    """Start a cluster on this machine, known to all its processes by its address.
+
+    Ray Train's clean-up of a stopped trial would else look for the cluster among the processes of the machine, and give
+    up where it finds two; the CPUs of the trial would never be freed.
+    """
+    import ray
+    from ray.util import get_node_ip_address
+
+    with closing(socket.socket()) as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    here = {**LAPTOP, "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
+    # The clean-up asks the dashboard, so that has to be there as well.
+    ray.init(address="local", include_dashboard=True, runtime_env=_runtime_env(here), **QUIET)
+
+
+def _runtime_env(more: dict[str, str]) -> dict[str, Any]:
+    """What every process of the job gets: the settings, and the package as it is here; other hosts may have another."""
+    settings = {name: os.environ[name] for name in ENVIRONMENT}
+    return {"env_vars": {**settings, **more}, "py_modules": [str(Path(__file__).parents[1])]}

@@ -28,8 +28,8 @@ def exact_log_likelihood(preset: str, seed: int, folder: Path) -> float:
     experiment = Experiment(read_config(preset, [f"training.seed={seed}"]), folder)
     experiment.fit()
     estimate = next(e for e in experiment.evaluate() if e.name == "quadrature")
-    assert max(estimate.diagnostics["doubling"], estimate.diagnostics["shift"]) < 1e-3
-    print(f"{preset}, seed {seed}: {estimate.value:.4f}")
+    print(f"{preset}, seed {seed}: {estimate.value:.4f} {dict(estimate.diagnostics)}")
+    assert estimate.diagnostics["shift"] < 1e-3  # of the finest grid; doubling compares it with a coarser one
     return estimate.value
 
 

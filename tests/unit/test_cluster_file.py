@@ -1,0 +1,59 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from avb_service.tuning.space import read_space
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "ray_cluster.yaml"
+REQUIREMENTS = ROOT / "deploy" / "requirements.py"
+
+
+def requirements(pyproject: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What the check says of this Python and a project that needs something else."""
+    (folder / "deploy").mkdir()
+    (folder / "deploy" / "requirements.py").write_text(REQUIREMENTS.read_text())
+    (folder / "pyproject.toml").write_text(pyproject)
+    return subprocess.run([sys.executable, folder / "deploy" / "requirements.py"], capture_output=True, text=True)
+
+
+def test_every_folder_and_script_that_the_cluster_needs_is_sent_there():
+    cluster = yaml.safe_load(CLUSTER.read_text())
+    mounts = cluster["file_mounts"]
+    assert all((ROOT / local).exists() for local in mounts.values())
+    for section in ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
+        for command in cluster[section]:
+            for word in command.split():
+                if word.startswith("~/avb-service/"):
+                    folder, script = word.rsplit("/", 1)
+                    assert (ROOT / mounts[folder] / script).is_file(), word
+
+
+def test_the_lines_to_edit_stand_above_all_others():
+    marked = [number for number, line in enumerate(CLUSTER.read_text().splitlines()) if "# EDIT" in line]
+    keys = list(yaml.safe_load(CLUSTER.read_text()))
+    assert keys[:3] == ["provider", "auth", "setup_commands"]
+    assert len(marked) == 5 and marked[-1] - marked[0] < 10
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("deploy/*.sh")), ids=lambda path: path.name)
+def test_scripts_parse(script):
+    assert subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr == ""
+
+
+def test_this_python_has_what_the_project_needs(tmp_path):
+    checked = requirements((ROOT / "pyproject.toml").read_text(), tmp_path)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_what_a_python_lacks_is_named(tmp_path):
+    checked = requirements('[project]\ndependencies = ["numpy>=2", "numpy<1", "no-such-package-of-ours"]', tmp_path)
+    assert checked.returncode == 1
+    assert "lacks numpy<1, no-such-package-of-ours" in checked.stderr
+
+
+def test_the_smoke_search_is_a_search():
+    assert read_space(ROOT / "tune_spaces" / "digits_smoke.yaml").trials == 4
