@@ -103,10 +103,12 @@ def tune(
         published = conclude(search, lambda step: err.print(step, markup=False))
     _leaderboard(read(uri), as_json, [each.uri for each in published])
     if not as_json:
-        champion = next(each for each in published if each.alias is not None)
-        out.print(f"\nbest of this search: {champion.uri}, {champion.alias}: {champion.reason}", markup=False)
-        out.print("browse all runs and figures: [bold]avb ui[/bold]")
-        out.print(f"fetch the champion:          [bold]avb pull {_champion(champion.uri)} ./champion[/bold]")
+        best = next(each for each in published if each.alias is not None)
+        server = uri if uri.startswith("http") else None
+        pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@champion ./champion"
+        out.print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}", markup=False)
+        out.print(f"browse runs and figures: {server or 'avb ui'}", markup=False)
+        out.print(f"fetch the champion: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}", markup=False)
 
 
 @app.command()
@@ -265,7 +267,8 @@ def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "S
         return
     table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
     for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x)", "log p(x) ~", "params", "train"):
-        table.add_column(column, justify="left" if column in ("model", "alias", "method", "data") else "right")
+        left = column in ("model", "alias", "method", "data")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "model")
     for row in rows:
         star = " *" if row["model"] in new else ""
         bound = "" if row["log p(x) >="] is None else f"{row['log p(x) >=']:.2f} ± {row['stderr']:.2f}"
@@ -300,7 +303,3 @@ def _leaderboard_row(version: "RegisteredVersion") -> dict[str, Any]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def _champion(uri: str) -> str:
-    return f"{uri.rsplit('/', 1)[0]}@champion"

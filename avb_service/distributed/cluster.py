@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how often Ray Train collects reports: 2 s by default
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else a trial that fails before its first report ends the search
 }
 LAPTOP = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # an actor for each model, for what happens to rented hosts only
 
@@ -67,18 +68,20 @@ def worker_cpus(scaling: ScalingConfig) -> float:
 
 @contextmanager
 def cluster() -> Iterator[Capacity]:
-    """Be connected to Ray for a block: to the cluster that RAY_ADDRESS or this node names, else to a local one.
+    """Be connected to Ray for a block: to the cluster that RAY_ADDRESS names, else to one of our own on this machine.
 
-    A local cluster is started for the block and stopped after it; one that was there is left as it is.
-    RAY_ADDRESS=local asks for a local one whatever else runs here.
+    Our own is started for the block and stopped after it. Another that runs on this machine is not joined unless
+    RAY_ADDRESS says so (`auto` finds the one that `ray start` made): it may be another program's, and end with that.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
-    mine = not ray.is_initialized()
-    if mine and not _join():
+    mine, address = not ray.is_initialized(), os.environ.get("RAY_ADDRESS", "local")
+    if mine and address == "local":
         _start()
+    elif mine:
+        _join(address)
     try:
         resources = ray.cluster_resources()
         alive = [node for node in ray.nodes() if node["Alive"]]
@@ -88,22 +91,21 @@ def cluster() -> Iterator[Capacity]:
             ray.shutdown()
 
 
-def _join() -> bool:
-    """Connect to a cluster that runs; False where there is none."""
+def _join(address: str) -> None:
+    """Connect to a cluster that runs.
+
+    Raises:
+        UserError: none answers there.
+    """
     import ray
 
-    if os.environ.get("RAY_ADDRESS") == "local":
-        return False
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), runtime_env=_runtime_env({}), **QUIET)
-    except ConnectionError:
-        if "RAY_ADDRESS" in os.environ:
-            raise UserError(
-                f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, mend the address, or "
-                "unset it to run on this machine"
-            ) from None
-        return False
-    return True
+        ray.init(address=address, runtime_env=_runtime_env({}), **QUIET)
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: start it (ray up), mend the address, or unset it to run "
+            "on this machine alone"
+        ) from error
 
 
 def _start() -> None:

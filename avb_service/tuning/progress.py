@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avb_service.experiment import OBJECTIVE
 
+ERR = Console(stderr=True)
+
 
 class ProgressCallback(Callback):
     """A bar for each trial on a terminal, a line for each report elsewhere; and a line for each trial that ends."""
@@ -83,7 +85,7 @@ class ProgressCallback(Callback):
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[objective]}"), TimeElapsedColumn(), console=Console(stderr=True),
+                TextColumn("{task.fields[objective]}"), TimeElapsedColumn(), console=ERR, disable=not ERR.is_terminal,
             )  # fmt: skip
             self._progress.start()
         return self._progress

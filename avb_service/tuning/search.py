@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
+TRIAL, BASELINE = "trial", "baseline"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Trial:
 
     Attributes:
         job: what it trains.
-        stage: `search` or `baselines`.
+        stage: `trial` or `baseline`.
         objective: the best validation figure that it has reached, None where none.
         outcome: how it ended; None while it has not, or where the scheduler stopped it.
     """
@@ -85,7 +86,7 @@ class Search:
         Raises:
             UserError: none has reached a figure; says how they failed.
         """
-        trials = [trial for trial in self.trials() if trial.stage == "search"]
+        trials = [trial for trial in self.trials() if trial.stage == TRIAL]
         if not trials or trials[0].objective is None:
             reasons = {f"{trial.job.name}: {trial.status}" for trial in trials}
             raise UserError("\n  ".join(["no trial of the search reached a validation figure:", *sorted(reasons)]))
@@ -146,11 +147,11 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None
     space = search.space
     domains = {path: _ray_domain(domain) for path, domain in space.space.items()}
     samples = math.ceil(space.trials / len(space.presets))
-    _stage(search, "search", space.presets, domains, samples, capacity, callback)
+    _stage(search, TRIAL, space.presets, domains, samples, capacity, callback)
     if space.baselines:
         best = search.best().config.algorithm
         same = {LATENT: size} if (size := getattr(best, "latent_dim", None)) else {}
-        _stage(search, "baselines", space.baselines, same, 1, capacity, callback)
+        _stage(search, BASELINE, space.baselines, same, 1, capacity, callback)
     close_open_children(search.run.run_id, "FINISHED", "stopped early by the scheduler", search.tracking_uri)
 
 
@@ -221,7 +222,7 @@ def _stage(
     )  # fmt: skip
     path = search.folder / "tune" / stage
     if tune.Tuner.can_restore(str(path)):
-        _run(tune.Tuner.restore(str(path), trainable, resume_errored=True), search)
+        _run(tune.Tuner.restore(str(path), trainable, resume_errored=True), search, samples * len(presets))
         return
     at_a_time = min(capacity.models_at_a_time(config.scaling) for config in configs.values())
     tuner = tune.Tuner(
@@ -232,7 +233,7 @@ def _stage(
             search_alg=BasicVariantGenerator(
                 max_concurrent=min(at_a_time, space.concurrent or at_a_time), random_state=space.seed
             ),
-            scheduler=_scheduler(space, configs) if stage == "search" else None,
+            scheduler=_scheduler(space, configs) if stage == TRIAL else None,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -240,20 +241,21 @@ def _stage(
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )  # fmt: skip
-    _run(tuner, search)
+    _run(tuner, search, samples * len(presets))
 
 
-def _run(tuner: "Tuner", search: Search) -> None:
+def _run(tuner: "Tuner", search: Search, trials: int) -> None:
     """Run to the end. Ray answers Ctrl-C by stopping in good order and returning, as if all were done."""
-    results = tuner.fit()
-    left = len(results) - results.num_terminated - results.num_errors
-    if left:
-        raise Interrupted(f"the search was interrupted with {left} trials to go; --resume continues it")
-    for result in (results[i] for i in range(len(results))):
-        if result.error is not None:
-            folder = search.folder / "trials" / Path(result.path).name
-            if (folder / JOB).exists():
-                Job.read(folder).start_run().finish("FAILED", str(result.error))
+    grid = tuner.fit()
+    ended = 0
+    for result in (grid[index] for index in range(len(grid))):
+        folder = search.folder / "trials" / Path(result.path).name
+        stopped = bool((result.metrics or {}).get("done"))
+        ended += result.error is not None or stopped or Outcome.read(folder) is not None
+        if result.error is not None and (folder / JOB).exists():
+            Job.read(folder).start_run().finish("FAILED", str(result.error))
+    if ended < trials:
+        raise Interrupted(f"the search was interrupted with {trials - ended} trials to go; --resume continues it")
 
 
 def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> Any:  # noqa: ANN401

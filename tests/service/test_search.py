@@ -124,7 +124,7 @@ def test_a_trial_that_diverged_failed_with_its_reason_and_the_search_went_on(run
 
 def test_figures_were_logged_as_training_went(runs):
     client, found = runs
-    (baseline,) = [run for run in found if run.data.tags.get("avb.kind") == "baselines"]
+    (baseline,) = [run for run in found if run.data.tags.get("avb.kind") == "baseline"]
     images = {artifact.path for artifact in client.list_artifacts(baseline.info.run_id, "images")}
     final = {Path(artifact.path).stem for artifact in client.list_artifacts(baseline.info.run_id, "figures")}
     assert {"samples", "reconstructions", "latents", "interpolation", "training_curves"} <= final
