@@ -20,7 +20,7 @@ AVB = str(Path(sys.executable).with_name("avb"))
 SPACE = {
     "preset": ["avb_digits", "avb_ac_digits"],
     "set": {"training.rounds": 60, "training.report_every": 20, "data.limit": 300, "tracking.figures_every": 3,
-            "likelihood.validation_data": 50},
+            "likelihood.validation_data": 50, "likelihood.test_data": 50, "likelihood.quadrature_data": 4},
     "space": {"algorithm.model.lr": {"choice": [1.0e-3, 1.0e30]}, "algorithm.latent_dim": {"choice": [2, 4]}},
     "baselines": ["vae_digits"],
     "trials": 4,
