@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -54,6 +55,7 @@ def enter(rank: int, folder: Path, tasks: tuple[Task, ...]) -> None:
                 function(rank, workers, *arguments)
             finally:
                 dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may abort a process that is torn down in the ordinary way while the machine is busy
 
 
 def spawn(folder: Path, *tasks: Task) -> None:
