@@ -146,8 +146,9 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None
     """
     space = search.space
     domains = {path: _ray_domain(domain) for path, domain in space.space.items()}
-    samples = math.ceil(space.trials / len(space.presets))
-    _stage(search, TRIAL, space.presets, domains, samples, capacity, callback)
+    for preset in space.presets:
+        # One after the other: methods learn at different speeds, and halving them together would keep the hasty one.
+        _stage(search, TRIAL, (preset,), domains, space.trials // len(space.presets), capacity, callback)
     if space.baselines:
         best = search.best().config.algorithm
         same = {LATENT: size} if (size := getattr(best, "latent_dim", None)) else {}
@@ -220,7 +221,8 @@ def _stage(
         ),
         {"CPU": TRIAL_CPUS},
     )  # fmt: skip
-    path = search.folder / "tune" / stage
+    name = "-".join((stage, *(Path(preset).stem for preset in presets)))
+    path = search.folder / "tune" / name
     if tune.Tuner.can_restore(str(path)):
         _run(tune.Tuner.restore(str(path), trainable, resume_errored=True), search, samples * len(presets))
         return
@@ -237,7 +239,7 @@ def _stage(
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=stage, storage_path=str(path.parent), verbose=0, callbacks=[callback],
+            name=name, storage_path=str(path.parent), verbose=0, callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )  # fmt: skip
