@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from avb_service.algorithm import Algorithm, Batch, Loss, Player, Positive
 from avb_service.config import Config
 from avb_service.errors import DivergenceError, UserError
-from avb_service.seeding import derive_seed
+from avb_service.seeding import derive_seed, reseed
 
 State = dict[str, Any]
 Source = Callable[[int, int], tuple[Tensor, Tensor | None]]  # (index of the global batch, logical worker) -> x, labels
@@ -96,7 +96,7 @@ class Turn(nn.Module):
         """The mean loss over slices of the batch, each played under its own seed."""
         losses = []
         for seed, batch in slices:
-            torch.manual_seed(seed)
+            reseed(batch.x.device, seed)
             batch.generator.manual_seed(shared_seed)
             losses.append(self.objective(batch))
         if len(losses) == 1:
@@ -148,6 +148,7 @@ class Engine:
         self._generator = torch.Generator(next(algorithm.parameters()).device)
         self._terms: dict[str, list[Tensor]] = {}
         self._checked: set[str] = set()
+        self._all = list(algorithm.parameters())
 
     @property
     def model(self) -> Algorithm:
@@ -203,7 +204,7 @@ class Engine:
         factor = player.turn.schedule.factor(self.round, self.config.rounds)
         for group in optimizer.param_groups:
             group["lr"] = player.turn.lr * factor
-        with _only(self.parameters[i], self.algorithm):
+        with _only(self.parameters[i], self._all):
             loss = turn(self._slices(index), derive_seed(self.config.seed, "shared", index))
             optimizer.zero_grad(set_to_none=True)
             loss.value.backward()
@@ -275,15 +276,17 @@ class Engine:
 
 
 @contextmanager
-def _only(parameters: list[nn.Parameter], algorithm: nn.Module) -> Iterator[None]:
+def _only(parameters: list[nn.Parameter], everything: list[nn.Parameter]) -> Iterator[None]:
     """Freeze all parameters but the given ones; gradients still flow through the frozen."""
-    algorithm.requires_grad_(False)
+    for parameter in everything:
+        parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        algorithm.requires_grad_(True)
+        for parameter in everything:
+            parameter.requires_grad_(True)
 
 
 def _unique_parameters(player: Player) -> list[nn.Parameter]:

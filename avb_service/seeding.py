@@ -24,6 +24,13 @@ def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
     return torch.Generator(device).manual_seed(derive_seed(*parts))
 
 
+def reseed(device: torch.device, seed: int) -> None:
+    """Seed what `rsample()` and `randn` draw from on a device; `torch.manual_seed` is slow."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Run a block under global generators seeded from the parts; the state before is restored afterwards."""
