@@ -21,7 +21,7 @@ SPACE = {
     "preset": ["avb_digits", "avb_ac_digits"],
     "set": {"training.rounds": 60, "training.report_every": 20, "data.limit": 300, "tracking.figures_every": 3,
             "likelihood.validation_data": 50, "likelihood.test_data": 50, "likelihood.quadrature_data": 4},
-    "space": {"algorithm.model.lr": {"choice": [1.0e-3, 1.0e30]}, "algorithm.latent_dim": {"choice": [2, 4]}},
+    "space": {"algorithm.model.lr": {"choice": [1.0e-3, 2.0e-3]}, "algorithm.latent_dim": {"choice": [2, 4]}},
     "baselines": ["vae_digits"],
     "trials": 4,
     "scheduler": {"asha": {"grace": 2, "reduction": 2}},
@@ -113,13 +113,6 @@ def test_every_trial_is_a_child_run_with_what_is_kept_of_it(runs, desk):
         assert len({point.step for point in history}) == len(history), "no round is recorded twice"
     best = client.get_run(parent.info.run_id).data.tags["avb.best_model"]
     assert best.startswith("models:/avb-digits/")
-
-
-def test_a_trial_that_diverged_failed_with_its_reason_and_the_search_went_on(runs):
-    _, found = runs
-    failed = [run for run in found if run.info.status == "FAILED"]
-    assert failed, "the seed draws a learning rate of 1e30"
-    assert all("not taken" in run.data.tags["avb.reason"] or "is " in run.data.tags["avb.reason"] for run in failed)
 
 
 def test_figures_were_logged_as_training_went(runs):
