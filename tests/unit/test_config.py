@@ -287,8 +287,8 @@ def test_no_misspelt_key_of_a_preset_goes_unnoticed(preset):
 
 
 def test_settings_on_top_of_a_preset():
-    config = read_config("avb_digits", ["algorithm.adversary.steps=3", "algorithm.model.lr=1e-4", "training.ema=0.99"])
-    assert (config.algorithm.adversary.steps, config.algorithm.model.lr, config.training.ema) == (3, 1e-4, 0.99)
+    config = read_config("avb_digits", ["algorithm.adversary.steps=3", "algorithm.model.lr=0.07", "training.ema=0.77"])
+    assert (config.algorithm.adversary.steps, config.algorithm.model.lr, config.training.ema) == (3, 0.07, 0.77)
     lines = difference(read_config("avb_digits").tree(), config.tree())
     assert [line.split(":")[0] for line in lines] == [
         "algorithm.adversary.steps", "algorithm.model.lr", "training.ema",
