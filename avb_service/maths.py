@@ -15,6 +15,11 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     return torch.logsumexp(values, dim) - math.log(values.shape[dim])
 
 
+def effective_size(log_weights: Tensor, dim: int = 0) -> Tensor:
+    """Effective sample size (sum w)^2 / sum w^2 along a dimension; between 1 and the number of weights."""
+    return torch.exp(2 * torch.logsumexp(log_weights, dim) - torch.logsumexp(2 * log_weights, dim))
+
+
 def standard_normal(dim: int, like: Tensor) -> Independent:
     """N(0, I) on R^dim, on the device and in the precision of a tensor."""
     zero = like.new_zeros(dim)

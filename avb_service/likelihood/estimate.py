@@ -1,47 +1,51 @@
-"""What every estimator returns, and how data is cut into pieces that fit in memory.
+"""What every estimator returns, and how a data set is scored block by block.
 
-Floor 5.
+Floor 5. An estimator is a `Scorer`: from a block of data to numbers for each datum. Its noise is a function of (seed,
+estimator, first datum of the block), so a value does not depend on who computes it, nor when: blocks can be scored by
+many workers, kept as they come, and left out when an interrupted evaluation goes on.
 """
 
+import hashlib
+import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Literal
 
+import safetensors.torch
 import torch
-from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor
 
-from avb_service.config import Config
+from avb_service.algorithm import Algorithm
+from avb_service.errors import DataError, UserError
 from avb_service.seeding import seeded
 
 Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
-Count = Annotated[int, Field(ge=2)]
+Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
+NATS = "nats"
+
+_log = logging.getLogger(__name__)
 
 
-class LikelihoodConfig(Config):
-    """How log-likelihoods are estimated.
+@dataclass(frozen=True)
+class Scorer:
+    """An estimator of log p(x), bound to a model.
 
     Attributes:
-        importance_draws: K of iwae_K.
-        proposal_draws: draws of an implicit posterior that its Gaussian proposal is fitted to.
-        inflate: factor on that Gaussian's standard deviations.
-        elbo_draws: draws of the posterior for the ELBOs.
-        validation_data: how many validation data the objective of a search is computed on.
-        test_data: how many test data the final figures are computed on; all where not given.
-        quadrature_data: how many of them quadrature is done for, which costs the most.
-        memory_mib: bound on what one batch of decoder outputs takes.
+        name: `iwae_256`; seeds its noise, and names its metrics.
+        kind: what its mean is of log p(x), or how that follows from the numbers of all data.
+        rows: decoder evaluations that a datum needs at a time, to bound the memory.
+        score: a block of data [b, ...] -> its columns, each [b].
     """
 
-    importance_draws: Count = 256
-    proposal_draws: Count = 256
-    inflate: Annotated[float, Field(ge=1, le=3)] = 1.2
-    elbo_draws: Count = 16
-    validation_data: Count | None = 200
-    test_data: Count | None = None
-    quadrature_data: Count = 100
-    memory_mib: Annotated[int, Field(ge=1)] = 64
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: str
+    kind: Kind | Callable[[Columns], Kind]
+    rows: int
+    score: Callable[[Tensor], Columns]
 
 
 @dataclass(frozen=True)
@@ -54,23 +58,31 @@ class Estimate:
         stderr: standard deviation over data / sqrt(n): how far another test set would move the mean. It holds
             neither the bias of the estimator nor its own noise.
         kind: what the value is of log p(x).
-        per_datum: [n], float64, kept so that two models can be compared datum by datum.
-        diagnostics: what tells whether the estimator worked.
+        columns: numbers for each datum, [n], float64; kept so that two models can be compared datum by datum.
     """
 
     name: str
     value: float
     stderr: float
     kind: Kind
-    per_datum: Tensor
-    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, kind: Kind, per_datum: Tensor, **diagnostics: float) -> "Estimate":
+    def of(cls, name: str, kind: Kind, columns: Columns) -> "Estimate":
         """The mean over data and its standard error."""
-        values = per_datum.detach().double().cpu()
-        stderr = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return cls(name, values.mean().item(), stderr, kind, values, diagnostics)
+        columns = {key: column.detach().double().cpu() for key, column in columns.items()}
+        value, stderr = mean_and_stderr(columns[NATS])
+        return cls(name, value, stderr, kind, columns)
+
+    @property
+    def per_datum(self) -> Tensor:
+        """Log-likelihood of each datum, [n]."""
+        return self.columns[NATS]
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Means over data of what tells whether the estimator worked."""
+        return {name: column.mean().item() for name, column in self.columns.items() if name != NATS}
 
     def metrics(self, split: str) -> dict[str, float]:
         """Named for a tracker, kind included: `test/log_likelihood.iwae_256.lower_bound`."""
@@ -79,24 +91,154 @@ class Estimate:
         return own | {f"{prefix}.{name}": value for name, value in self.diagnostics.items()}
 
 
-@torch.no_grad()
-def over_data(score: Callable[[Tensor], Tensor], x: Tensor, draws: int, config: LikelihoodConfig, *seed: str) -> Tensor:
-    """Score data piece by piece.
+def mean_and_stderr(values: Tensor) -> tuple[float, float]:
+    """Mean over data and its standard error; NaN where one datum gives none."""
+    stderr = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return values.mean().item(), stderr
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set to be scored.
+
+    Attributes:
+        model: whose likelihood it is.
+        make: binds the estimator to the model; importable, so that workers elsewhere can.
+        x: data [n, ...].
+        seed: of all noise.
+        memory_mib: bound on what one batch of decoder outputs takes.
+    """
+
+    model: Algorithm
+    make: Callable[[Algorithm], Scorer]
+    x: Tensor
+    seed: int
+    memory_mib: int
+
+    def blocks(self, scorer: Scorer) -> list[range]:
+        """The data cut in pieces that fit in memory, the same wherever they are scored."""
+        numbers = math.prod(self.model.spec.shape) * scorer.rows
+        size = max(1, self.memory_mib * 2**20 // (numbers * 4 * 4))  # logits, and what a log-probability makes of them
+        return [range(start, min(start + size, len(self.x))) for start in range(0, len(self.x), size)]
+
+    def score(self, scorer: Scorer, block: range) -> Columns:
+        """One block's columns, in evaluation mode and full precision.
+
+        Raises:
+            DataError: a log-likelihood that is no number; names the datum.
+        """
+        with seeded(self.seed, scorer.name, block.start), evaluating(self.model):
+            columns = dict(scorer.score(self.x[block.start : block.stop]))
+        columns = {name: column.detach().double().cpu() for name, column in columns.items()}
+        if (broken := columns[NATS].isnan()).any():
+            raise DataError(
+                f"{scorer.name} of datum {block.start + int(broken.nonzero()[0])} is not a number: the model's weights "
+                "or the datum are not finite"
+            )
+        return columns
+
+
+Runner = Callable[[Task, Sequence[range]], Iterator[tuple[range, Columns]]]
+Progress = Callable[[int, int], None]  # data done, data in all
+
+
+def serially(task: Task, blocks: Sequence[range]) -> Iterator[tuple[range, Columns]]:
+    """Score blocks here, one after the other."""
+    scorer = task.make(task.model)
+    for block in blocks:
+        yield block, task.score(scorer, block)
+
+
+def estimate(
+    task: Task,
+    *,
+    run: Runner = serially,
+    store: "Path | None" = None,
+    progress: Progress = lambda done, total: None,
+) -> Estimate:
+    """Score a data set.
 
     Args:
-        score: data [b, C, H, W] -> values [b].
-        x: data [n, C, H, W].
-        draws: decoder evaluations that a datum needs at a time, to bound the memory.
-        config: the bound, and the seed.
-        seed: what else the noise depends on. It is drawn anew for each piece, so a value depends on its piece only.
+        task: model, estimator and data.
+        run: who scores the blocks; the numbers are the same.
+        store: folder where blocks are kept as they come, and looked up when this is called again.
+        progress: told of every block.
 
-    Returns:
-        Values [n].
+    Raises:
+        UserError: the estimator does not apply to the model, or the folder cannot be written.
     """
-    datum = x[0].numel() * x.element_size() * 4  # logits, and what the log-probability makes of them
-    size = max(1, config.memory_mib * 2**20 // (datum * draws))
-    pieces = []
-    for start in range(0, len(x), size):
-        with seeded(config.seed, *seed, start):
-            pieces.append(score(x[start : start + size]))
-    return torch.cat(pieces)
+    if len(task.x) == 0:
+        raise DataError("no data to score: given 0, expected at least 1")
+    scorer = task.make(task.model)
+    blocks = task.blocks(scorer)
+    kept = _Blocks(store / f"{scorer.name}-{_fingerprint(task, scorer)}") if store is not None else None
+    scored: dict[range, Columns] = {} if kept is None else kept.read(blocks)
+    done = sum(map(len, scored))
+    progress(done, len(task.x))
+    for block, columns in run(task, [block for block in blocks if block not in scored]):
+        if kept is not None:
+            kept.write(block, columns)
+        scored[block] = columns
+        done += len(block)
+        progress(done, len(task.x))
+    table = {name: torch.cat([scored[block][name] for block in blocks]) for name in scored[blocks[0]]}
+    kind = scorer.kind(table) if callable(scorer.kind) else scorer.kind
+    return Estimate.of(scorer.name, kind, table)
+
+
+@contextmanager
+def evaluating(model: Algorithm) -> Iterator[None]:
+    """No gradients unless asked for, no dropout, and float32 products in full: an error bar holds no rounding."""
+    training, precision = model.training, torch.get_float32_matmul_precision()
+    model.eval()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        torch.set_float32_matmul_precision(precision)
+
+
+class _Blocks:
+    """Scored blocks in a folder, a file each, whole or absent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, blocks: Sequence[range]) -> dict[range, Columns]:
+        """Those blocks that are there; a damaged one is named and scored again."""
+        found: dict[range, Columns] = {}
+        for block in blocks:
+            path = self._path(block)
+            try:
+                found[block] = safetensors.torch.load(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except (OSError, SafetensorError) as error:
+                _log.warning("%s is damaged and scored again: %s", path, error)
+        return found
+
+    def write(self, block: range, columns: Columns) -> None:
+        path = self._path(block)
+        temporary = path.with_suffix(".part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(safetensors.torch.save(dict(columns)))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place") from error
+
+    def _path(self, block: range) -> Path:
+        return self.folder / f"{block.start:08d}-{block.stop:08d}.safetensors"
+
+
+def _fingerprint(task: Task, scorer: Scorer) -> str:
+    """What the numbers depend on: weights, data, recipe, seed."""
+    weights = {name: tensor.cpu().contiguous().clone() for name, tensor in task.model.state_dict().items()}
+    digest = hashlib.sha256(safetensors.torch.save({**weights, "": task.x.cpu().contiguous()}))
+    digest.update(repr((scorer.name, task.make, task.seed, task.memory_mib)).encode())
+    return digest.hexdigest()[:16]

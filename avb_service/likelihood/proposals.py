@@ -1,0 +1,90 @@
+"""Gaussians r(z|x) from which importance weights and annealing start.
+
+Floor 5. Whatever r is, the estimate stays a lower bound, as long as r was not fitted to the draws that are weighed; what
+a poor one costs is tightness.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from avb_service.algorithm import LatentVariableModel
+from avb_service.errors import UserError
+from avb_service.likelihood.anneal import AnnealConfig, Annealed, Path, Proposal, pilot_chains, temperatures
+from avb_service.maths import cholesky, fit_gaussian, standard_normal
+
+RIDGE = 1e-4  # of the mean variance, so that a covariance always has a factor
+
+
+class PilotConfig(AnnealConfig):
+    """Pilot chains from the prior, and the Gaussian that is fitted to where they end."""
+
+    temperatures: Annotated[int, Field(ge=2)] = 100
+    chains: Annotated[int, Field(ge=4)] = 16
+    inflate: Annotated[float, Field(ge=1, le=3)] = 1.3
+
+
+def own(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
+    """The posterior where it has a density, else a Gaussian fitted to draws of it that are not used again."""
+
+    def propose(x: Tensor) -> Distribution:
+        q = model.posterior(x)
+        return q if isinstance(q, Distribution) else fit_gaussian(q.sample((draws,)), inflate)
+
+    return propose
+
+
+def fitted(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
+    """A Gaussian fitted to draws of the posterior, of whatever kind that is."""
+    return lambda x: fit_gaussian(model.posterior(x).sample((draws,)), inflate)
+
+
+def from_prior(model: LatentVariableModel) -> Proposal:
+    """N(0, I), whatever the posterior; the prior where that is Gaussian, as it mostly is."""
+    prior = model.prior()
+    if getattr(prior.support, "is_discrete", False):
+        raise UserError(f"annealing needs continuous codes, the prior is {type(prior).__name__}: use enumeration")
+    if isinstance(prior, MultivariateNormal) or isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
+        return lambda x: prior.expand((len(x),))
+    return lambda x: standard_normal(prior.event_shape[0], x).expand((len(x),))
+
+
+def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
+    """A Gaussian fitted to the weighted end points of pilot chains that were annealed from the prior.
+
+    It does not ask the model's own posterior, which may have collapsed where the true one has not.
+    """
+    start = from_prior(model)
+
+    def propose(x: Tensor) -> Distribution:
+        path = Path(model, x, start(x))
+        betas = temperatures(recipe.temperatures, "sigmoid", path.mean)
+        return weighted_gaussian(path, pilot_chains(path, betas, recipe), recipe.inflate)
+
+    return propose
+
+
+def weighted_gaussian(path: Path, pilot: Annealed, inflate: float) -> MultivariateNormal:
+    """The moments of the chains' end points; few chains say little of correlations, so these are shrunk.
+
+    Weights are truncated at sqrt(C) times their mean, so that no chain stands for all.
+
+    Source: Ionides 2008, "Truncated importance sampling", for the weights.
+    """
+    z = path.z(pilot.state.u)
+    log_limit = torch.logsumexp(pilot.log_weights, 0) - 0.5 * math.log(len(z))
+    weights = torch.softmax(torch.minimum(pilot.log_weights, log_limit), 0).to(z.dtype)
+    effective = 1 / weights.square().sum(0)
+    mean = torch.einsum("cb,cbi->bi", weights, z)
+    centred = z - mean
+    unbiased = (effective / (effective - 1).clamp(min=0.5))[:, None, None]
+    covariance = unbiased * torch.einsum("cb,cbi,cbj->bij", weights, centred, centred)
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    variance = variance + RIDGE * variance.mean(-1, keepdim=True).clamp(min=1e-6)
+    shrinkage = ((z.shape[-1] + 1) / (effective + z.shape[-1] + 1))[:, None, None]
+    covariance = ((1 - shrinkage) * covariance).diagonal_scatter(variance, dim1=-2, dim2=-1)
+    return MultivariateNormal(mean, scale_tril=inflate * cholesky(covariance), validate_args=False)
