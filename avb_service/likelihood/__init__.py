@@ -1,1 +1,14 @@
-"""x"""
+"""Log-likelihoods that say what they are: exact, a bound, or an estimate.
+
+Floor 5.
+"""
+
+from avb_service.likelihood.certificate import Certificate, Check
+from avb_service.likelihood.config import LikelihoodConfig
+from avb_service.likelihood.estimate import Estimate, Runner, Task, estimate
+from avb_service.likelihood.evaluate import BUDGETS, ESTIMATORS, Budget, Evaluator, latent_variable_model
+
+__all__ = [
+    "BUDGETS", "ESTIMATORS", "Budget", "Certificate", "Check", "Estimate", "Evaluator", "LikelihoodConfig", "Runner",
+    "Task", "estimate", "latent_variable_model",
+]

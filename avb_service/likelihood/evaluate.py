@@ -1,21 +1,124 @@
-"""Every estimator that applies to a model.
+"""The estimators by name, and which of them a budget buys.
 
 Floor 5.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
 
-from avb_service.algorithm import AdversarialModel, Algorithm, LatentVariableModel
+from avb_service.algorithm import Algorithm, LatentVariableModel
 from avb_service.errors import UserError
-from avb_service.likelihood.elbo import elbo, elbo_adversarial
-from avb_service.likelihood.estimate import Estimate, LikelihoodConfig
-from avb_service.likelihood.exact import quadrature
+from avb_service.likelihood.ais import ais
+from avb_service.likelihood.anneal import AnnealConfig
+from avb_service.likelihood.bdmc import bdmc
+from avb_service.likelihood.certificate import Certificate, certify
+from avb_service.likelihood.config import LikelihoodConfig
+from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
+from avb_service.likelihood.estimate import Estimate, Progress, Runner, Scorer, Task, estimate, serially
+from avb_service.likelihood.exact import enumeration, ppca, quadrature
 from avb_service.likelihood.importance import iwae
+from avb_service.likelihood.proposals import from_prior, own, refined
 
-Estimator = Callable[[LatentVariableModel, Tensor, LikelihoodConfig], Estimate]
+Budget = Literal["quick", "standard", "certified"]
+
+# From the one that says the most. What does not apply to a model is left out.
+ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Scorer]] = {
+    "quadrature": lambda model, c: quadrature(model),
+    "enumeration": lambda model, c: enumeration(model),
+    "ppca": lambda model, c: ppca(model),
+    "ais": lambda model, c: ais(model, refined(model, c.pilot), c.ais),
+    "ais_doubled": lambda model, c: ais(model, refined(model, c.pilot), _doubled(c.ais), name="ais_doubled"),
+    "ais_prior": lambda model, c: ais(model, from_prior(model), c.ais_prior, "sigmoid", name="ais_prior"),
+    "bdmc": lambda model, c: bdmc(model, refined(model, c.pilot), c.ais),
+    "iwae_refined": lambda model, c: iwae(model, refined(model, c.search), c.importance_draws, "iwae_refined"),
+    "iwae": lambda model, c: iwae(model, own(model, c.proposal_draws, c.inflate), c.importance_draws),
+    "elbo": lambda model, c: elbo(model, c.elbo_draws),
+    "elbo_adversarial": lambda model, c: elbo_adversarial(model, c.elbo_draws, c.seed),
+    "elbo_ceiling": lambda model, c: elbo_ceiling(model, c.proposal_draws),
+}
+QUICK = ("iwae_refined", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "quadrature", "enumeration", "ppca")
+BUDGETS: Mapping[Budget, tuple[str, ...]] = {
+    "quick": QUICK, "standard": ("ais", *QUICK), "certified": ("ais", *QUICK),
+}  # fmt: skip
+OBJECTIVES = ("iwae_refined", "enumeration", "iwae")  # what searches compare by: the first that applies
+
+
+@dataclass(frozen=True)
+class Make:
+    """Binds a named estimator to a model; says by its repr all that the numbers depend on."""
+
+    name: str
+    config: LikelihoodConfig
+
+    def __call__(self, model: Algorithm) -> Scorer:
+        """The scorer.
+
+        Raises:
+            UserError: it does not apply; names what the model lacks, and what to use.
+        """
+        return ESTIMATORS[self.name](latent_variable_model(model), self.config)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores a model on data, by name.
+
+    Attributes:
+        model: whose likelihood it is.
+        config: of all estimators.
+        run: who scores the blocks.
+        store: folder where scored blocks are kept; none by default.
+        progress: told of every block: which estimator, data done, data in all.
+    """
+
+    model: Algorithm
+    config: LikelihoodConfig
+    run: Runner = serially
+    store: Path | None = None
+    progress: Callable[[str], Progress] = lambda name: lambda done, total: None
+
+    def score(self, name: str, x: Tensor) -> Estimate:
+        """One estimate on data [n, ...].
+
+        Raises:
+            UserError: there is no such estimator, or it does not apply to the model.
+        """
+        if name not in ESTIMATORS:
+            raise UserError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)}")
+        task = Task(self.model, Make(name, self.config), x, self.config.seed, self.config.memory_mib)
+        return estimate(task, run=self.run, store=self.store, progress=self.progress(name))
+
+    def applies(self, name: str) -> bool:
+        """Whether an estimator fits the model."""
+        try:
+            Make(name, self.config)(self.model)
+        except UserError:
+            return False
+        return True
+
+    def objective(self, x: Tensor) -> Estimate:
+        """The figure that searches compare by."""
+        return self.score(next(filter(self.applies, OBJECTIVES)), x)
+
+    def evaluate(self, x: Tensor, budget: Budget = "quick") -> list[Estimate]:
+        """What the budget buys, on data [n, ...]; first the one that is most to be believed among bounds."""
+        latent_variable_model(self.model)
+        few = self.config.quadrature_data
+        return [
+            self.score(name, x[:few] if name == "quadrature" else x) for name in BUDGETS[budget] if self.applies(name)
+        ]
+
+    def certify(self, x: Tensor) -> Certificate:
+        """Whether `ais` on such data can be believed.
+
+        Raises:
+            UserError: the model cannot be annealed.
+        """
+        return certify(self.score, x, self.config.ais.chains, self.config.certificate)
 
 
 def latent_variable_model(model: Algorithm) -> LatentVariableModel:
@@ -29,19 +132,5 @@ def latent_variable_model(model: Algorithm) -> LatentVariableModel:
     return model
 
 
-def applicable(model: LatentVariableModel, x: Tensor) -> Iterator[Estimator]:
-    """The estimators that the model supports, the one that searches compare by first."""
-    yield iwae
-    if isinstance(model.posterior(x[:1]), Distribution):
-        yield elbo
-    if isinstance(model, AdversarialModel):
-        yield elbo_adversarial
-    prior = model.prior()
-    if isinstance(prior, Independent) and isinstance(prior.base_dist, Normal) and prior.event_shape[0] <= 2:
-        yield quadrature
-
-
-def evaluate(model: Algorithm, x: Tensor, config: LikelihoodConfig) -> list[Estimate]:
-    """All applicable estimates on data [n, C, H, W], the one that searches compare by first."""
-    scored = latent_variable_model(model)
-    return [estimator(scored, x, config) for estimator in applicable(scored, x)]
+def _doubled(recipe: AnnealConfig) -> AnnealConfig:
+    return recipe.model_copy(update={"temperatures": 2 * recipe.temperatures})

@@ -14,17 +14,23 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.errors import UserError
-from avb_service.likelihood.anneal import AnnealConfig, Annealed, Path, Proposal, pilot_chains, temperatures
+from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, pilot_chains, temperatures, transition
 from avb_service.maths import cholesky, fit_gaussian, standard_normal
 
 RIDGE = 1e-4  # of the mean variance, so that a covariance always has a factor
 
 
 class PilotConfig(AnnealConfig):
-    """Pilot chains from the prior, and the Gaussian that is fitted to where they end."""
+    """Pilot chains from the prior, and the Gaussian that is fitted to where they go at the end.
+
+    Attributes:
+        rest: moves of each chain once it has arrived; the fit is to all of them.
+        inflate: factor on the standard deviations.
+    """
 
     temperatures: Annotated[int, Field(ge=2)] = 100
     chains: Annotated[int, Field(ge=4)] = 16
+    rest: Annotated[int, Field(ge=1)] = 10
     inflate: Annotated[float, Field(ge=1, le=3)] = 1.3
 
 
@@ -54,7 +60,7 @@ def from_prior(model: LatentVariableModel) -> Proposal:
 
 
 def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
-    """A Gaussian fitted to the weighted end points of pilot chains that were annealed from the prior.
+    """A Gaussian fitted to weighted pilot chains that were annealed from the prior.
 
     It does not ask the model's own posterior, which may have collapsed where the true one has not.
     """
@@ -62,22 +68,31 @@ def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
 
     def propose(x: Tensor) -> Distribution:
         path = Path(model, x, start(x))
-        betas = temperatures(recipe.temperatures, "sigmoid", path.mean)
-        return weighted_gaussian(path, pilot_chains(path, betas, recipe), recipe.inflate)
+        pilot = pilot_chains(path, temperatures(recipe.temperatures, "sigmoid", path.mean), recipe)
+        states = [pilot.state]
+        for _ in range(recipe.rest):
+            state, _ = transition(path, states[-1], 1.0, pilot.steps[-1], recipe.leapfrog)
+            states.append(state)
+        z = path.z(torch.cat([state.u for state in states]))
+        return weighted_gaussian(z, pilot.log_weights.repeat(len(states), 1), recipe.inflate)
 
     return propose
 
 
-def weighted_gaussian(path: Path, pilot: Annealed, inflate: float) -> MultivariateNormal:
-    """The moments of the chains' end points; few chains say little of correlations, so these are shrunk.
+def weighted_gaussian(z: Tensor, log_weights: Tensor, inflate: float) -> MultivariateNormal:
+    """The moments of weighted draws; few of them say little of correlations, so these are shrunk.
 
-    Weights are truncated at sqrt(C) times their mean, so that no chain stands for all.
+    Weights are truncated at sqrt(S) times their mean, so that no draw stands for all.
+
+    Args:
+        z: draws [S, b, D].
+        log_weights: [S, b].
+        inflate: factor on the standard deviations.
 
     Source: Ionides 2008, "Truncated importance sampling", for the weights.
     """
-    z = path.z(pilot.state.u)
-    log_limit = torch.logsumexp(pilot.log_weights, 0) - 0.5 * math.log(len(z))
-    weights = torch.softmax(torch.minimum(pilot.log_weights, log_limit), 0).to(z.dtype)
+    log_limit = torch.logsumexp(log_weights, 0) - 0.5 * math.log(len(z))
+    weights = torch.softmax(torch.minimum(log_weights, log_limit), 0).to(z.dtype)
     effective = 1 / weights.square().sum(0)
     mean = torch.einsum("cb,cbi->bi", weights, z)
     centred = z - mean

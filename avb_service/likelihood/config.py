@@ -1,0 +1,51 @@
+"""How log-likelihoods are estimated.
+
+Floor 5.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from avb_service.config import Config
+from avb_service.likelihood.anneal import AnnealConfig
+from avb_service.likelihood.certificate import CertificateConfig
+from avb_service.likelihood.proposals import PilotConfig
+
+Count = Annotated[int, Field(ge=2)]
+
+
+class LikelihoodConfig(Config):
+    """How log-likelihoods are estimated.
+
+    Attributes:
+        importance_draws: K of iwae_K.
+        proposal_draws: draws of an implicit posterior that its Gaussian proposal is fitted to.
+        inflate: factor on that Gaussian's standard deviations.
+        elbo_draws: draws of the posterior for the ELBOs.
+        search: pilot chains of the proposal for the figure that searches compare by.
+        pilot: pilot chains of the proposal that annealing starts from.
+        ais: chains from that proposal.
+        ais_prior: chains from the prior, which the certificate compares with.
+        certificate: its limits.
+        validation_data: how many validation data the objective of a search is computed on.
+        test_data: how many test data the final figures are computed on; all where not given.
+        quadrature_data: how many of them quadrature is done for, which costs the most.
+        memory_mib: bound on what one batch of decoder outputs takes.
+        seed: of all noise, and of the binarisation of the data that are scored.
+    """
+
+    importance_draws: Count = 256
+    proposal_draws: Count = 256
+    inflate: Annotated[float, Field(ge=1, le=3)] = 1.2
+    elbo_draws: Count = 16
+    search: PilotConfig = PilotConfig(temperatures=40, chains=12)
+    pilot: PilotConfig = PilotConfig()
+    ais: AnnealConfig = AnnealConfig()
+    ais_prior: AnnealConfig = AnnealConfig(temperatures=500)
+    certificate: CertificateConfig = CertificateConfig()
+    validation_data: Count | None = 200
+    test_data: Count | None = None
+    quadrature_data: Count = 100
+    memory_mib: Annotated[int, Field(ge=1)] = 64
+    seed: Annotated[int, Field(ge=0)] = 0
