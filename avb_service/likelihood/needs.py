@@ -1,0 +1,43 @@
+"""What estimators need of a model; each says by name what is not there, and what to use.
+
+Floor 5.
+"""
+
+from torch.distributions import Distribution, Independent, Normal
+
+from avb_service.algorithm import LatentVariableModel
+from avb_service.distributions import ImplicitPosterior
+from avb_service.likelihood.estimate import evaluating
+from avb_service.seeding import seeded
+
+
+def some_posterior(model: LatentVariableModel) -> Distribution | ImplicitPosterior:
+    """The posterior of a datum that is all zeros, to see of what kind the model's posteriors are."""
+    like = next(model.parameters(), model.spec.mean)
+    with evaluating(model), seeded("needs"):
+        return model.posterior(like.new_zeros(1, *model.spec.shape))
+
+
+def has_density(model: LatentVariableModel) -> bool:
+    """Whether log q(z|x) can be computed."""
+    return isinstance(some_posterior(model), Distribution)
+
+
+def gaussian_marginals(distribution: Distribution) -> Normal | None:
+    """The marginals [..., D] of a factorised Gaussian; none of anything else."""
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        return distribution.base_dist
+    return None
+
+
+def has_standard_normal_prior(model: LatentVariableModel) -> bool:
+    """Whether p(z) = N(0, I)."""
+    marginals = gaussian_marginals(model.prior())
+    return marginals is not None and bool((marginals.loc == 0).all() and (marginals.scale == 1).all())
+
+
+def prior_name(model: LatentVariableModel) -> str:
+    """What the prior is, for people."""
+    prior = model.prior()
+    base = prior.base_dist if isinstance(prior, Independent) else prior
+    return f"{type(base).__name__}, event shape {list(prior.event_shape)}"
