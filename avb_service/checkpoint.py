@@ -122,11 +122,13 @@ class ModelFolder:
         weights: tensors by name, as `state_dict()` has them.
         config: the resolved configuration.
         card: what a reader should know of the model, Markdown.
+        more: further files by name, that go with it.
     """
 
     weights: dict[str, Tensor]
     config: Tree
     card: str
+    more: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: Path, *, replace: bool = False) -> Path:
         """Write the model folder.
@@ -139,7 +141,8 @@ class ModelFolder:
             UserError: see `write_folder`.
         """
         contents = (_tensors(self.weights), _yaml(self.config), self.card.encode())
-        return write_folder(folder, dict(zip(MODEL_FILES, contents, strict=True)), replace=replace)
+        files = {**self.more, **dict(zip(MODEL_FILES, contents, strict=True))}
+        return write_folder(folder, files, replace=replace)
 
     @classmethod
     def read(cls, folder: Path) -> "ModelFolder":
@@ -149,9 +152,9 @@ class ModelFolder:
             DataError: see `read_folder`.
         """
         files = read_folder(folder, MODEL_FILES)
-        weights, config, card = (files[name] for name in MODEL_FILES)
+        weights, config, card = (files.pop(name) for name in MODEL_FILES)
         tree = parse_yaml(config.decode(), str(folder / "config.yaml"))
-        return cls(safetensors.torch.load(weights), tree, card.decode())
+        return cls(safetensors.torch.load(weights), tree, card.decode(), files)
 
 
 @dataclass(frozen=True)

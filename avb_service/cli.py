@@ -6,6 +6,7 @@ Floor 10. What a command needs is imported when it runs, so that help answers at
 import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +20,10 @@ from rich.table import Table
 from avb_service.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from avb_service.likelihood import Estimate
+    from avb_service.likelihood import Certificate, Estimate, Runner
+    from avb_service.likelihood.estimate import Progress
     from avb_service.tracking import RegisteredVersion
 
 app = typer.Typer(
@@ -60,6 +62,7 @@ def train(
 ) -> None:
     """Train one model on Ray, score it on held-out data and register it."""
     from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.scoring import on_cluster
     from avb_service.distributed.train import train_and_publish
     from avb_service.experiment import load_data
     from avb_service.settings import read_config
@@ -72,7 +75,9 @@ def train(
     with cluster() as capacity:
         capacity.models_at_a_time(config.scaling)
         err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False)
-        published = train_and_publish(config, name, storage.absolute() / name, uri)
+        with _progress(as_json) as progress:
+            scoring = {"run": on_cluster(capacity), "progress": progress}
+            published = train_and_publish(config, name, storage.absolute() / name, uri, **scoring)
     row = {"name": name, **asdict(published)}
     _say(as_json, row, f"{name} is {published.uri}, {published.alias}: {published.reason}; see it with `avb ui`")
 
@@ -86,6 +91,7 @@ def tune(
 ) -> None:
     """Search hyper-parameters, then score and register the best."""
     from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.scoring import on_cluster
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
     from avb_service.tuning.progress import ProgressCallback
@@ -100,7 +106,10 @@ def tune(
         search = open_search(searched, storage, uri, resume)
         err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False)
         run_search(search, capacity, ProgressCallback())
-        published = conclude(search, lambda step: err.print(step, markup=False))
+        with _progress(as_json) as progress:
+            published = conclude(
+                search, lambda step: err.print(step, markup=False), run=on_cluster(capacity), progress=progress
+            )
     _leaderboard(read(uri), as_json, [each.uri for each in published])
     if not as_json:
         best = next(each for each in published if each.alias is not None)
@@ -130,13 +139,58 @@ def pull(model: Model, directory: Path, as_json: Json = False) -> None:
 
 
 @app.command()
-def evaluate(model: Model, data_root: str | None = None, limit: Limit = None, as_json: Json = False) -> None:
-    """Log-likelihoods of held-out data, each with its kind."""
+def evaluate(
+    model: Model,
+    estimator: Annotated[list[str] | None, typer.Option(help="Only this estimator; repeatable.")] = None,
+    budget: Annotated[str, typer.Option(help="quick, standard (annealing too) or certified.")] = "quick",
+    settings: Annotated[Path | None, typer.Option(help="YAML file with keys of the `likelihood` section.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Score on so many cores, through Ray; 1 stays here.")] = 1,
+    keep: Annotated[Path | None, typer.Option(help="Keep scored data here; called again, it goes on.")] = None,
+    data_root: str | None = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Log-likelihoods of held-out data, each with its kind and error bar; with a certificate where asked for."""
     import avb_service
+    from avb_service.settings import read_likelihood
 
     loaded = avb_service.load(model)
+    config = read_likelihood(loaded.config.likelihood, settings, budget)
     x, _ = loaded.data("test", limit, data_root)
-    _estimates(loaded.log_likelihood(x), f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
+    with _runner(workers) as run, _progress(as_json) as progress:
+        evaluator = loaded.evaluator(config, run=run, store=keep, progress=progress)
+        x = loaded.check(x)
+        if estimator:
+            estimates, certificate = [evaluator.score(name, x) for name in estimator], None
+        else:
+            estimates, certificate = evaluator.assess(x, config.budget)
+    _estimates(estimates, certificate, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
+
+
+@app.command()
+def compare(first: Model, second: Model, as_json: Json = False) -> None:
+    """Which of two models is better, datum by datum on the same held-out data."""
+    from avb_service.tracking.publish import record_of
+
+    comparison = record_of(first).against(record_of(second))
+    ahead = "is ahead of" if comparison.better else "is not ahead of"
+    _say(as_json, {**asdict(comparison), "better": comparison.better}, f"{first} {ahead} {second}: {comparison}")
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION")],
+    override: Annotated[str | None, typer.Option(metavar="REASON", help="Promote it all the same; recorded.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version champion: for a better held-out likelihood with a certificate, or for a reason of yours."""
+    from avb_service.tracking.publish import promote as move
+
+    name, _, version = model.removeprefix("models:/").partition("/")
+    if not version.isdigit():
+        raise UserError(f"given {model}, expected models:/NAME/VERSION")
+    reason = move(name, int(version), override)
+    _say(as_json, {"model": model, "reason": reason}, f"{model} is champion: {reason}")
 
 
 @app.command()
@@ -249,13 +303,57 @@ def _table(rows: "Sequence[dict[str, Any]]", as_json: bool, title: str) -> None:
     out.print(table)
 
 
-def _estimates(estimates: "Sequence[Estimate]", title: str, as_json: bool) -> None:
+@contextmanager
+def _progress(quiet: bool) -> "Iterator[Callable[[str], Progress]]":
+    """A bar with the time left for each estimator; none for programs."""
+    from rich.progress import MofNCompleteColumn, Progress
+
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, disable=quiet) as bars:
+
+        def progress(name: str) -> "Callable[[int, int], None]":
+            bar = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(bar, completed=done, total=total)
+
+        yield progress
+
+
+@contextmanager
+def _runner(workers: int) -> "Iterator[Runner]":
+    """Who scores blocks: this process, or so many Ray workers."""
+    if workers == 1:
+        from avb_service.likelihood.estimate import serially
+
+        yield serially
+        return
+    from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.scoring import on_cluster
+
+    with cluster() as capacity:
+        yield on_cluster(capacity, workers)
+
+
+def _estimates(
+    estimates: "Sequence[Estimate]", certificate: "Certificate | None", title: str, as_json: bool
+) -> None:
+    if as_json:
+        exact = [{"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, **e.diagnostics}
+                 for e in estimates]  # fmt: skip
+        print(json.dumps({"estimates": exact, "certificate": certificate.tree() if certificate else None}, indent=2))
+        return
     rows = [
-        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.kind.replace("_", " ")}
+        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.kind.replace("_", " "),
+         "data": len(e.per_datum)}
         for e in estimates
-    ]
-    exact = [{"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind} for e in estimates]
-    _table(exact if as_json else rows, as_json, title)
+    ]  # fmt: skip
+    _table(rows, False, title)
+    if certificate is not None:
+        checks = [
+            {"check": check.meaning, "measured": f"{check.value:.3g}", "limit": f"{check.relation} {check.limit:.3g}",
+             "passed": "yes" if check.passed else "NO"}
+            for check in certificate.checks
+        ]  # fmt: skip
+        _table(checks, False, f"Certificate of ais: {certificate.verdict}")
+        out.print("It holds for data that the model itself draws; no upper bound holds for real data.", markup=False)
 
 
 def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = ()) -> None:
@@ -266,35 +364,42 @@ def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "S
         print(json.dumps(rows, indent=2))
         return
     table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x)", "log p(x) ~", "params", "train"):
-        left = column in ("model", "alias", "method", "data")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column == "model")
+    left = ("model", "alias", "method", "data", "certificate")
+    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x) ~", "simulated <=", "gap",
+                   "certificate", "params", "train"):  # fmt: skip
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=column == "model")
     for row in rows:
         star = " *" if row["model"] in new else ""
         bound = "" if row["log p(x) >="] is None else f"{row['log p(x) >=']:.2f} ± {row['stderr']:.2f}"
         table.add_row(
             row["model"].removeprefix("models:/") + star, row["alias"], row["method"], row["data"], row["latent"],
-            bound, _number(row["log p(x)"]), _number(row["log p(x) ~"]), f"{row['parameters'] / 1000:.0f}k",
-            f"{row['seconds']:.0f} s",
+            bound, _number(row["log p(x) ~"]), _number(row["simulated <="]), _number(row["gap"]), row["certificate"],
+            f"{row['parameters'] / 1000:.0f}k", f"{row['seconds']:.0f} s",
         )  # fmt: skip
     out.print(table)
-    out.print("±: standard error over data.  ~: what an adversary believes; it bounds nothing.  *: new", markup=False)
+    out.print(
+        "±: standard error over data.  ~: what an adversary believes; it bounds nothing.  simulated, gap: upper bound "
+        "on data that the model drew itself, and its distance from the lower one, plus 2 s.e.  *: new",
+        markup=False,
+    )
 
 
 def _leaderboard_row(version: "RegisteredVersion") -> dict[str, Any]:
+    from avb_service.tracking.publish import HELD_OUT
+
     metrics, tags = version.metrics, version.tags
-    exact = next((value for name, value in metrics.items() if name.endswith(".exact")), None)
-    estimate = next((value for name, value in metrics.items() if name.endswith(".estimate")), None)
-    stderr = next((value for name, value in metrics.items() if "iwae" in name and name.endswith(".stderr")), None)
     return {
         "model": version.uri,
         "alias": ", ".join(version.aliases),
         "method": tags.get("method", ""),
         "latent": tags.get("latent_dim", ""),
-        "log p(x) >=": metrics.get("test/log_likelihood"),
-        "stderr": stderr,
-        "log p(x)": exact,
-        "log p(x) ~": estimate,
+        "log p(x) >=": metrics.get(HELD_OUT),
+        "stderr": metrics.get(f"{HELD_OUT}.stderr"),
+        "log p(x) ~": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
+        "simulated <=": metrics.get("certificate/simulated.upper"),
+        "gap": metrics.get("certificate/gap"),
+        "certificate": tags.get("certificate", ""),
+        "promotion": tags.get("promotion", ""),
         "parameters": int(tags.get("parameters", 0)),
         "seconds": float(tags.get("train_seconds", 0)),
         "data": tags.get("data", ""),

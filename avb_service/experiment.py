@@ -5,11 +5,12 @@ Floor 6. Data-parallel training runs the same class in every worker; where recor
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from avb_service.algorithm import LatentVariableModel
@@ -19,7 +20,7 @@ from avb_service.data.datasets import Dataset, Split, load
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, together
 from avb_service.errors import DataError, DivergenceError, UserError
-from avb_service.likelihood import Estimate, evaluate, iwae
+from avb_service.likelihood import Columns, Evaluator, LikelihoodRecord, Task
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
 from avb_service.settings import ExperimentConfig
@@ -108,7 +109,10 @@ class Experiment:
 
         def report(progress: Report) -> None:
             with together(self.device):
-                metrics = self._report(progress) if self.rank == 0 else dict(progress.terms)
+                objective = self._objective()
+            with together(self.device):
+                metrics = {**progress.terms, **objective}
+                metrics = self._report(progress.round, metrics) if self.rank == 0 else metrics
             on_report(progress.round, metrics)
             self._since = time.perf_counter()
 
@@ -144,13 +148,19 @@ class Experiment:
         binarisation, seed = self.config.data.binarisation, self.config.likelihood.seed
         return fixed(chosen, self.dataset.spec, binarisation, seed, self.device, self.dtype, limit)
 
-    def evaluate(self, split: str = "test") -> list[Estimate]:
-        """All estimates that apply to the model; none where it defines no p(x|z)."""
-        model = self.engine.model
+    def assess(self, **options: Any) -> LikelihoodRecord:  # noqa: ANN401
+        """Score the model on held-out data by what its configuration's budget buys; options are `Evaluator`'s."""
+        likelihood, model = self.config.likelihood, self.engine.model
+        basis = {
+            "data": self.dataset.name, "data_sha256": self.dataset.sha256, "split": "test",
+            "binarisation": self.config.data.binarisation, "seed": str(likelihood.seed),
+            "data_scored": str(likelihood.test_data or "all"),
+        }  # fmt: skip
         if not isinstance(model, LatentVariableModel):
-            return []
-        limit = self.config.likelihood.test_data if split == "test" else self.config.likelihood.validation_data
-        return evaluate(model, self.data(split, limit)[0], self.config.likelihood)
+            return LikelihoodRecord(basis, ())
+        x, _ = self.data("test", likelihood.test_data)
+        estimates, certificate = Evaluator(model, likelihood, **options).assess(x, likelihood.budget)
+        return LikelihoodRecord(basis, tuple(estimates), certificate)
 
     def draw(self) -> "dict[str, Figure]":
         """All figures that apply to the model."""
@@ -167,9 +177,9 @@ class Experiment:
         for name, figure in self.draw().items():
             recorder.log_figure(name, to_png(figure), step)
 
-    def publish(self, folder: Path, card: str) -> Path:
+    def publish(self, folder: Path, card: str, likelihood: LikelihoodRecord) -> Path:
         """Write the model folder that the registry takes."""
-        return write_model(self.engine.model, self.config, card, folder)
+        return write_model(self.engine.model, self.config, card, likelihood, folder)
 
     def tags(self) -> dict[str, str]:
         """What a table of runs shows of this one."""
@@ -184,32 +194,35 @@ class Experiment:
             "train_seconds": f"{self.seconds:.1f}",
         }
 
-    def _report(self, progress: Report) -> dict[str, float]:
-        """Evaluate, record and save, in this order: what was recorded twice is dropped, what was missed is lost."""
-        self.seconds += time.perf_counter() - self._since
-        metrics = {**progress.terms, **self._objective(), "time/train_seconds": self.seconds}
+    def _report(self, round_: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Record and save, in this order: what was recorded twice is dropped, what was missed is lost."""
+        metrics = {**metrics, "time/train_seconds": self.seconds}
         for name, value in metrics.items():
-            self.history.setdefault(name, []).append([progress.round, value])
+            self.history.setdefault(name, []).append([round_, value])
         if self.recorder is not None:
-            self.recorder.log_metrics(metrics, progress.round)
-            reports = progress.round // self.config.training.report_every
-            last = progress.round == self.config.training.rounds
+            self.recorder.log_metrics(metrics, round_)
+            reports = round_ // self.config.training.report_every
+            last = round_ == self.config.training.rounds
             if last or reports % self.config.tracking.figures_every == 0:
-                self.record_figures(self.recorder, progress.round)
-        self.store.save(progress.round, self._state(), metrics, self.config.tree())
+                self.record_figures(self.recorder, round_)
+        self.store.save(round_, self._state(), metrics, self.config.tree())
         return metrics
 
     def _objective(self) -> dict[str, float]:
-        """The validation figure that searches compare by, where the model has one.
+        """The validation figure that searches compare by, where the model has one; all workers share the work.
 
         Raises:
             DivergenceError: it is not finite.
         """
+        self.seconds += time.perf_counter() - self._since
         model = self.engine.model
         if not isinstance(model, LatentVariableModel):
             return {}
         x, _ = self.data("validation", self.config.likelihood.validation_data)
-        estimate = iwae(model, x, self.config.likelihood)
+        try:
+            estimate = Evaluator(model, self.config.likelihood, run=_shared_out).objective(x)
+        except UserError as error:  # the data are known to be sound
+            raise DivergenceError(f"round {self.engine.round}: {error}") from error
         if not math.isfinite(estimate.value):
             raise DivergenceError(f"round {self.engine.round}: {estimate.name} on validation data is {estimate.value}")
         return {OBJECTIVE: estimate.value, **estimate.metrics("validation")}
@@ -236,6 +249,21 @@ class Experiment:
     def _load(self, checkpoint: Checkpoint) -> None:
         self.engine.load(checkpoint.state["engine"])
         self.history, self.seconds = checkpoint.state["history"], checkpoint.state["seconds"]
+
+
+def _shared_out(task: Task, blocks: Sequence[range]) -> Iterator[tuple[range, Columns]]:
+    """Every worker scores its share of the blocks and learns of the others'."""
+    scorer = task.make(task.model)
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    with together(task.x.device):
+        scored = [(block, task.score(scorer, block)) for block in blocks[rank::workers]]
+    if workers == 1:
+        yield from scored
+        return
+    everybody: list[list[tuple[range, Columns]]] = [[]] * workers
+    dist.all_gather_object(everybody, scored)
+    for part in everybody:
+        yield from part
 
 
 def load_data(config: ExperimentConfig) -> Dataset:

@@ -5,6 +5,7 @@ Floor 6.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from avb_service.config import Tree
 from avb_service.data.datasets import load
 from avb_service.data.stream import fixed
 from avb_service.errors import DataError
-from avb_service.likelihood import Estimate, evaluate, latent_variable_model
+from avb_service.likelihood import Budget, Estimate, Evaluator, LikelihoodConfig, LikelihoodRecord, latent_variable_model
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
+
+LIKELIHOOD = "likelihood.json"  # beside the weights
 
 EXPECTED = {
     "binary": "0 or 1 (the model was trained on binarised data)",
@@ -35,11 +38,13 @@ class LoadedModel:
         algorithm: the method with its trained weights, for all that is not below.
         config: the configuration that it was trained with.
         card: what its makers say of it, Markdown.
+        likelihood: what was found out about its held-out likelihood; None where it was written without.
     """
 
     algorithm: Algorithm
     config: ExperimentConfig
     card: str
+    likelihood: LikelihoodRecord | None = None
 
     def data(self, split: str, limit: int | None = None, root: str | None = None) -> tuple[Tensor, Tensor | None]:
         """Data [n, C, H, W] and labels of a split, as the model was evaluated on them.
@@ -69,7 +74,7 @@ class LoadedModel:
             UserError: the method has no encoder, or the data do not fit.
         """
         with seeded(seed, "encode"), torch.no_grad():
-            return self._latent_variable_model().encode(self._check(x))[0]
+            return self._latent_variable_model().encode(self.check(x))[0]
 
     def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
         """E[x'|z], z ~ q(z|x), [B, C, H, W].
@@ -78,20 +83,34 @@ class LoadedModel:
             UserError: as for `encode`.
         """
         with seeded(seed, "encode"), torch.no_grad():
-            return self._latent_variable_model().reconstruct(self._check(x))
+            return self._latent_variable_model().reconstruct(self.check(x))
 
-    def log_likelihood(self, x: Tensor) -> list[Estimate]:
-        """All estimates of log p(x) that apply, in nats per datum, each with its kind and error bar.
+    def log_likelihood(self, x: Tensor, budget: Budget = "quick") -> list[Estimate]:
+        """Estimates of log p(x) in nats per datum, each with its kind and error bar.
+
+        Args:
+            x: data [n, C, H, W].
+            budget: quick, standard (with annealing) or certified (with annealing; `evaluator().certify(x)` tells
+                whether that can be believed).
 
         Raises:
             UserError: the method defines no p(x|z), or the data do not fit.
         """
-        return evaluate(self.algorithm, self._check(x), self.config.likelihood)
+        return self.evaluator().evaluate(self.check(x), budget)
+
+    def evaluator(self, config: LikelihoodConfig | None = None, **options: Any) -> Evaluator:  # noqa: ANN401
+        """All estimators, one by one; options are `Evaluator`'s. What it is given should have gone through `check`."""
+        return Evaluator(self.algorithm, config or self.config.likelihood, **options)
 
     def _latent_variable_model(self) -> LatentVariableModel:
         return latent_variable_model(self.algorithm)
 
-    def _check(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor) -> Tensor:
+        """The data in the model's precision.
+
+        Raises:
+            DataError: they have another shape, or values that the model cannot have produced; names the first.
+        """
         spec = self.algorithm.spec
         if x.dim() != 4 or tuple(x.shape[1:]) != tuple(spec.shape):
             raise DataError(f"data of shape {list(x.shape)}, expected [B, {', '.join(map(str, spec.shape))}]")
@@ -110,15 +129,18 @@ def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:
         return TABLE[config.algorithm.name](config.algorithm, spec)
 
 
-def write_model(algorithm: Algorithm, config: ExperimentConfig, card: str, folder: Path) -> Path:
-    """Write the model folder that the registry takes: weights, configuration with what a datum is, card.
+def write_model(
+    algorithm: Algorithm, config: ExperimentConfig, card: str, likelihood: LikelihoodRecord, folder: Path
+) -> Path:
+    """Write the model folder that the registry takes: weights, configuration with what a datum is, card, likelihoods.
 
     Raises:
         UserError: it cannot be written.
     """
     spec = algorithm.spec
     tree: Tree = {**config.tree(), "spec": {"shape": list(spec.shape), "values": spec.values, "levels": spec.levels}}
-    return ModelFolder(algorithm.state_dict(), tree, card).write(folder, replace=True)
+    more = {LIKELIHOOD: likelihood.to_json()}
+    return ModelFolder(algorithm.state_dict(), tree, card, more).write(folder, replace=True)
 
 
 def load_model(folder: Path) -> LoadedModel:
@@ -137,4 +159,5 @@ def load_model(folder: Path) -> LoadedModel:
         algorithm.load_state_dict(written.weights)
     except RuntimeError as error:
         raise DataError(f"the weights in {folder} do not fit its configuration: {error}") from error
-    return LoadedModel(algorithm.to(getattr(torch, config.training.dtype)).eval(), config, written.card)
+    record = LikelihoodRecord.from_json(written.more[LIKELIHOOD]) if LIKELIHOOD in written.more else None
+    return LoadedModel(algorithm.to(getattr(torch, config.training.dtype)).eval(), config, written.card, record)

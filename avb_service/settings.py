@@ -12,7 +12,7 @@ from pydantic import Field
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms import TABLE
-from avb_service.config import Config, Tree, override, parse_overrides, read_yaml
+from avb_service.config import Config, Tree, flatten, override, parse_overrides, read_yaml
 from avb_service.data.datasets import DataConfig
 from avb_service.engine import TrainingConfig
 from avb_service.errors import UserError
@@ -25,7 +25,10 @@ else:
     AlgorithmSection = Annotated[Union[methods], Field(discriminator="name")]  # noqa: UP007  no | over a tuple
 
 # Where and how fast, not what: a run may be continued with other values of these.
-CIRCUMSTANCES = ("data.root", "data.resident_gib", "data.download", "likelihood.test_data", "likelihood.memory_mib")
+CIRCUMSTANCES = (
+    "data.root", "data.resident_gib", "data.download", "likelihood.budget", "likelihood.test_data",
+    "likelihood.memory_mib",
+)  # fmt: skip
 
 
 class TrackingConfig(Config):
@@ -125,3 +128,15 @@ def read_config(source: str | Path, assignments: list[str] | None = None) -> Exp
     for path, value in parse_overrides(assignments or []).items():
         tree = override(tree, path, value)
     return ExperimentConfig.parse(tree, str(source))
+
+
+def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str) -> LikelihoodConfig:
+    """A model's own `likelihood` section with a budget, and a file's keys on top.
+
+    Raises:
+        UserError: the file cannot be read, or has keys or values that do not fit.
+    """
+    tree = override(base.tree(), "budget", budget)
+    for path, value in flatten(read_yaml(file) if file else {}).items():
+        tree = override(tree, path, value)
+    return LikelihoodConfig.parse(tree, str(file or "likelihood"))

@@ -149,7 +149,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     return outcome
 
 
-def train_and_publish(config: ExperimentConfig, name: str, folder: Path, uri: str) -> Published:
+def train_and_publish(
+    config: ExperimentConfig, name: str, folder: Path, uri: str, **scoring: Any  # noqa: ANN401
+) -> Published:
     """Train one model that belongs to no search, score it on held-out data and register it.
 
     Args:
@@ -157,6 +159,7 @@ def train_and_publish(config: ExperimentConfig, name: str, folder: Path, uri: st
         name: of the run.
         folder: of this model alone, on a disk that all hosts share.
         uri: of MLflow; absolute.
+        scoring: who scores the held-out data, and who is told; options of `likelihood.Evaluator`.
 
     Raises:
         UserError: it was refused, or diverged.
@@ -165,7 +168,10 @@ def train_and_publish(config: ExperimentConfig, name: str, folder: Path, uri: st
     outcome = train(job)
     if outcome.status == "diverged":
         raise DivergenceError(f"{name} diverged: {outcome.reason}")
-    return publish(Experiment(config, job.checkpoints), job.start_run(), folder / "model")
+    experiment = Experiment(config, job.checkpoints)
+    experiment.load_best()
+    record = experiment.assess(store=folder / "scores", **scoring)
+    return publish(experiment, record, job.start_run(), folder / "model")
 
 
 def work(loop_config: dict[str, Any]) -> dict[str, Any]:

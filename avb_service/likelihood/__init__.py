@@ -5,10 +5,11 @@ Floor 5.
 
 from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.likelihood.config import LikelihoodConfig
-from avb_service.likelihood.estimate import Estimate, Runner, Task, estimate
+from avb_service.likelihood.estimate import Columns, Estimate, Runner, Task, estimate
 from avb_service.likelihood.evaluate import BUDGETS, ESTIMATORS, Budget, Evaluator, latent_variable_model
+from avb_service.likelihood.record import Comparison, LikelihoodRecord
 
 __all__ = [
-    "BUDGETS", "ESTIMATORS", "Budget", "Certificate", "Check", "Estimate", "Evaluator", "LikelihoodConfig", "Runner",
-    "Task", "estimate", "latent_variable_model",
+    "BUDGETS", "ESTIMATORS", "Budget", "Certificate", "Check", "Columns", "Comparison", "Estimate", "Evaluator",
+    "LikelihoodConfig", "LikelihoodRecord", "Runner", "Task", "estimate", "latent_variable_model",
 ]

@@ -122,19 +122,29 @@ def transition(path: Path, state: State, beta: float, step: Tensor, leapfrog: in
 
     Source: Neal 2011, "MCMC using Hamiltonian dynamics", section 5.3.
     """
-    size = step[:, None]
-    momentum = start = torch.randn_like(state.u)
-    end = state
-    momentum = momentum + 0.5 * size * _force(end, beta)
-    for remaining in reversed(range(leapfrog)):
-        end = path.at(end.u + size * momentum)
-        momentum = momentum + (1.0 if remaining else 0.5) * size * _force(end, beta)
+    start = torch.randn_like(state.u)
+    end, momentum = integrate(path, state, start, beta, step, leapfrog)
     log_accept = _log_density(path, end, beta, momentum) - _log_density(path, state, beta, start)
     log_accept = log_accept.nan_to_num(nan=-math.inf).clamp(max=0.0)  # far out of range: refused
     accepted = torch.rand_like(log_accept).log() < log_accept
     moved = State(*(torch.where(accepted[(...,) + (None,) * (new.dim() - 2)], new, old)
                     for new, old in zip(end, state, strict=True)))  # fmt: skip
     return moved, log_accept.exp()
+
+
+def integrate(
+    path: Path, state: State, momentum: Tensor, beta: float, step: Tensor, leapfrog: int
+) -> tuple[State, Tensor]:
+    """Leapfrog steps along f_beta: where the chains and their momenta [C, b, D] end; reversible, and volume-preserving.
+
+    Source: Neal 2011, eq. 2.28 to 2.30.
+    """
+    size = step[:, None]
+    momentum = momentum + 0.5 * size * _force(state, beta)
+    for remaining in reversed(range(leapfrog)):
+        state = path.at(state.u + size * momentum)
+        momentum = momentum + (1.0 if remaining else 0.5) * size * _force(state, beta)
+    return state, momentum
 
 
 def anneal(path: Path, start: State, betas: Tensor, steps: Tensor, leapfrog: int, rate: float = 0.0) -> Annealed:

@@ -3,7 +3,7 @@
 Floor 5.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.certificate import CertificateConfig
 from avb_service.likelihood.proposals import PilotConfig
 
+Budget = Literal["quick", "standard", "certified"]
 Count = Annotated[int, Field(ge=2)]
 
 
@@ -19,6 +20,8 @@ class LikelihoodConfig(Config):
     """How log-likelihoods are estimated.
 
     Attributes:
+        budget: what the final figures are worth: quick (no annealing), standard (annealing), certified (and a
+            certificate, without which no model becomes champion).
         importance_draws: K of iwae_K.
         proposal_draws: draws of an implicit posterior that its Gaussian proposal is fitted to.
         inflate: factor on that Gaussian's standard deviations.
@@ -35,6 +38,7 @@ class LikelihoodConfig(Config):
         seed: of all noise, and of the binarisation of the data that are scored.
     """
 
+    budget: Budget = "certified"
     importance_draws: Count = 256
     proposal_draws: Count = 256
     inflate: Annotated[float, Field(ge=1, le=3)] = 1.2
@@ -42,7 +46,7 @@ class LikelihoodConfig(Config):
     search: PilotConfig = PilotConfig(temperatures=40, chains=12)
     pilot: PilotConfig = PilotConfig()
     ais: AnnealConfig = AnnealConfig()
-    ais_prior: AnnealConfig = AnnealConfig(temperatures=500)
+    ais_prior: AnnealConfig = AnnealConfig(temperatures=700)
     certificate: CertificateConfig = CertificateConfig()
     validation_data: Count | None = 200
     test_data: Count | None = None

@@ -27,6 +27,7 @@ from avb_service.seeding import seeded
 Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
 NATS = "nats"
+BLOCK = 50  # data at most: enough for full matrix products, few enough to be shared out and lost
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Task:
 
     Attributes:
         model: whose likelihood it is.
-        make: binds the estimator to the model; importable, so that workers elsewhere can.
+        make: binds the estimator to the model. Its repr says what the numbers depend on.
         x: data [n, ...].
         seed: of all noise.
         memory_mib: bound on what one batch of decoder outputs takes.
@@ -118,7 +119,8 @@ class Task:
     def blocks(self, scorer: Scorer) -> list[range]:
         """The data cut in pieces that fit in memory, the same wherever they are scored."""
         numbers = math.prod(self.model.spec.shape) * scorer.rows
-        size = max(1, self.memory_mib * 2**20 // (numbers * 4 * 4))  # logits, and what a log-probability makes of them
+        fits = self.memory_mib * 2**20 // (numbers * 4 * 4)  # logits, and what a log-probability makes of them
+        size = max(1, min(BLOCK, fits))
         return [range(start, min(start + size, len(self.x))) for start in range(0, len(self.x), size)]
 
     def score(self, scorer: Scorer, block: range) -> Columns:

@@ -6,7 +6,6 @@ Floor 5.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -16,14 +15,12 @@ from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.bdmc import bdmc
 from avb_service.likelihood.certificate import Certificate, certify
-from avb_service.likelihood.config import LikelihoodConfig
+from avb_service.likelihood.config import Budget, LikelihoodConfig
 from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
 from avb_service.likelihood.estimate import Estimate, Progress, Runner, Scorer, Task, estimate, serially
 from avb_service.likelihood.exact import enumeration, ppca, quadrature
 from avb_service.likelihood.importance import iwae
 from avb_service.likelihood.proposals import from_prior, own, refined
-
-Budget = Literal["quick", "standard", "certified"]
 
 # From the one that says the most. What does not apply to a model is left out.
 ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Scorer]] = {
@@ -111,6 +108,11 @@ class Evaluator:
         return [
             self.score(name, x[:few] if name == "quadrature" else x) for name in BUDGETS[budget] if self.applies(name)
         ]
+
+    def assess(self, x: Tensor, budget: Budget) -> tuple[list[Estimate], Certificate | None]:
+        """What the budget buys, with a certificate where it is to have one and the model can be annealed."""
+        estimates = self.evaluate(x, budget)
+        return estimates, self.certify(x) if budget == "certified" and self.applies("ais") else None
 
     def certify(self, x: Tensor) -> Certificate:
         """Whether `ais` on such data can be believed.

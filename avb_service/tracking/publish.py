@@ -1,21 +1,22 @@
-"""From a trained model to the registry: scored on held-out data, described, and promoted or not.
+"""From a trained model to the registry: scored on held-out data, certified, described, and promoted or not.
 
 Floor 7.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from avb_service.errors import UserError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Estimate
-from avb_service.tracking.registry import leaderboard, register
+from avb_service.likelihood import LikelihoodRecord
+from avb_service.model import load_model
+from avb_service.tracking.registry import leaderboard, pull, register, set_alias
 from avb_service.tracking.runs import Run
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-HELD_OUT = "test/log_likelihood"  # a lower bound, of the same kind as the validation figure that it stands beside
-COMPARABLE = "comparable"
+HELD_OUT = "test/log_likelihood"  # the most believable figure, exact or a lower bound
 
 
 @dataclass(frozen=True)
@@ -35,45 +36,82 @@ class Published:
     metrics: Mapping[str, float]
 
 
-def publish(experiment: Experiment, run: Run, folder: Path, candidate: bool = True) -> Published:
-    """Score the best checkpoint on held-out data and register it.
+def publish(
+    experiment: Experiment, record: LikelihoodRecord, run: Run, folder: Path, candidate: bool = True
+) -> Published:
+    """Register an assessed model; make it champion if it has earned that.
 
     Args:
-        experiment: whose store holds the checkpoints.
+        experiment: with the weights to publish loaded.
+        record: from `Experiment.assess`.
         run: where it was recorded.
         folder: to write the model folder to.
         candidate: whether it may become champion.
 
     Raises:
-        UserError: there is no checkpoint, or the registry refuses.
+        UserError: the registry refuses.
     """
-    round_ = experiment.load_best()
-    estimates = experiment.evaluate("test")
-    metrics = {name: value for estimate in estimates for name, value in estimate.metrics("test").items()}
-    if estimates:
-        metrics[HELD_OUT] = estimates[0].value
-    tags = {**experiment.tags(), COMPARABLE: _comparable(experiment, estimates)}
-    for estimate in estimates:
-        values = estimate.per_datum.tolist()
-        run.log_table(f"test_log_likelihood.{estimate.name}", {"datum": list(range(len(values))), "nats": values})
+    metrics = record.metrics("test")
+    if record.held_out is not None:
+        metrics |= {HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr}
+    for estimate in record.estimates:
+        columns = {name: column.tolist() for name, column in estimate.columns.items()}
+        run.log_table(f"test_log_likelihood.{estimate.name}", {"datum": list(range(len(estimate.per_datum))), **columns})
     experiment.record_figures(run)
     model = experiment.config.tracking.model
-    alias, reason = _promotion(model, metrics.get(HELD_OUT), tags, run.tracking_uri) if candidate else (None, "")
-    experiment.publish(folder, card(experiment, estimates))
+    alias, reason = _promotion(model, record, run.tracking_uri) if candidate else (None, "not a candidate")
+    experiment.publish(folder, card(experiment, record), record)
     version = register(
-        model, folder, run.run_id, step=round_, aliases=[alias] if alias else [], metrics=metrics,
-        tags={**tags, "promotion": reason}, uri=run.tracking_uri,
+        model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
+        tags={**experiment.tags(), "promotion": reason, "certificate": _verdict(record)}, uri=run.tracking_uri,
     )  # fmt: skip
     run.finish()
     return Published(f"models:/{model}/{version}", alias, reason, metrics)
 
 
-def card(experiment: Experiment, estimates: Sequence[Estimate]) -> str:
+def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:
+    """The held-out likelihoods that a registered model carries.
+
+    Raises:
+        UserError: there is no such model, or it was published without.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        record = load_model(pull(model, Path(folder) / "model", uri)).likelihood
+    if record is None:
+        raise UserError(f"{model} carries no held-out likelihoods; publish it anew")
+    return record
+
+
+def promote(name: str, version: int, override: str | None = None, uri: str | None = None) -> str:
+    """Make a version champion if it has earned that, or because somebody takes it upon themselves.
+
+    Args:
+        name: of the registered model.
+        version: its number.
+        override: why it is to be champion although it has not; recorded with it.
+        uri: where, as `tracking_uri` reads it.
+
+    Returns:
+        The reason.
+
+    Raises:
+        UserError: it has not earned it; says why.
+    """
+    alias, reason = _promotion(name, record_of(f"models:/{name}/{version}", uri), uri)
+    if alias != CHAMPION:
+        if override is None:
+            raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")
+        reason = f"overridden ({override}), although {reason}"
+    set_alias(name, CHAMPION, version, uri, tags={"promotion": reason})
+    return reason
+
+
+def card(experiment: Experiment, record: LikelihoodRecord) -> str:
     """What a reader should know of the model, Markdown."""
     config, tags = experiment.config, experiment.tags()
     rows = [
         f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.kind.replace('_', ' ')} | {len(e.per_datum)} |"
-        for e in estimates
+        for e in record.estimates
     ]
     return f"""# {config.tracking.model}
 
@@ -87,6 +125,8 @@ Log-likelihood of held-out data, nats per datum; ± is the standard error over d
 |---|---|---|---|
 {chr(10).join(rows)}
 
+{_certificate(record)}
+
 ```python
 import avb_service
 model = avb_service.load("models:/{config.tracking.model}@champion")
@@ -95,24 +135,42 @@ images = model.sample(16, seed=0)
 """
 
 
-def _comparable(experiment: Experiment, estimates: Sequence[Estimate]) -> str:
-    """Two held-out figures can be compared where this is equal: same data, binarisation, noise and estimator."""
-    config = experiment.config
-    first = (estimates[0].name, len(estimates[0].per_datum)) if estimates else ()
-    basis = (experiment.dataset.sha256, config.data.binarisation, config.likelihood.seed, *first)
-    return hashlib.sha256(repr(basis).encode()).hexdigest()[:16]
+def _certificate(record: LikelihoodRecord) -> str:
+    if record.certificate is None:
+        return f"Certificate: {_verdict(record)}."
+    rows = [
+        f"| {check.meaning} | {check.value:.3g} | {check.relation} {check.limit:.3g} | "
+        f"{'yes' if check.passed else 'NO'} |"
+        for check in record.certificate.checks
+    ]
+    lower, upper = record.certificate.lower, record.certificate.upper
+    return f"""Certificate of the annealed estimate: **{record.certificate.verdict}**. It brackets the likelihood of data
+that the model itself has drawn, between {lower:.2f} and {upper:.2f}; no upper bound holds for real data.
+
+| check | measured | limit | passed |
+|---|---|---|---|
+{chr(10).join(rows)}"""
 
 
-def _promotion(model: str, value: float | None, tags: Mapping[str, str], uri: str) -> tuple[str, str]:
+def _verdict(record: LikelihoodRecord) -> str:
+    """For a column of a table."""
+    best = record.held_out
+    if best is not None and best.kind == "exact":
+        return "exact"
+    return record.certificate.verdict if record.certificate else "none"
+
+
+def _promotion(model: str, record: LikelihoodRecord, uri: str | None) -> tuple[str, str]:
     """Champion or challenger, and why."""
-    if value is None:
-        return CHALLENGER, "it defines no p(x|z), so it has no held-out likelihood"
+    if (objection := record.objection) is not None:
+        return CHALLENGER, objection
     champion = next((row for row in leaderboard(uri) if row.name == model and CHAMPION in row.aliases), None)
     if champion is None:
-        return CHAMPION, "the first of its name"
-    if champion.tags.get(COMPARABLE) != tags[COMPARABLE]:
-        return CHALLENGER, f"{champion.uri} was scored on other data or by another estimator; compare them by hand"
-    best = champion.metrics[HELD_OUT]
-    if value > best:
-        return CHAMPION, f"{value:.3f} against {best:.3f} nats per datum of {champion.uri}"
-    return CHALLENGER, f"{value:.3f} does not beat {best:.3f} nats per datum of {champion.uri}"
+        return CHAMPION, "the first of its name whose likelihood can be believed"
+    try:
+        comparison = record.against(record_of(champion.uri, uri))
+    except UserError as error:
+        return CHALLENGER, f"cannot be compared with {champion.uri}: {error}"
+    if comparison.better:
+        return CHAMPION, f"better than {champion.uri}: {comparison}"
+    return CHALLENGER, f"no better than {champion.uri} beyond two standard errors: {comparison}"

@@ -120,8 +120,10 @@ def register(
     return int(published.version)
 
 
-def set_alias(name: str, alias: str, version: int, uri: str | None = None) -> None:
-    """Point an alias at a version.
+def set_alias(
+    name: str, alias: str, version: int, uri: str | None = None, tags: Mapping[str, str] | None = None
+) -> None:
+    """Point an alias at a version, and note why.
 
     Raises:
         UserError: no such model or version, or a name that MLflow reserves.
@@ -129,6 +131,8 @@ def set_alias(name: str, alias: str, version: int, uri: str | None = None) -> No
     client = connect(tracking_uri(uri))
     _registered(client, f"models:/{name}/{version}")
     with refusals(f"cannot make models:/{name}/{version} its {alias!r}"):
+        for key, value in (tags or {}).items():
+            client.set_model_version_tag(name, str(version), key, value)
         client.set_registered_model_alias(name, alias, str(version))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
 TRIAL, BASELINE = "trial", "baseline"
+RERANKED = 3  # trials whose held-out figures decide which is best
 
 
 @dataclass(frozen=True)
@@ -156,27 +157,42 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None
     close_open_children(search.run.run_id, "FINISHED", "stopped early by the scheduler", search.tracking_uri)
 
 
-def conclude(search: Search, on_step: Callable[[str], None]) -> list[Published]:
-    """Score the best trial of each method on held-out data and register it; the best of the search may be champion.
+def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> list[Published]:  # noqa: ANN401
+    """Score the best trials on held-out data and register the best of each method; the best of all may be champion.
+
+    The search ranks trials by a bound that is cheap; its best few are ranked again by what their budget buys.
 
     Args:
         search: whose trials have run.
         on_step: told what is being done.
+        scoring: who scores the data, and who is told; options of `likelihood.Evaluator`.
     """
     if (listed := search.folder / PUBLISHED).exists():
         return [Published(**entry) for entry in json.loads(listed.read_text(encoding="utf-8"))]
-    champion = search.best()
-    leaders: dict[str, Trial] = {}
-    for trial in search.trials():
-        if trial.objective is not None:
-            leaders.setdefault(trial.config.algorithm.name, trial)
+    reached = [trial for trial in search.trials() if trial.objective is not None]
+    search.best()  # says why, where there is none
+    contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
+    leaders = {trial.config.algorithm.name: trial for trial in reversed(reached)}
+    chosen = {trial.job.name: trial for trial in (*contenders, *leaders.values())}
+    assessed = {}
+    for name, trial in chosen.items():
+        on_step(f"scoring {name} on held-out data")
+        experiment = Experiment(trial.config, trial.job.checkpoints)
+        experiment.load_best()
+        assessed[name] = experiment, experiment.assess(store=Path(trial.job.folder) / "scores", **scoring)
+
+    def held_out(trial: Trial) -> float:
+        figure = assessed[trial.job.name][1].held_out
+        return -math.inf if figure is None else figure.value
+
+    champion = max(contenders, key=held_out)
+    leaders[champion.config.algorithm.name] = champion
     results = {}
     for trial in leaders.values():
-        on_step(f"scoring {trial.job.name} on held-out data")
+        experiment, record = assessed[trial.job.name]
         results[trial.job.name] = publish(
-            Experiment(trial.config, trial.job.checkpoints), trial.job.start_run(), Path(trial.job.folder) / "model",
-            candidate=trial.job == champion.job,
-        )  # fmt: skip
+            experiment, record, trial.job.start_run(), Path(trial.job.folder) / "model", candidate=trial is champion
+        )
     best = results[champion.job.name]
     search.run.log_metrics(best.metrics, 0)
     search.run.set_tags({"avb.best_trial": champion.job.name, "avb.best_model": best.uri})

@@ -1,0 +1,136 @@
+"""What was found out about a model's likelihood, as it travels with the model; and how two models are compared.
+
+Floor 5.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from avb_service.errors import DataError, UserError
+from avb_service.likelihood.certificate import Certificate, Check
+from avb_service.likelihood.estimate import Estimate, mean_and_stderr
+
+MOST_BELIEVED = ("enumeration", "ppca", "ais", "iwae_refined", "iwae", "elbo")  # by the beginning of the name
+STANDARD_ERRORS = 2.0  # a difference of fewer is no difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much better one model is than another on the same data.
+
+    Attributes:
+        estimator: by which both were scored.
+        difference: mean over data of the first's log-likelihood less the second's, nats per datum.
+        stderr: standard error of that mean over data; far smaller than either model's own.
+        data: how many.
+    """
+
+    estimator: str
+    difference: float
+    stderr: float
+    data: int
+
+    @property
+    def better(self) -> bool:
+        """Whether the first is ahead by more than the data could make it by chance."""
+        return self.difference > STANDARD_ERRORS * self.stderr
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.difference:+.3f} ± {self.stderr:.3f} nats per datum by {self.estimator} on {self.data} data"
+
+
+@dataclass(frozen=True)
+class LikelihoodRecord:
+    """The held-out likelihoods of a model.
+
+    Attributes:
+        basis: what they depend on beside the model: data, split, binarisation, seed. Models whose bases are equal can be
+            compared.
+        estimates: all of them.
+        certificate: of the annealed one; None where there is none.
+    """
+
+    basis: Mapping[str, str]
+    estimates: tuple[Estimate, ...]
+    certificate: Certificate | None = None
+
+    @property
+    def held_out(self) -> Estimate | None:
+        """The most believable of those estimates that are exact or a lower bound, on all data."""
+        return next((estimate for name in MOST_BELIEVED if (estimate := self.named(name)) is not None), None)
+
+    def named(self, prefix: str) -> Estimate | None:
+        """The first estimate whose name begins so, if it is exact or a lower bound."""
+        sound = (each for each in self.estimates if each.kind in ("exact", "lower_bound"))
+        return next((each for each in sound if each.name.startswith(prefix)), None)
+
+    @property
+    def objection(self) -> str | None:
+        """Why the figure is not to be believed, if so."""
+        best = self.held_out
+        if best is None:
+            return "it defines no p(x|z), so it has no held-out likelihood"
+        if best.kind == "exact":
+            return None
+        if self.certificate is None:
+            return f"{best.name} has no certificate"
+        return None if self.certificate.passed else f"the certificate failed: {self.certificate.reason}"
+
+    def against(self, other: "LikelihoodRecord") -> Comparison:
+        """A paired comparison by the most believable estimate that both have.
+
+        Raises:
+            UserError: they were scored on other data, or have no estimate in common; names the difference.
+        """
+        if lines := [f"{key}: {self.basis.get(key)} and {other.basis.get(key)}"
+                     for key in {**self.basis, **other.basis} if self.basis.get(key) != other.basis.get(key)]:
+            raise UserError("the two were scored on different data, so a difference would mean nothing; "
+                            + ", ".join(lines))  # fmt: skip
+        for name in MOST_BELIEVED:
+            mine, theirs = self.named(name), other.named(name)
+            if mine is not None and theirs is not None and mine.name == theirs.name:
+                difference, stderr = mean_and_stderr(mine.per_datum - theirs.per_datum)
+                return Comparison(mine.name, difference, stderr, len(mine.per_datum))
+        raise UserError("the two have no exact figure or lower bound in common; evaluate both with the same budget")
+
+    def metrics(self, split: str = "test") -> dict[str, float]:
+        """Named for a tracker."""
+        named = {name: value for estimate in self.estimates for name, value in estimate.metrics(split).items()}
+        return {**named, **(self.certificate.metrics() if self.certificate else {})}
+
+    def to_json(self) -> bytes:
+        """With the figure of every datum, to the bit."""
+        estimates = [
+            {**asdict(each), "columns": {name: column.tolist() for name, column in each.columns.items()}}
+            for each in self.estimates
+        ]
+        certificate = asdict(self.certificate) if self.certificate else None
+        return json.dumps({"basis": dict(self.basis), "estimates": estimates, "certificate": certificate}).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "LikelihoodRecord":
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: it is something else.
+        """
+        try:
+            tree = json.loads(content)
+            certificate = tree["certificate"]
+            return cls(
+                tree["basis"],
+                tuple(_estimate(each) for each in tree["estimates"]),
+                certificate and Certificate(**{**certificate, "checks": tuple(Check(**c) for c in certificate["checks"])}),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"no record of likelihoods: {error!r}") from error
+
+
+def _estimate(tree: Mapping[str, Any]) -> Estimate:
+    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in tree["columns"].items()}
+    return Estimate(**{**tree, "columns": columns})

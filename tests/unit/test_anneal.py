@@ -1,0 +1,348 @@
+"""Annealing against a model whose evidence and posterior are Gaussians, and estimation that is interrupted."""
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from avb_service.algorithm import DataSpec, LatentVariableModel, Player
+from avb_service.errors import DataError
+from avb_service.likelihood.ais import ais
+from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, integrate, pilot_chains, temperatures, transition
+from avb_service.likelihood.bdmc import bdmc
+from avb_service.likelihood.certificate import CertificateConfig, certify
+from avb_service.likelihood.estimate import Estimate, Scorer, Task, estimate, serially
+from avb_service.likelihood.importance import iwae
+from avb_service.likelihood.proposals import PilotConfig, from_prior, refined
+from avb_service.maths import standard_normal
+from avb_service.seeding import seeded
+
+PIXELS, DIM = 20, 5
+
+
+class PCA(LatentVariableModel):
+    """Probabilistic PCA: p(x|z) = N(W z, s^2)."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, dim: int = DIM) -> None:
+        super().__init__(None, DataSpec((1, 1, PIXELS), "real", 0, torch.zeros(1, 1, PIXELS)))
+        with seeded("pPCA"):
+            self.w = nn.Parameter(torch.randn(PIXELS, dim, dtype=dtype))
+        self.noise = 0.5
+
+    def players(self) -> tuple[Player, ...]:
+        return ()
+
+    def prior(self) -> Distribution:
+        return standard_normal(self.w.shape[1], self.w)
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        return Independent(Normal((z @ self.w.mT)[..., None, None, :], self.noise, validate_args=False), 3)
+
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        identity = torch.eye(self.w.shape[1], dtype=self.w.dtype)
+        covariance = torch.linalg.inv(identity + self.w.mT @ self.w / self.noise**2)
+        mean = x.flatten(1) @ self.w @ covariance / self.noise**2
+        return MultivariateNormal(mean, covariance.expand(len(x), *covariance.shape))
+
+    def exact(self, x: Tensor) -> Tensor:
+        w = self.w.detach().double()
+        covariance = w @ w.mT + self.noise**2 * torch.eye(PIXELS, dtype=torch.float64)
+        return MultivariateNormal(torch.zeros(PIXELS).double(), covariance).log_prob(x.flatten(1).double())
+
+    def narrow(self, x: Tensor) -> MultivariateNormal:
+        """A proposal that misses most of the posterior, as a collapsed encoder does."""
+        exact = self.posterior(x)
+        return MultivariateNormal(exact.loc + 0.3, scale_tril=0.1 * exact.scale_tril)
+
+
+def draw(model: PCA, n: int) -> Tensor:
+    with seeded("data"), torch.no_grad():
+        return model.sample(n)
+
+
+def run(model: PCA, make, x: Tensor, **options) -> Estimate:
+    return estimate(Task(model, make, x, seed=0, memory_mib=64), **options)
+
+
+def path_of(model: PCA, x: Tensor, proposal) -> Path:
+    return Path(model, x, proposal(x))
+
+
+# Estimates.
+
+
+def test_chains_from_the_exact_posterior_are_exact_each():
+    model = PCA()
+    x = draw(model, 20)
+    exact = model.exact(x)
+
+    def make(model: PCA) -> Scorer:
+        def score(part: Tensor) -> dict[str, Tensor]:
+            path = path_of(model, part, model.posterior)
+            betas = temperatures(20, "linear", part)
+            weights = anneal(path, path.draw(4), betas, torch.full((20, len(part)), 0.5), 5).log_weights
+            return {"nats": weights.mean(0), "worst": (weights - exact).abs().amax(0)}
+
+        return Scorer("each", "exact", 4, score)
+
+    assert run(model, make, x).columns["worst"].max() < 1e-4
+
+
+def test_the_start_from_the_prior_brackets_the_truth_and_the_gap_falls_with_temperatures():
+    model, gaps = PCA(), []
+    for count in (10, 40, 160):
+        recipe = AnnealConfig(temperatures=count)
+        result = run(model, lambda model, r=recipe: bdmc(model, from_prior(model), r, "sigmoid"), torch.arange(50))
+        gaps.append(result.diagnostics["gap"])
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
+
+
+def test_the_bounds_of_bdmc_stand_on_both_sides_of_the_exact_value():
+    model = PCA()
+    recipe = AnnealConfig(temperatures=20)
+    result = run(model, lambda model: bdmc(model, refined(model, PilotConfig(temperatures=30)), recipe), torch.arange(200))
+    with seeded("entropy"), torch.no_grad():
+        mean = model.exact(model.sample(200_000)).mean().item()  # of what the model draws
+    assert result.value < mean + 3 * result.stderr
+    upper = result.columns["upper"]
+    assert upper.mean() > mean - 3 * upper.std() / math.sqrt(len(upper))
+
+
+def test_a_refined_start_is_close_to_the_exact_value():
+    model = PCA()
+    x = draw(model, 60)
+    exact = model.exact(x)
+    annealed = run(model, lambda model: ais(model, refined(model, PilotConfig()), AnnealConfig()), x)
+    weighted = run(model, lambda model: iwae(model, refined(model, PilotConfig()), 256), x)
+    for result in (annealed, weighted):
+        assert result.kind == "lower_bound"
+        assert -0.05 < (result.per_datum - exact).mean() < 0.03
+
+
+# Frozen kernels.
+
+
+def mean_weight(rate: float) -> tuple[float, float]:
+    """E[w / p(x)] over many short chains, and its standard error."""
+    model = PCA(torch.float64, dim=1)
+    model.noise = 1.0
+    x = draw(model, 1).expand(20_000, -1, -1, -1)
+    with seeded("weights"), torch.no_grad():
+        path = path_of(model, x, from_prior(model))
+        betas, steps = temperatures(20, "sigmoid", x), torch.ones(20, len(x), dtype=torch.float64)
+        log_weights = anneal(path, path.draw(1), betas, steps, 3, rate=rate).log_weights[0]
+    ratio = (log_weights - model.exact(x)).exp()
+    return ratio.mean().item(), ratio.std().item() / math.sqrt(len(ratio))
+
+
+def test_the_mean_weight_is_one_with_frozen_kernels():
+    mean, stderr = mean_weight(rate=0.0)
+    assert stderr < 0.02
+    assert abs(mean - 1) < 4 * stderr
+
+
+def test_the_mean_weight_is_more_than_one_where_kernels_adapt_inside_the_run():
+    mean, stderr = mean_weight(rate=1.0)
+    assert mean - 1 > 4 * stderr
+
+
+# Hamiltonian dynamics.
+
+
+def leapfrog(path: Path, u: Tensor, momentum: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
+    """The trajectory inside `transition`, by itself."""
+    size = torch.full((u.shape[1],), step, dtype=u.dtype)
+    state, momentum = integrate(path, path.at(u), momentum, 0.7, size, count)
+    return state.u, momentum
+
+
+def test_trajectories_are_reversible():
+    model = PCA(torch.float64)
+    x = draw(model, 4)
+    with seeded("reversible"):
+        path = path_of(model, x, from_prior(model))
+        u, momentum = torch.randn(2, 3, 4, DIM, dtype=torch.float64)
+        there, turned = leapfrog(path, u, momentum, 0.05, 5)
+        back, _ = leapfrog(path, there, -turned, 0.05, 5)
+    assert (there - u).abs().max() > 0.1
+    torch.testing.assert_close(back, u, rtol=0, atol=1e-10)
+
+
+def test_the_energy_error_falls_as_the_square_of_the_step():
+    model = PCA(torch.float64)
+    x = draw(model, 8)
+    with seeded("energy"):
+        path = path_of(model, x, from_prior(model))
+        u, momentum = torch.randn(2, 16, 8, DIM, dtype=torch.float64)
+
+        def energy(u: Tensor, momentum: Tensor) -> Tensor:
+            return 0.5 * momentum.square().sum(-1) - 0.3 * path.log_r(u) - 0.7 * path.at(u).log_p
+
+        errors = []
+        for step, count in ((0.02, 5), (0.01, 10), (0.005, 20)):
+            end, turned = leapfrog(path, u, momentum, step, count)
+            errors.append((energy(end, turned) - energy(u, momentum)).abs().mean().item())
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert 3.5 < coarse / fine < 4.5
+
+
+def test_a_transition_keeps_the_posterior():
+    model = PCA(torch.float64)
+    x = draw(model, 1).expand(400, -1, -1, -1)
+    posterior = model.posterior(x)
+    with seeded("invariant"), torch.no_grad():
+        path = path_of(model, x, from_prior(model))
+        state = path.at(posterior.sample((8,)))
+        for _ in range(20):
+            state, accepted = transition(path, state, 1.0, torch.full((400,), 0.15, dtype=torch.float64), 3)
+    assert 0.2 < accepted.mean() < 0.999
+    draws = path.z(state.u).flatten(0, 1)
+    torch.testing.assert_close(draws.mean(0), posterior.loc[0], rtol=0, atol=0.02)
+    torch.testing.assert_close(draws.mT.cov(), posterior.covariance_matrix[0], rtol=0, atol=0.004)
+
+
+def test_pilot_chains_find_the_step_size_for_their_acceptance():
+    model = PCA()
+    with seeded("pilot"), torch.no_grad():
+        path = path_of(model, draw(model, 20), from_prior(model))
+        pilot = pilot_chains(path, temperatures(100, "sigmoid", path.mean), AnnealConfig())
+    assert 0.7 < pilot.acceptance.mean() < 0.9
+    assert pilot.steps[-1].mean() < 0.5 * pilot.steps[0].mean(), "the posterior is narrower than the prior"
+
+
+# Certificates.
+
+
+def scoring(model: PCA, proposal, recipe: AnnealConfig):
+    makes = {
+        "bdmc": lambda model: bdmc(model, proposal, recipe),
+        "ais": lambda model: ais(model, proposal, recipe),
+        "ais_doubled": lambda model: ais(
+            model, proposal, recipe.model_copy(update={"temperatures": 2 * recipe.temperatures}), name="ais_doubled"
+        ),
+        "ais_prior": lambda model: ais(
+            model, from_prior(model), AnnealConfig(temperatures=500), "sigmoid", name="ais_prior"
+        ),
+    }
+    return lambda name, x: run(model, makes[name], x)
+
+
+def test_a_refined_recipe_gets_its_certificate():
+    model = PCA(dim=2)
+    score = scoring(model, refined(model, PilotConfig()), AnnealConfig())
+    certificate = certify(score, draw(model, 50), 8, CertificateConfig(real=50))
+    assert certificate.passed, certificate.reason
+    assert certificate.verdict == "PASS"
+
+
+def test_a_proposal_that_is_too_narrow_gets_none():
+    model = PCA()
+    certificate = certify(scoring(model, model.narrow, AnnealConfig()), draw(model, 40), 8, CertificateConfig(real=40))
+    assert certificate.verdict == "lower bound only"
+    failed = {check.name for check in certificate.checks if not check.passed}
+    assert {"gap", "starts"} <= failed
+    assert "gap between the bounds" in certificate.reason
+
+
+def test_too_few_simulated_data_give_no_certificate():
+    model = PCA(dim=2)
+    score = scoring(model, refined(model, PilotConfig(temperatures=20)), AnnealConfig(temperatures=10))
+    certificate = certify(score, draw(model, 20), 8, CertificateConfig(simulated=50, real=20))
+    assert [check.name for check in certificate.checks if not check.passed][:1] == ["simulated_data"]
+
+
+# Interruptions.
+
+
+class Killed(BaseException):
+    pass
+
+
+def quick(model: PCA) -> Scorer:
+    return iwae(model, from_prior(model), 4)
+
+
+class Quick:
+    def __call__(self, model: PCA) -> Scorer:
+        return quick(model)
+
+    def __repr__(self) -> str:
+        return "quick"
+
+
+def test_killed_twenty_times_the_table_is_the_same_to_the_bit(tmp_path):
+    model = PCA()
+    x = draw(model, 3000)
+    undisturbed = run(model, Quick(), x)
+    chance, scored = random.Random(0), []
+
+    def mortal(task: Task, blocks):
+        for block, columns in serially(task, blocks):
+            if kills and chance.random() < 0.5:
+                raise Killed
+            scored.append(block)
+            yield block, columns
+
+    kills = 20
+    while True:
+        try:
+            result = run(model, Quick(), x, run=mortal, store=tmp_path)
+            break
+        except Killed:
+            kills -= 1
+    assert kills == 0
+    assert torch.equal(result.per_datum, undisturbed.per_datum)
+    assert torch.equal(result.columns["ess"], undisturbed.columns["ess"])
+    assert len(scored) == len(set(scored)), "no block is scored twice"
+
+
+def test_blocks_done_in_any_order_give_the_same_table():
+    model = PCA()
+    x = draw(model, 300)
+
+    def backwards(task: Task, blocks):
+        yield from reversed(list(serially(task, blocks)))
+
+    assert torch.equal(run(model, quick, x, run=backwards).per_datum, run(model, quick, x).per_datum)
+
+
+def test_a_damaged_block_is_scored_again(tmp_path, caplog):
+    model = PCA()
+    x = draw(model, 120)
+    first = run(model, Quick(), x, store=tmp_path)
+    victim = sorted(tmp_path.rglob("*.safetensors"))[1]
+    victim.write_bytes(victim.read_bytes()[:-9])
+    again = run(model, Quick(), x, store=tmp_path)
+    assert torch.equal(again.per_datum, first.per_datum)
+    assert "damaged and scored again" in caplog.text
+
+
+def test_another_model_does_not_find_the_blocks_of_the_first(tmp_path):
+    model = PCA()
+    x = draw(model, 60)
+    first = run(model, Quick(), x, store=tmp_path)
+    with torch.no_grad():
+        model.w.mul_(1.1)
+    assert not torch.equal(run(model, Quick(), x, store=tmp_path).per_datum, first.per_datum)
+
+
+def test_progress_counts_every_datum():
+    model, seen = PCA(), []
+    run(model, quick, draw(model, 120), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 120), (50, 120), (100, 120), (120, 120)]
+
+
+def test_a_datum_that_is_not_a_number_is_named():
+    model = PCA()
+    x = draw(model, 70)
+    x[63] = math.nan
+    with pytest.raises(DataError, match="of datum 63 is not a number"):
+        run(model, quick, x)
+
+
+def test_no_data_are_refused():
+    with pytest.raises(DataError, match="given 0, expected at least 1"):
+        run(PCA(), quick, torch.zeros(0, 1, 1, PIXELS))
