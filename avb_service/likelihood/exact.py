@@ -22,7 +22,7 @@ HALF_WIDTH = 8.0  # of the box, in standard deviations of the prior, whose densi
 COARSE = {1: 1024, 2: 256}  # cells along an axis, for all data alike
 DEEP = 50.0  # nats below the best point of a datum where nothing is that matters
 RESOLVED = 0.1  # nats that a value moves by, below which the masses of its cells can be believed
-FINEST = 2**19  # points for a datum
+LARGEST = 2**23  # points in all cells of a block
 TOLERANCE = 1e-5  # nats per datum, mean over data
 POOL = {1: max_pool1d, 2: max_pool2d}
 
@@ -93,14 +93,14 @@ class _Grid:
         self.finest = (self.cell / (64 * torch.finfo(self.low.dtype).eps * self.low.abs())).amin().item()
 
     def solve(self) -> Columns:
-        """Refine until every datum is settled or has had as many points as it may."""
+        """Refine until every datum is settled, or there would be too many points."""
         cells, outside = self._coarse()
         halves = list(product((0.0, 0.5), repeat=self.dim))[1:]
         value = self._total(cells.datum, cells.log_mass)
         doubling, shift = torch.full_like(value, math.inf), torch.full_like(value, math.inf)
         split = torch.ones_like(value)  # points of a cell along an axis
         level = 1
-        while len(cells.datum):
+        while len(cells.datum) and level < self.finest and len(cells.datum) * (2 * level) ** self.dim <= LARGEST:
             shifted = [self._mass(cells, level, half) for half in halves]
             log_mass = torch.stack([cells.log_mass, *shifted]).logsumexp(0) - self.dim * math.log(2)
             refined, moved = self._total(cells.datum, log_mass), self._total(cells.datum, shifted[-1])
@@ -110,11 +110,9 @@ class _Grid:
             shift = torch.where(here, (moved - value).abs(), shift)
             value = torch.where(here, refined, value)
             split = split.masked_fill(here, level)
-            points = torch.bincount(cells.datum, minlength=len(value)) * (2 * level) ** self.dim
             move = torch.maximum(doubling, shift)
-            going = (move >= TOLERANCE) & (points <= FINEST) & (level < self.finest)
             empty = (move < RESOLVED)[cells.datum] & (log_mass < value[cells.datum] - DEEP)
-            kept = going[cells.datum] & ~empty
+            kept = (move >= TOLERANCE)[cells.datum] & ~empty
             cells = _Cells(cells.datum[kept], cells.corner[kept], log_mass[kept])
         log_cell = self.cell.double().log().sum()
         return {
