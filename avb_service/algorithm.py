@@ -213,6 +213,10 @@ class AdversarialModel(LatentVariableModel):
     def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
         """The adversary's log q(z|x) - log p(z) for codes [..., B, D], [..., B]; wrong by as much as it is."""
 
+    def contrast(self, q: ImplicitPosterior, generator: torch.Generator) -> Distribution:
+        """R(z|x), which the adversary tells q(z|x) from, event shape [D]: the prior, unless the contrast adapts."""
+        return self.prior()
+
 
 def warm_up(round_: int, rounds: int) -> float:
     """Weight of the KL term: linear from 0 to 1 over the first rounds; 1 throughout where rounds is 0."""

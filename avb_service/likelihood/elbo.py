@@ -6,12 +6,12 @@ Floor 5.
 from typing import cast
 
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 
 from avb_service.algorithm import AdversarialModel, LatentVariableModel
 from avb_service.errors import UserError
 from avb_service.likelihood.estimate import NATS, Columns, Scorer
-from avb_service.likelihood.moments import exact_moments, kl_floor
+from avb_service.likelihood.moments import exact_moments, kl, kl_floor
 from avb_service.likelihood.needs import has_density, has_standard_normal_prior, prior_name, some_posterior
 from avb_service.seeding import generator
 
@@ -40,8 +40,8 @@ def elbo(model: LatentVariableModel, draws: int) -> Scorer:
         q = cast(Distribution, model.posterior(x))
         z = q.sample((draws,))
         reconstruction = model.likelihood(z).log_prob(x).mean(0)
-        kl = _kl(q, model.prior(), z)
-        return {NATS: reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        divergence = kl(q, model.prior(), z)
+        return {NATS: reconstruction - divergence, "reconstruction": reconstruction, "kl": divergence}
 
     return Scorer("elbo", "lower_bound", draws, score)
 
@@ -107,11 +107,3 @@ def elbo_ceiling(model: LatentVariableModel, draws: int) -> Scorer:
         return {NATS: reconstruction - floor, "reconstruction": reconstruction, "kl_floor": floor}
 
     return Scorer("ceiling_of_own_elbo", "upper_bound", draws, score)
-
-
-def _kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
-    """KL(q || p), [B], for draws z [S, B, D] of q where torch knows no formula for the pair."""
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        return (q.log_prob(z) - p.log_prob(z)).mean(0)

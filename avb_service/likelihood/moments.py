@@ -1,11 +1,11 @@
-"""Means and covariances of posteriors, and what they prove of the KL.
+"""Means and covariances of posteriors, and what they say of the KL.
 
 Floor 5.
 """
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal
+from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from avb_service.distributions import ImplicitPosterior
 from avb_service.likelihood.needs import gaussian_marginals
@@ -19,6 +19,14 @@ def exact_moments(q: Distribution | ImplicitPosterior) -> tuple[Tensor, Tensor] 
     if isinstance(q, Distribution) and (marginals := gaussian_marginals(q)) is not None:
         return marginals.loc, torch.diag_embed(marginals.scale.square())
     return None
+
+
+def kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
+    """KL(q || p), [B]: in closed form where torch knows one, else E_q[log q - log p] over draws z [S, B, D] of q."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return (q.log_prob(z) - p.log_prob(z)).mean(0)
 
 
 def kl_floor(q: Distribution | ImplicitPosterior, z: Tensor) -> Tensor:
