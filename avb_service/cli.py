@@ -308,7 +308,7 @@ def _progress(quiet: bool) -> "Iterator[Callable[[str], Progress]]":
     """A bar with the time left for each estimator; none for programs."""
     from rich.progress import MofNCompleteColumn, Progress
 
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, disable=quiet) as bars:
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, disable=quiet, transient=True) as bars:
 
         def progress(name: str) -> "Callable[[int, int], None]":
             bar = bars.add_task(name, total=None)
@@ -365,9 +365,9 @@ def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "S
         return
     table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
     left = ("model", "alias", "method", "data", "certificate")
-    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x) ~", "simulated <=", "gap",
+    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x) ~", "drawn <=", "gap",
                    "certificate", "params", "train"):  # fmt: skip
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=column == "model")
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
         star = " *" if row["model"] in new else ""
         bound = "" if row["log p(x) >="] is None else f"{row['log p(x) >=']:.2f} ± {row['stderr']:.2f}"
@@ -378,7 +378,7 @@ def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "S
         )  # fmt: skip
     out.print(table)
     out.print(
-        "±: standard error over data.  ~: what an adversary believes; it bounds nothing.  simulated, gap: upper bound "
+        "±: standard error over data.  ~: what an adversary believes; it bounds nothing.  drawn <=, gap: upper bound "
         "on data that the model drew itself, and its distance from the lower one, plus 2 s.e.  *: new",
         markup=False,
     )
