@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from avb_service.algorithm import Algorithm, LatentVariableModel
+from avb_service.figures.bounds import bounds
 from avb_service.figures.canvas import to_array, to_png
 from avb_service.figures.curves import History, training_curves
 from avb_service.figures.grids import has_plane, interpolation, manifold, reconstructions, samples
@@ -41,6 +42,6 @@ def draw(
 
 
 __all__ = [
-    "History", "draw", "interpolation", "latents", "manifold", "reconstructions", "samples", "to_array", "to_png",
+    "History", "bounds", "draw", "interpolation", "latents", "manifold", "reconstructions", "samples", "to_array", "to_png",
     "training_curves",
 ]  # fmt: skip

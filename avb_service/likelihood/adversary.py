@@ -84,7 +84,7 @@ def diagnose(model: LatentVariableModel, x: Tensor, seen: int, *, draws: int = 1
 
 
 def _figures(model: AdversarialModel, x: Tensor, draws: int, seed: int) -> tuple[Tensor, ...]:
-    """For data [b, ...]: E_q[T-form] and its floor, [b]; T and what it ought to be under q, and T under r, [draws, b]."""
+    """E_q of the log-ratio and its floor, [b]; T and what it ought to be under q, and T under r, [draws, b] each."""
 
     def shared() -> torch.Generator:  # the same contrast each time
         return generator(x.device, seed, "adversary", "shared")
