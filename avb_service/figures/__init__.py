@@ -42,6 +42,6 @@ def draw(
 
 
 __all__ = [
-    "History", "bounds", "draw", "interpolation", "latents", "manifold", "reconstructions", "samples", "to_array", "to_png",
-    "training_curves",
+    "History", "bounds", "draw", "interpolation", "latents", "manifold", "reconstructions", "samples", "to_array",
+    "to_png", "training_curves",
 ]  # fmt: skip
