@@ -32,6 +32,7 @@ from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import generator
 
+LARGEST = 5000  # data that one adversary is trained for
 CODES = 2**16  # drawn at a time
 TERM = "train/adversary/log_ratio"
 
@@ -94,7 +95,7 @@ def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scor
             "log_normaliser": game.log_normaliser(config.elbo_draws), "drift": torch.full_like(kl, drift),
         }  # fmt: skip
 
-    return Scorer("elbo_corrected", "estimate", 1, score)
+    return Scorer("elbo_corrected", "estimate", 1, score, block=LARGEST)
 
 
 class Correction(Algorithm):

@@ -41,12 +41,14 @@ class Scorer:
         kind: what its mean is of log p(x), or how that follows from the numbers of all data.
         rows: decoder evaluations that a datum needs at a time, to bound the memory.
         score: a block of data [b, ...] -> its columns, each [b].
+        block: data at most in a block; more for an estimator that has to learn from its block.
     """
 
     name: str
     kind: Kind | Callable[[Columns], Kind]
     rows: int
     score: Callable[[Tensor], Columns]
+    block: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Task:
         """The data cut in pieces that fit in memory, the same wherever they are scored."""
         numbers = math.prod(self.model.spec.shape) * scorer.rows
         fits = self.memory_mib * 2**20 // (numbers * 4 * 4)  # logits, and what a log-probability makes of them
-        size = max(1, min(BLOCK, fits))
+        size = max(1, min(scorer.block, fits))
         return [range(start, min(start + size, len(self.x))) for start in range(0, len(self.x), size)]
 
     def score(self, scorer: Scorer, block: range) -> Columns:

@@ -247,14 +247,14 @@ def _states(model: LatentVariableModel) -> Tensor:
         raise UserError(
             f"enumeration needs a prior over finitely many codes, this one is {prior_name(model)}: use ais or iwae"
         )
-    values = base.enumerate_support(expand=False)  # [k, 1, .., 1, *event shape of a part]
+    values = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)  # of a part
     parts = math.prod(base.batch_shape)
     if (count := len(values) ** parts) > STATES:
         raise UserError(
             f"enumeration takes at most 2^16 = {STATES} codes, this prior has {len(values)}^{parts} = {count}: use iwae"
         )
-    digits = torch.cartesian_prod(*[torch.arange(len(values))] * parts).reshape(count, parts)
-    return values.flatten(1, len(base.batch_shape)).squeeze(1)[digits.to(values.device)].unflatten(1, base.batch_shape)
+    digits = torch.cartesian_prod(*[torch.arange(len(values), device=values.device)] * parts).reshape(count, parts)
+    return values[digits].reshape(count, *base.batch_shape, *base.event_shape)
 
 
 def _other(model: LatentVariableModel) -> str:

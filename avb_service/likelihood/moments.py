@@ -23,6 +23,9 @@ def exact_moments(q: Distribution | ImplicitPosterior) -> tuple[Tensor, Tensor] 
 
 def kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
     """KL(q || p), [B]: in closed form where torch knows one, else E_q[log q - log p] over draws z [S, B, D] of q."""
+    marginals = gaussian_marginals(p)
+    if isinstance(q, MultivariateNormal) and marginals is not None:
+        p = MultivariateNormal(marginals.loc, scale_tril=torch.diag_embed(marginals.scale), validate_args=False)
     try:
         return kl_divergence(q, p)
     except NotImplementedError:
