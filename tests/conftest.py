@@ -15,8 +15,11 @@ from avb_service.settings import ExperimentConfig
 LARGEST = 12  # of every whole number in a method's section: widths, ranks, draws
 SMALL = {
     "training": {"rounds": 4, "batch_size": 16, "report_every": 2, "logical_workers": 2},
-    "likelihood": {"importance_draws": 4, "proposal_draws": 16, "elbo_draws": 2, "validation_data": 8, "test_data": 8},
-}
+    "likelihood": {
+        "budget": "quick", "importance_draws": 4, "proposal_draws": 16, "elbo_draws": 2, "validation_data": 8,
+        "test_data": 8, "quadrature_data": 2, "search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
+    },
+}  # fmt: skip
 DATA = (
     {"name": "digits", "binarisation": "dynamic", "validation": 16, "test": 16, "limit": 300},
     {"name": "digits", "binarisation": "none", "validation": 16, "test": 16, "limit": 300},

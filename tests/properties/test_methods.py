@@ -199,10 +199,8 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(small, method,
     assert resumed.engine.round == 3
     assert_same_run(straight, fit(resumed))
     assert any(not torch.equal(fresh["algorithm"][name], t) for name, t in straight.engine.state()["algorithm"].items())
-    x, _ = straight.data("validation")
-    if isinstance(straight.algorithm, LatentVariableModel):
-        for one, other in zip(straight.evaluate("validation"), resumed.evaluate("validation"), strict=True):
-            assert torch.equal(one.per_datum, other.per_datum)
+    for one, other in zip(straight.assess().estimates, resumed.assess().estimates, strict=True):
+        assert torch.equal(one.per_datum, other.per_datum)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -253,7 +251,8 @@ def test_a_run_is_not_resumed_with_another_configuration(small, method, tmp_path
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path, ema):
     experiment = fit(start(small(method, {"training.ema": ema}), tmp_path))
-    loaded = load_model(experiment.publish(tmp_path / "model", "# card"))
+    record = experiment.assess()
+    loaded = load_model(experiment.publish(tmp_path / "model", "# card", record))
     assert loaded.card == "# card"
     assert loaded.config == experiment.config
     assert_same(dict(experiment.engine.model.state_dict()), dict(loaded.algorithm.state_dict()))
@@ -263,8 +262,9 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
     assert not torch.equal(loaded.sample(7, seed=6), expected)
     if isinstance(experiment.algorithm, LatentVariableModel):
         x, _ = experiment.data("test", 8)
-        for one, other in zip(experiment.evaluate("test"), loaded.log_likelihood(x), strict=True):
-            assert (one.name, one.kind) == (other.name, other.kind)
+        for one, told, other in zip(record.estimates, loaded.likelihood.estimates, loaded.log_likelihood(x), strict=True):
+            assert (one.name, one.kind) == (other.name, other.kind) == (told.name, told.kind)
+            assert torch.equal(one.per_datum, told.per_datum)
             assert torch.equal(one.per_datum, other.per_datum)
 
 

@@ -1,0 +1,95 @@
+"""What a model carries of its likelihoods, and how two models are compared."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from avb_service.errors import DataError, UserError
+from avb_service.likelihood import Certificate, Check, Estimate, LikelihoodRecord
+
+BASIS = {"data": "digits", "data_sha256": "ab", "split": "test", "binarisation": "dynamic", "seed": "0"}
+
+
+def estimate(values: Tensor, name: str = "ais", kind: str = "lower_bound", **columns: Tensor) -> Estimate:
+    return Estimate.of(name, kind, {"nats": values, **columns})
+
+
+def certificate(gap: float) -> Certificate:
+    return Certificate((Check("gap", gap, "<=", 0.2, "mean gap"), Check("ess", 6.0, ">=", 4.0, "chains")), -24.0, -23.9)
+
+
+def record(values: Tensor, gap: float = 0.1, **options: object) -> LikelihoodRecord:
+    return LikelihoodRecord(**{"basis": BASIS, "estimates": (estimate(values),), "certificate": certificate(gap), **options})
+
+
+HARD = torch.linspace(-60, -10, 40, dtype=torch.float64)  # data differ by far more than models
+
+
+def test_a_paired_comparison_sees_what_two_error_bars_do_not():
+    ahead, behind = record(HARD + 0.5 + 0.1 * torch.sin(HARD)), record(HARD)
+    comparison = ahead.against(behind)
+    assert comparison.better
+    assert comparison.difference == pytest.approx(0.5, abs=0.05)
+    assert comparison.stderr < 0.02 < 2 < ahead.estimates[0].stderr
+    assert not behind.against(ahead).better
+
+
+def test_a_difference_within_two_standard_errors_is_none():
+    noisy = record(HARD + 0.1 + torch.sin(7 * HARD))
+    comparison = noisy.against(record(HARD))
+    assert 0 < comparison.difference < 2 * comparison.stderr
+    assert not comparison.better
+
+
+def test_models_scored_on_other_data_are_not_compared():
+    other = record(HARD, basis={**BASIS, "binarisation": "static"})
+    with pytest.raises(UserError, match="binarisation: dynamic and static"):
+        record(HARD).against(other)
+
+
+def test_models_without_a_common_figure_are_not_compared():
+    other = record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),))
+    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+        record(HARD).against(other)
+
+
+@pytest.mark.parametrize(
+    ("made", "objection"),
+    [
+        (record(HARD), None),
+        (record(HARD, gap=0.3), "the certificate failed: mean gap: 0.3, expected <= 0.2"),
+        (record(HARD, gap=math.nan), "the certificate failed"),
+        (record(HARD, certificate=None), "ais has no certificate"),
+        (record(HARD, estimates=(estimate(HARD, "enumeration", "exact"),), certificate=None), None),
+        (record(HARD, estimates=()), "defines no p"),
+        (record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),)), "defines no p"),
+    ],
+)
+def test_what_stands_in_the_way_of_a_champion(made, objection):
+    assert made.objection is None if objection is None else objection in made.objection
+
+
+def test_an_adversarys_belief_is_never_the_held_out_figure():
+    made = record(HARD, estimates=(estimate(HARD + 9, "elbo_adversarial", "estimate"), estimate(HARD, "iwae_256")))
+    assert made.held_out.name == "iwae_256"
+
+
+def test_a_record_survives_its_file_to_the_bit():
+    values = torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = record(values, estimates=(estimate(values, "ais", "lower_bound", ess=values.exp()),))
+    read = LikelihoodRecord.from_json(made.to_json())
+    assert read.basis == made.basis
+    assert read.certificate == made.certificate
+    (one,), (other,) = made.estimates, read.estimates
+    assert dataclasses.replace(one, columns={}) == dataclasses.replace(other, columns={})
+    assert torch.equal(one.per_datum, other.per_datum)
+    assert torch.equal(one.columns["ess"], other.columns["ess"])
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"basis": {}, "estimates": [{}], "certificate": null}'])
+def test_a_file_that_is_something_else_is_refused(content):
+    with pytest.raises(DataError, match="no record of likelihoods"):
+        LikelihoodRecord.from_json(content)
