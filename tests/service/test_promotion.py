@@ -1,0 +1,101 @@
+"""Who becomes champion: a real registry, small models, records made to measure."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from avb_service.errors import UserError
+from avb_service.experiment import Experiment
+from avb_service.likelihood import Certificate, Check, Estimate, LikelihoodRecord
+from avb_service.tracking import Run, leaderboard
+from avb_service.tracking.publish import promote, publish, record_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+VALUES = torch.linspace(-40, -10, 30, dtype=torch.float64)
+
+
+def record(values: torch.Tensor, gap: float = 0.05, data: str = "ab") -> LikelihoodRecord:
+    checks = (Check("gap", gap, "<=", 0.2, "mean gap between the bounds, plus 2 s.e."),)
+    return LikelihoodRecord(
+        {"data_sha256": data}, (Estimate.of("ais", "lower_bound", {"nats": values}),), Certificate(checks, -25.0, -24.9)
+    )
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def experiment(small, tmp_path_factory) -> Experiment:
+    trained = Experiment(small("vae", {"tracking.model": "vae"}), tmp_path_factory.mktemp("trained"))
+    trained.fit()
+    return trained
+
+
+@pytest.fixture
+def register(experiment, uri, tmp_path):
+    def published(made: LikelihoodRecord):
+        run = Run.start("promotion", "run", experiment.config.tree(), uri=uri)
+        return publish(experiment, made, run, Path(tmp_path) / "model")
+
+    return published
+
+
+def champion(uri: str) -> str:
+    (holder,) = [row for row in leaderboard(uri) if "champion" in row.aliases]
+    return holder.uri
+
+
+def test_a_model_becomes_champion_for_a_better_likelihood_with_a_certificate_only(register, uri):
+    uncertified = register(record(VALUES, gap=0.5))
+    assert uncertified.alias == "challenger"
+    assert "mean gap between the bounds, plus 2 s.e.: 0.5, expected <= 0.2" in uncertified.reason
+
+    first = register(record(VALUES))
+    assert (first.alias, champion(uri)) == ("champion", first.uri)
+
+    noise = 0.3 * torch.sin(11 * VALUES)
+    level = register(record(VALUES + noise + 0.01))
+    assert level.alias == "challenger"
+    assert "no better than models:/vae/2 beyond two standard errors" in level.reason
+
+    elsewhere = register(record(VALUES + 3, data="cd"))
+    assert elsewhere.alias == "challenger"
+    assert "different data" in elsewhere.reason
+
+    far_but_uncertified = register(record(VALUES + 9, gap=7.0))
+    assert far_but_uncertified.alias == "challenger"
+    assert champion(uri) == first.uri
+
+    better = register(record(VALUES + noise + 0.5))
+    assert (better.alias, champion(uri)) == ("champion", better.uri)
+    assert f"better than {first.uri}: +0." in better.reason
+    tags = {row.uri: row.tags for row in leaderboard(uri)}
+    assert tags[better.uri]["promotion"] == better.reason
+    assert tags[better.uri]["certificate"] == "PASS"
+    assert tags[uncertified.uri]["certificate"] == "lower bound only"
+
+
+def test_an_override_needs_a_reason_and_is_recorded(register, uri):
+    worse = register(record(VALUES - 1))
+    version = int(worse.uri.rsplit("/", 1)[1])
+    with pytest.raises(UserError, match="no better than .* --override REASON makes it champion"):
+        promote("vae", version, uri=uri)
+    assert champion(uri) != worse.uri
+    promote("vae", version, override="its samples are sharper", uri=uri)
+    assert champion(uri) == worse.uri
+    (row,) = [row for row in leaderboard(uri) if row.uri == worse.uri]
+    assert row.tags["promotion"].startswith("overridden (its samples are sharper), although no better than")
+
+
+def test_the_figures_of_every_datum_travel_with_the_model(register, uri):
+    made = record(VALUES - 5)
+    read = record_of(register(made).uri, uri)
+    assert torch.equal(read.estimates[0].per_datum, made.estimates[0].per_datum)
+    assert dataclasses.replace(read, estimates=()) == dataclasses.replace(made, estimates=())
