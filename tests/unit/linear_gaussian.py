@@ -83,9 +83,9 @@ def implicit(exact: MultivariateNormal) -> ImplicitPosterior:
 
 
 def two_humps(exact: MultivariateNormal) -> MixtureSameFamily:
-    """Half of it far to one side of the exact posterior, half to the other; a density without a KL in closed form."""
-    offset = torch.tensor([-1.0, 1.0], dtype=torch.float64)[:, None] * 1.5
-    means = exact.loc[:, None] + offset
+    """Half of it to one side of the exact posterior, half to the other; a density without a KL in closed form."""
+    offset = 1.2 * exact.scale_tril.sum(-1)
+    means = torch.stack([exact.loc - offset, exact.loc + offset], 1)
     each = MultivariateNormal(means, scale_tril=0.5 * exact.scale_tril[:, None].expand(*means.shape, means.shape[-1]))
     return MixtureSameFamily(Categorical(torch.ones(len(means), 2, dtype=torch.float64)), each)
 

@@ -245,7 +245,7 @@ def test_the_adversary_s_loss_learns_the_density_ratio_of_two_gaussians(contrast
 
 def test_elbos_that_do_not_apply_say_so():
     vae = VAE(VAEConfig(latent_dim=2, encoder=MLPConfig(hidden=(8,)), decoder=MLPConfig(hidden=(8,))), BINARY)
-    with pytest.raises(UserError, match="elbo needs a posterior with a density.*of AVB is implicit: use elbo_advers.*iwae"):
+    with pytest.raises(UserError, match="elbo needs a posterior with a density.*AVB is implicit: use elbo_adv.*iwae"):
         elbo(AVB(AVBConfig(**SMALL, encoder=INPUT), BINARY), 8)
     with pytest.raises(UserError, match=r"elbo_adversarial needs an adversary T\(x,z\).*which VAE has not: use elbo$"):
         elbo_adversarial(vae, 8, 0)
