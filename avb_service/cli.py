@@ -146,6 +146,7 @@ def evaluate(
     settings: Annotated[Path | None, typer.Option(help="YAML file with keys of the `likelihood` section.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Score on so many cores, through Ray; 1 stays here.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Keep scored data here; called again, it goes on.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw what is known on one axis, to this .png.")] = None,
     data_root: str | None = None,
     limit: Limit = None,
     as_json: Json = False,
@@ -160,10 +161,13 @@ def evaluate(
     with _runner(workers) as run, _progress(as_json) as progress:
         evaluator = loaded.evaluator(config, run=run, store=keep, progress=progress)
         x = loaded.check(x)
-        if estimator:
-            estimates, certificate = [evaluator.score(name, x) for name in estimator], None
-        else:
-            estimates, certificate = evaluator.assess(x, config.budget)
+        estimates, certificate = ([], None) if estimator else evaluator.assess(x, config.budget)
+        for name in estimator or []:
+            estimates += loaded.parzen(x, data_root) if name == "parzen" else [evaluator.score(name, x)]
+    if figure is not None:
+        from avb_service.figures import bounds, to_png
+
+        figure.write_bytes(to_png(bounds(estimates, certificate.bracket if certificate else None)))
     _estimates(estimates, certificate, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
 
 
@@ -308,7 +312,8 @@ def _progress(quiet: bool) -> "Iterator[Callable[[str], Progress]]":
     """A bar with the time left for each estimator; none for programs."""
     from rich.progress import MofNCompleteColumn, Progress
 
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err, disable=quiet, transient=True) as bars:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=err, disable=quiet, transient=True) as bars:
 
         def progress(name: str) -> "Callable[[int, int], None]":
             bar = bars.add_task(name, total=None)

@@ -13,14 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import AdversarialModel, LatentVariableModel
 from avb_service.checkpoint import Checkpoint, CheckpointStore
 from avb_service.config import difference
 from avb_service.data.datasets import Dataset, Split, load
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, together
 from avb_service.errors import DataError, DivergenceError, UserError
-from avb_service.likelihood import Columns, Evaluator, LikelihoodRecord, Task
+from avb_service.likelihood import Columns, Evaluator, LikelihoodRecord, Task, diagnose, surgery
+from avb_service.likelihood.needs import has_standard_normal_prior
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
 from avb_service.settings import ExperimentConfig
@@ -170,6 +171,14 @@ class Experiment:
         history = {name: [(int(round_), value) for round_, value in points] for name, points in self.history.items()}
         return draw(self.engine.model, x, labels, history)
 
+    def surgery(self) -> dict[str, float]:
+        """The mean ELBO of validation data taken apart; nothing where the model has no likelihood."""
+        model, likelihood = self.engine.model, self.config.likelihood
+        if not isinstance(model, LatentVariableModel):
+            return {}
+        x, _ = self.data("validation", likelihood.validation_data)
+        return surgery(model, x, likelihood.elbo_draws, likelihood.seed).metrics("validation")
+
     def record_figures(self, recorder: Recorder, step: int | None = None) -> None:
         """Draw and record all figures: at a round, or as the final ones."""
         from avb_service.figures import to_png
@@ -196,7 +205,7 @@ class Experiment:
 
     def _report(self, round_: int, metrics: dict[str, float]) -> dict[str, float]:
         """Record and save, in this order: what was recorded twice is dropped, what was missed is lost."""
-        metrics = {**metrics, "time/train_seconds": self.seconds}
+        metrics = {**metrics, **self._diagnosis(), "time/train_seconds": self.seconds}
         for name, value in metrics.items():
             self.history.setdefault(name, []).append([round_, value])
         if self.recorder is not None:
@@ -226,6 +235,16 @@ class Experiment:
         if not math.isfinite(estimate.value):
             raise DivergenceError(f"round {self.engine.round}: {estimate.name} on validation data is {estimate.value}")
         return {OBJECTIVE: estimate.value, **estimate.metrics("validation")}
+
+    def _diagnosis(self) -> dict[str, float]:
+        """What speaks against the adversary, on validation data; nothing where it cannot be told."""
+        x, _ = self.data("validation", self.config.likelihood.diagnosis_data)
+        model, players = self.engine.model, self.engine.players
+        steps = sum(player.turn.steps for player in players if player.name == "adversary")
+        if not isinstance(model, AdversarialModel) or not has_standard_normal_prior(model):
+            return {}
+        seen = max(1, self.engine.round * steps * self.config.training.batch_size)
+        return diagnose(model, x, seen, seed=self.config.likelihood.seed).metrics("validation")
 
     def _matching(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """The checkpoint, known to be of this configuration and these data."""

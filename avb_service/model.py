@@ -17,7 +17,15 @@ from avb_service.config import Tree
 from avb_service.data.datasets import load
 from avb_service.data.stream import fixed
 from avb_service.errors import DataError
-from avb_service.likelihood import Budget, Estimate, Evaluator, LikelihoodConfig, LikelihoodRecord, latent_variable_model
+from avb_service.likelihood import (
+    Budget,
+    Estimate,
+    Evaluator,
+    LikelihoodConfig,
+    LikelihoodRecord,
+    latent_variable_model,
+    parzen_rows,
+)
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
 
@@ -97,6 +105,20 @@ class LoadedModel:
             UserError: the method defines no p(x|z), or the data do not fit.
         """
         return self.evaluator().evaluate(self.check(x), budget)
+
+    def parzen(self, x: Tensor, root: str | None = None) -> list[Estimate]:
+        """Parzen windows on draws from the model, and beside them on the training set: of another quantity.
+
+        Args:
+            x: data [n, C, H, W].
+            root: folder of the data here.
+        """
+        train, validation = (self.check(self.data(split, root=root)[0]) for split in ("train", "validation"))
+        likelihood = self.config.likelihood
+        return list(parzen_rows(
+            self.algorithm, train, validation, self.check(x), samples=likelihood.parzen_samples, seed=likelihood.seed,
+            memory_mib=likelihood.memory_mib,
+        ))  # fmt: skip
 
     def evaluator(self, config: LikelihoodConfig | None = None, **options: Any) -> Evaluator:  # noqa: ANN401
         """All estimators, one by one; options are `Evaluator`'s. What it is given should have gone through `check`."""

@@ -43,14 +43,14 @@ LOOK: dict[str, dict[str, Any]] = {
 Row = tuple[str, Estimate]
 
 
-def bounds(estimates: Sequence[Estimate], simulated: Estimate | None = None) -> Figure:
+def bounds(estimates: Sequence[Estimate], gap: float | None = None) -> Figure:
     """Every figure of a model's ELBO and of its log-likelihood, and zones where the truth cannot be.
 
     No ELBO of this q is above the ceiling, nor above a log p(x) that is exact; log p(x) is not below a lower bound.
 
     Args:
         estimates: those of other quantities (Parzen windows) are left out.
-        simulated: by `bdmc`; its gap is drawn from AIS to the right.
+        gap: of `bdmc` on simulated data, nats per datum; drawn from AIS to the right.
 
     Raises:
         DataError: none of the estimates is of an ELBO or of a log-likelihood.
@@ -64,7 +64,7 @@ def bounds(estimates: Sequence[Estimate], simulated: Estimate | None = None) -> 
     subtitle = f"means over {count} data ± standard error, bars twice that; the error is common to all rows"
     figure = blank(LABELS + AXIS + FIGURES, ROW * lines + BELOW, "What is known of log p(x)", subtitle)
     axes = place(figure, LABELS, AXIS, ROW * lines)
-    low, high = _limits(elbos + likelihoods, simulated)
+    low, high = _limits(elbos + likelihoods, gap)
     axes.set(xlim=(low, high), ylim=(lines, 0), yticks=[])
     sure = [e for _, e in elbos + likelihoods if len(e.per_datum) == count]  # means of other data are not comparable
     above = min((e for e in sure if e.kind in ("upper_bound", "exact")), key=lambda e: e.value, default=None)
@@ -76,7 +76,7 @@ def bounds(estimates: Sequence[Estimate], simulated: Estimate | None = None) -> 
         top = len(elbos) + bool(elbos)
         _zone(axes, top, len(likelihoods), (low, low if below is None else below.value), "log p(x) is not here")
         _group(axes, top, "log p(x)", likelihoods, None)
-        _draw_gap(axes, top, likelihoods, simulated)
+        _draw_gap(axes, top, likelihoods, gap)
     _finish(axes, elbos + likelihoods, (ROW * lines + BELOW) / (ROW * lines))
     return figure
 
@@ -95,12 +95,12 @@ def _rows(estimates: Sequence[Estimate], names: Mapping[str, str]) -> list[Row]:
     return rows
 
 
-def _limits(rows: Sequence[Row], simulated: Estimate | None) -> tuple[float, float]:
+def _limits(rows: Sequence[Row], gap: float | None) -> tuple[float, float]:
     """All bars and the gap, with a margin."""
     low, high = min(e.value - _bar(e) for _, e in rows), max(e.value + _bar(e) for _, e in rows)
     annealed = next((e for _, e in rows if e.name == "ais"), None)
-    if annealed is not None and simulated is not None:
-        high = max(high, annealed.value + simulated.diagnostics["gap"])
+    if annealed is not None and gap is not None:
+        high = max(high, annealed.value + gap)
     margin = 0.12 * (high - low) or 1.0
     return low - margin, high + margin
 
@@ -160,12 +160,12 @@ def _on_the_right(axes: Axes, value: float) -> bool:
     return value > (left + right) / 2
 
 
-def _draw_gap(axes: Axes, top: int, rows: Sequence[Row], simulated: Estimate | None) -> None:
+def _draw_gap(axes: Axes, top: int, rows: Sequence[Row], gap: float | None) -> None:
     """A bracket from AIS to the right: how far the two bounds were apart on data that the model drew itself."""
     lines = [line for line, (_, estimate) in enumerate(rows, top + 1) if estimate.name == "ais"]
-    if simulated is None or not lines:
+    if gap is None or not lines:
         return
-    value, gap = rows[lines[0] - top - 1][1].value, simulated.diagnostics["gap"]
+    value = rows[lines[0] - top - 1][1].value
     y = lines[0] + 0.78
     axes.plot((value, value, value + gap, value + gap), (y - 0.08, y, y, y - 0.08), color=LOOK["upper_bound"]["color"],
               linewidth=1.0)  # fmt: skip

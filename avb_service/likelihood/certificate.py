@@ -5,9 +5,9 @@ is data drawn from the model itself, for which the truth can be bracketed, and a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -81,10 +81,20 @@ class Certificate:
     lower: float
     upper: float
 
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Certificate":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**tree, "checks": tuple(Check(**check) for check in tree["checks"])})
+
     @property
     def passed(self) -> bool:
         """Whether all checks passed."""
         return all(check.passed for check in self.checks)
+
+    @property
+    def bracket(self) -> float:
+        """Distance of the two bounds on simulated data, nats per datum."""
+        return self.upper - self.lower
 
     @property
     def verdict(self) -> str:

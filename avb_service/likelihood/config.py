@@ -10,6 +10,7 @@ from pydantic import Field
 from avb_service.config import Config
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.certificate import CertificateConfig
+from avb_service.likelihood.corrected import CorrectionConfig
 from avb_service.likelihood.proposals import PilotConfig
 
 Budget = Literal["quick", "standard", "certified"]
@@ -31,6 +32,9 @@ class LikelihoodConfig(Config):
         ais: chains from that proposal.
         ais_prior: chains from the prior, which the certificate compares with.
         certificate: its limits.
+        corrected: the fresh adversary of `elbo_corrected`.
+        parzen_samples: draws from the model that Parzen windows are put on.
+        diagnosis_data: how many validation data the adversary is looked at on, at every report.
         validation_data: how many validation data the objective of a search is computed on.
         test_data: how many test data the final figures are computed on; all where not given.
         quadrature_data: how many of them quadrature is done for, which costs the most.
@@ -48,6 +52,9 @@ class LikelihoodConfig(Config):
     ais: AnnealConfig = AnnealConfig()
     ais_prior: AnnealConfig = AnnealConfig(temperatures=700)
     certificate: CertificateConfig = CertificateConfig()
+    corrected: CorrectionConfig = CorrectionConfig()
+    parzen_samples: Count = 10_000
+    diagnosis_data: Count = 100
     validation_data: Count | None = 200
     test_data: Count | None = None
     quadrature_data: Count = 100

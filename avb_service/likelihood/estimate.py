@@ -234,7 +234,8 @@ class _Blocks:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place") from error
+            reason = error.strerror or error
+            raise UserError(f"cannot write {path}: {reason}; make room or choose another place") from error
 
     def _path(self, block: range) -> Path:
         return self.folder / f"{block.start:08d}-{block.stop:08d}.safetensors"

@@ -16,6 +16,7 @@ from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.bdmc import bdmc
 from avb_service.likelihood.certificate import Certificate, certify
 from avb_service.likelihood.config import Budget, LikelihoodConfig
+from avb_service.likelihood.corrected import elbo_corrected
 from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
 from avb_service.likelihood.estimate import Estimate, Progress, Runner, Scorer, Task, estimate, serially
 from avb_service.likelihood.exact import enumeration, ppca, quadrature
@@ -35,6 +36,7 @@ ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Score
     "iwae": lambda model, c: iwae(model, own(model, c.proposal_draws, c.inflate), c.importance_draws),
     "elbo": lambda model, c: elbo(model, c.elbo_draws),
     "elbo_adversarial": lambda model, c: elbo_adversarial(model, c.elbo_draws, c.seed),
+    "elbo_corrected": lambda model, c: elbo_corrected(model, c.corrected),
     "elbo_ceiling": lambda model, c: elbo_ceiling(model, c.proposal_draws),
 }
 QUICK = ("iwae_refined", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "quadrature", "enumeration", "ppca")

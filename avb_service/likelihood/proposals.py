@@ -1,7 +1,7 @@
 """Gaussians r(z|x) from which importance weights and annealing start.
 
-Floor 5. Whatever r is, the estimate stays a lower bound, as long as r was not fitted to the draws that are weighed; what
-a poor one costs is tightness.
+Floor 5. Whatever r is, the estimate stays a lower bound, as long as r was not fitted to the draws that are weighed;
+what a poor one costs is tightness.
 """
 
 import math

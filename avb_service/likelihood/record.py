@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood.certificate import Certificate, Check
+from avb_service.likelihood.adversary import excess
+from avb_service.likelihood.certificate import Certificate
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
 
 MOST_BELIEVED = ("enumeration", "ppca", "ais", "iwae_refined", "iwae", "elbo")  # by the beginning of the name
@@ -49,8 +50,8 @@ class LikelihoodRecord:
     """The held-out likelihoods of a model.
 
     Attributes:
-        basis: what they depend on beside the model: data, split, binarisation, seed. Models whose bases are equal can be
-            compared.
+        basis: what they depend on beside the model: data, split, binarisation, seed. Models whose bases are equal can
+            be compared.
         estimates: all of them.
         certificate: of the annealed one; None where there is none.
     """
@@ -101,6 +102,9 @@ class LikelihoodRecord:
     def metrics(self, split: str = "test") -> dict[str, float]:
         """Named for a tracker."""
         named = {name: value for estimate in self.estimates for name, value in estimate.metrics(split).items()}
+        adversarial = next((each for each in self.estimates if each.name == "elbo_adversarial"), None)
+        if adversarial is not None and self.held_out is not None:
+            named |= excess(adversarial, self.held_out).metrics(split)
         return {**named, **(self.certificate.metrics() if self.certificate else {})}
 
     def to_json(self) -> bytes:
@@ -121,12 +125,8 @@ class LikelihoodRecord:
         """
         try:
             tree = json.loads(content)
-            certificate = tree["certificate"]
-            return cls(
-                tree["basis"],
-                tuple(_estimate(each) for each in tree["estimates"]),
-                certificate and Certificate(**{**certificate, "checks": tuple(Check(**c) for c in certificate["checks"])}),
-            )
+            certificate = tree["certificate"] and Certificate.from_tree(tree["certificate"])
+            return cls(tree["basis"], tuple(_estimate(each) for each in tree["estimates"]), certificate)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"no record of likelihoods: {error!r}") from error
 

@@ -56,8 +56,15 @@ def publish(
         metrics |= {HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr}
     for estimate in record.estimates:
         columns = {name: column.tolist() for name, column in estimate.columns.items()}
-        run.log_table(f"test_log_likelihood.{estimate.name}", {"datum": list(range(len(estimate.per_datum))), **columns})
+        numbers = list(range(len(estimate.per_datum)))
+        run.log_table(f"test_log_likelihood.{estimate.name}", {"datum": numbers, **columns})
     experiment.record_figures(run)
+    run.log_metrics({**metrics, **experiment.surgery()}, experiment.engine.round)
+    if record.estimates:
+        from avb_service.figures import bounds, to_png  # matplotlib is slow to import
+
+        gap = record.certificate.bracket if record.certificate else None
+        run.log_figure("bounds", to_png(bounds(record.estimates, gap)))
     model = experiment.config.tracking.model
     alias, reason = _promotion(model, record, run.tracking_uri) if candidate else (None, "not a candidate")
     experiment.publish(folder, card(experiment, record), record)
@@ -144,8 +151,8 @@ def _certificate(record: LikelihoodRecord) -> str:
         for check in record.certificate.checks
     ]
     lower, upper = record.certificate.lower, record.certificate.upper
-    return f"""Certificate of the annealed estimate: **{record.certificate.verdict}**. It brackets the likelihood of data
-that the model itself has drawn, between {lower:.2f} and {upper:.2f}; no upper bound holds for real data.
+    return f"""Certificate of the annealed estimate: **{record.certificate.verdict}**. It brackets the likelihood of
+data that the model itself has drawn, between {lower:.2f} and {upper:.2f}; no upper bound holds for real data.
 
 | check | measured | limit | passed |
 |---|---|---|---|
