@@ -6,7 +6,6 @@ Floor 8.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -168,6 +167,21 @@ def train_and_publish(config: ExperimentConfig, name: str, folder: Path, uri: st
     return publish(Experiment(config, job.checkpoints), job.start_run(), folder / "model")
 
 
+def data_parallel(turn: nn.Module) -> nn.Module:
+    """A turn whose gradients are averaged over all workers.
+
+    Args:
+        turn: on the device where it is played.
+    """
+    parameters = list(turn.parameters())
+    # On CPUs all gradients go at once, after the backward pass: to send some during it takes cores from it.
+    megabytes = 1 + sum(p.nbytes for p in parameters) // 2**20 if parameters[0].device.type == "cpu" else None
+    # Buffers are not synchronised at each step: that would hide a method whose ranks drift apart.
+    return nn.parallel.DistributedDataParallel(
+        turn, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=megabytes
+    )
+
+
 def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs: the same experiment, a share of every batch.
 
@@ -183,12 +197,11 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     run = job.start_run() if rank == 0 else None
-    # Buffers are not broadcast: that would hide a method whose ranks drift apart.
-    wrap = partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False) if workers > 1 else None
     try:
         experiment = Experiment(
-            config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(), wrap=wrap
-        )
+            config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(),
+            wrap=data_parallel if workers > 1 else None,
+        )  # fmt: skip
         experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}))
     except UserError as error:
         if run is not None:
