@@ -16,7 +16,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from avb_service.errors import UserError
+from avb_service.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,10 @@ def train(
     with cluster() as capacity:
         capacity.models_at_a_time(config.scaling)
         err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False)
-        published = train_and_publish(config, name, storage.absolute() / name, uri)
+        try:
+            published = train_and_publish(config, name, storage.absolute() / name, uri)
+        except KeyboardInterrupt:
+            raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
     row = {"name": name, **asdict(published)}
     _say(as_json, row, f"{name} is {published.uri}, {published.alias}: {published.reason}; see it with `avb ui`")
 
@@ -99,8 +102,11 @@ def tune(
         check_capacity(searched, capacity)
         search = open_search(searched, storage, uri, resume)
         err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False)
-        run_search(search, capacity, ProgressCallback())
-        published = conclude(search, lambda step: err.print(step, markup=False))
+        try:
+            run_search(search, capacity, ProgressCallback())
+            published = conclude(search, lambda step: err.print(step, markup=False))
+        except KeyboardInterrupt:
+            raise Interrupted(f"search {search.folder.name} was interrupted; --resume continues it") from None
     _leaderboard(read(uri), as_json, [each.uri for each in published])
     if not as_json:
         best = next(each for each in published if each.alias is not None)

@@ -13,6 +13,7 @@ from torch import nn
 
 from avb_service.config import Tree, difference
 from avb_service.distributed.cluster import worker_cpus
+from avb_service.distributed.interrupts import interruptible
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
 from avb_service.settings import ExperimentConfig
@@ -116,6 +117,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
 
     Raises:
         UserError: the workers refused the data, or the folder holds another job.
+        KeyboardInterrupt: somebody stopped it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -127,7 +129,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     resources = {"CPU": worker_cpus(scaling)}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         cast(Callable[[dict[Any, Any]], None], work),  # its annotation has not caught up with return_value
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
@@ -140,7 +142,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             callbacks=callbacks or [],
         ),
-    ).fit()
+    )
+    with interruptible():
+        result = trainer.fit()
     outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
     if outcome.status == "refused":
         raise UserError(outcome.reason)

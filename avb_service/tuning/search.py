@@ -17,8 +17,9 @@ import yaml
 from avb_service.checkpoint import CheckpointStore
 from avb_service.config import difference, override, read_yaml
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
+from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.train import JOB, Job, Outcome, train
-from avb_service.errors import Interrupted, UserError
+from avb_service.errors import UserError
 from avb_service.experiment import OBJECTIVE, Experiment, load_data
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import Run, close_open_children
@@ -92,6 +93,17 @@ class Search:
             raise UserError("\n  ".join(["no trial of the search reached a validation figure:", *sorted(reasons)]))
         return trials[0]
 
+    def published(self) -> dict[str, Published]:
+        """What has been registered so far, by trial."""
+        path = self.folder / PUBLISHED
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: Published(**row) for name, row in rows.items()}
+
+    def keep(self, published: Mapping[str, Published]) -> None:
+        """Remember what has been registered."""
+        rows = {name: asdict(each) for name, each in published.items()}
+        (self.folder / PUBLISHED).write_text(json.dumps(rows), encoding="utf-8")
+
 
 def open_search(space: SpaceConfig, storage: Path, tracking_uri: str, resume: bool) -> Search:
     """Begin a search, or find the one to continue.
@@ -159,31 +171,32 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None
 def conclude(search: Search, on_step: Callable[[str], None]) -> list[Published]:
     """Score the best trial of each method on held-out data and register it; the best of the search may be champion.
 
+    What an interrupted call has registered is not registered again.
+
     Args:
         search: whose trials have run.
         on_step: told what is being done.
     """
-    if (listed := search.folder / PUBLISHED).exists():
-        return [Published(**entry) for entry in json.loads(listed.read_text(encoding="utf-8"))]
     champion = search.best()
     leaders: dict[str, Trial] = {}
     for trial in search.trials():
         if trial.objective is not None:
             leaders.setdefault(trial.config.algorithm.name, trial)
-    results = {}
+    published = search.published()
     for trial in leaders.values():
+        if trial.job.name in published:
+            continue
         on_step(f"scoring {trial.job.name} on held-out data")
-        results[trial.job.name] = publish(
+        published[trial.job.name] = publish(
             Experiment(trial.config, trial.job.checkpoints), trial.job.start_run(), Path(trial.job.folder) / "model",
             candidate=trial.job == champion.job,
         )  # fmt: skip
-    best = results[champion.job.name]
+        search.keep(published)
+    best = published[champion.job.name]
     search.run.log_metrics(best.metrics, 0)
     search.run.set_tags({"avb.best_trial": champion.job.name, "avb.best_model": best.uri})
     search.run.finish()
-    published = list(results.values())
-    listed.write_text(json.dumps([asdict(each) for each in published]), encoding="utf-8")
-    return published
+    return list(published.values())
 
 
 def run_trial(
@@ -224,7 +237,7 @@ def _stage(
     name = "-".join((stage, *(Path(preset).stem for preset in presets)))
     path = search.folder / "tune" / name
     if tune.Tuner.can_restore(str(path)):
-        _run(tune.Tuner.restore(str(path), trainable, resume_errored=True), search, samples * len(presets))
+        _run(tune.Tuner.restore(str(path), trainable, resume_errored=True), search)
         return
     at_a_time = min(capacity.models_at_a_time(config.scaling) for config in configs.values())
     tuner = tune.Tuner(
@@ -243,21 +256,17 @@ def _stage(
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )  # fmt: skip
-    _run(tuner, search, samples * len(presets))
+    _run(tuner, search)
 
 
-def _run(tuner: "Tuner", search: Search, trials: int) -> None:
-    """Run to the end. Ray answers Ctrl-C by stopping in good order and returning, as if all were done."""
-    grid = tuner.fit()
-    ended = 0
+def _run(tuner: "Tuner", search: Search) -> None:
+    """Run to the end, and close the runs of trials whose processes failed for good."""
+    with interruptible():
+        grid = tuner.fit()
     for result in (grid[index] for index in range(len(grid))):
         folder = search.folder / "trials" / Path(result.path).name
-        stopped = bool((result.metrics or {}).get("done"))
-        ended += result.error is not None or stopped or Outcome.read(folder) is not None
         if result.error is not None and (folder / JOB).exists():
             Job.read(folder).start_run().finish("FAILED", str(result.error))
-    if ended < trials:
-        raise Interrupted(f"the search was interrupted with {trials - ended} trials to go; --resume continues it")
 
 
 def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> Any:  # noqa: ANN401
