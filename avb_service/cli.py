@@ -92,7 +92,8 @@ def tune(
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
     from avb_service.tuning.progress import ProgressCallback
-    from avb_service.tuning.search import check_capacity, conclude, open_search, preflight, run_search
+    from avb_service.tuning.record import open_search
+    from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
     from avb_service.tuning.space import read_space
 
     searched = read_space(space)

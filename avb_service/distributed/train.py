@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from avb_service.config import Tree, difference
+from avb_service.config import Tree, must_match
 from avb_service.distributed.cluster import worker_cpus
 from avb_service.distributed.interrupts import interruptible
 from avb_service.errors import DivergenceError, UserError
@@ -69,11 +69,11 @@ class Job:
             UserError: another job was begun there, or the folder cannot be written.
         """
         path = Path(self.folder) / JOB
-        if path.exists() and (lines := difference(Job.read(path.parent).settings.identity(), self.settings.identity())):
-            raise UserError(
-                "\n  ".join([f"{self.name} was begun with another configuration; differing:", *lines])
-                + "\nGive the same configuration, or another --name"
-            )
+        if path.exists():
+            must_match(
+                Job.read(path.parent).settings.identity(), self.settings.identity(),
+                f"{self.name} was begun with another configuration", "Give the same configuration, or another --name",
+            )  # fmt: skip
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
