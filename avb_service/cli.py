@@ -17,7 +17,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from avb_service.errors import UserError
+from avb_service.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,9 +75,12 @@ def train(
     with cluster() as capacity:
         capacity.models_at_a_time(config.scaling)
         err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False)
-        with _progress(as_json) as progress:
-            scoring = {"run": on_cluster(capacity), "progress": progress}
-            published = train_and_publish(config, name, storage.absolute() / name, uri, **scoring)
+        try:
+            with _progress(as_json) as progress:
+                scoring = {"run": on_cluster(capacity), "progress": progress}
+                published = train_and_publish(config, name, storage.absolute() / name, uri, **scoring)
+        except KeyboardInterrupt:
+            raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
     row = {"name": name, **asdict(published)}
     _say(as_json, row, f"{name} is {published.uri}, {published.alias}: {published.reason}; see it with `avb ui`")
 
@@ -95,7 +98,8 @@ def tune(
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
     from avb_service.tuning.progress import ProgressCallback
-    from avb_service.tuning.search import check_capacity, conclude, open_search, preflight, run_search
+    from avb_service.tuning.record import open_search
+    from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
     from avb_service.tuning.space import read_space
 
     searched = read_space(space)
@@ -105,11 +109,13 @@ def tune(
         check_capacity(searched, capacity)
         search = open_search(searched, storage, uri, resume)
         err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False)
-        run_search(search, capacity, ProgressCallback())
-        with _progress(as_json) as progress:
-            published = conclude(
-                search, lambda step: err.print(step, markup=False), run=on_cluster(capacity), progress=progress
-            )
+        try:
+            run_search(search, capacity, ProgressCallback())
+            with _progress(as_json) as progress:
+                scoring = {"run": on_cluster(capacity), "progress": progress}
+                published = conclude(search, lambda step: err.print(step, markup=False), **scoring)
+        except KeyboardInterrupt:
+            raise Interrupted(f"search {search.folder.name} was interrupted; --resume continues it") from None
     _leaderboard(read(uri), as_json, [each.uri for each in published])
     if not as_json:
         best = next(each for each in published if each.alias is not None)

@@ -144,6 +144,22 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def must_match(old: Mapping[str, Any], new: Mapping[str, Any], claim: str, remedy: str) -> None:
+    """Refuse to go on with something under another configuration.
+
+    Args:
+        old: what it was begun with.
+        new: what is given now.
+        claim: what the difference means.
+        remedy: what to do.
+
+    Raises:
+        UserError: they differ; has the differing lines.
+    """
+    if lines := difference(old, new):
+        raise UserError("\n  ".join([f"{claim}; differing:", *lines]) + f"\n{remedy}")
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
     """Dotted path to leaf."""
     leaves: Tree = {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from avb_service.algorithm import AdversarialModel, LatentVariableModel
 from avb_service.checkpoint import Checkpoint, CheckpointStore
-from avb_service.config import difference
+from avb_service.config import must_match
 from avb_service.data.datasets import Dataset, Split, load
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, together
@@ -252,11 +252,11 @@ class Experiment:
             return None
         trained_with = ExperimentConfig.parse(checkpoint.config, str(checkpoint.path)).identity()
         before = {**trained_with, "data_sha256": checkpoint.state["data_sha256"]}
-        if lines := difference(before, {**self.config.identity(), "data_sha256": self.dataset.sha256}):
-            raise UserError(
-                "\n  ".join([f"{checkpoint.path} was trained with another configuration; differing:", *lines])
-                + "\nGive the same configuration, or start a new run in another folder"
-            )
+        must_match(
+            before, {**self.config.identity(), "data_sha256": self.dataset.sha256},
+            f"{checkpoint.path} was trained with another configuration",
+            "Give the same configuration, or start a new run in another folder",
+        )  # fmt: skip
         return checkpoint
 
     def _state(self) -> dict[str, Any]:
@@ -292,6 +292,15 @@ def load_data(config: ExperimentConfig) -> Dataset:
         UserError: they are missing or damaged, or have values that the model cannot have produced.
     """
     dataset = load(config.data)
+    check_fit(config, dataset)
+    return dataset
+
+
+def check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
+    """Make sure that the model can have produced the data.
+
+    Raises:
+        UserError: it cannot have.
+    """
     if objection := config.algorithm.objection(dataset.spec.values):
         raise DataError(f"algorithm.{objection}")
-    return dataset

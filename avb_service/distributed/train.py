@@ -6,14 +6,14 @@ Floor 8.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import nn
 
-from avb_service.config import Tree, difference
+from avb_service.config import Tree, must_match
 from avb_service.distributed.cluster import worker_cpus
+from avb_service.distributed.interrupts import interruptible
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
 from avb_service.settings import ExperimentConfig
@@ -69,11 +69,11 @@ class Job:
             UserError: another job was begun there, or the folder cannot be written.
         """
         path = Path(self.folder) / JOB
-        if path.exists() and (lines := difference(Job.read(path.parent).settings.identity(), self.settings.identity())):
-            raise UserError(
-                "\n  ".join([f"{self.name} was begun with another configuration; differing:", *lines])
-                + "\nGive the same configuration, or another --name"
-            )
+        if path.exists():
+            must_match(
+                Job.read(path.parent).settings.identity(), self.settings.identity(),
+                f"{self.name} was begun with another configuration", "Give the same configuration, or another --name",
+            )  # fmt: skip
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
@@ -117,6 +117,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
 
     Raises:
         UserError: the workers refused the data, or the folder holds another job.
+        KeyboardInterrupt: somebody stopped it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -128,7 +129,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     resources = {"CPU": worker_cpus(scaling)}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         cast(Callable[[dict[Any, Any]], None], work),  # its annotation has not caught up with return_value
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
@@ -141,7 +142,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             callbacks=callbacks or [],
         ),
-    ).fit()
+    )
+    with interruptible():
+        result = trainer.fit()
     outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
     if outcome.status == "refused":
         raise UserError(outcome.reason)
@@ -174,6 +177,21 @@ def train_and_publish(
     return publish(experiment, record, job.start_run(), folder / "model")
 
 
+def data_parallel(turn: nn.Module) -> nn.Module:
+    """A turn whose gradients are averaged over all workers.
+
+    Args:
+        turn: on the device where it is played.
+    """
+    parameters = list(turn.parameters())
+    # On CPUs all gradients go at once, after the backward pass: to send some during it takes cores from it.
+    megabytes = 1 + sum(p.nbytes for p in parameters) // 2**20 if parameters[0].device.type == "cpu" else None
+    # Buffers are not synchronised at each step: that would hide a method whose ranks drift apart.
+    return nn.parallel.DistributedDataParallel(
+        turn, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=megabytes
+    )
+
+
 def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs: the same experiment, a share of every batch.
 
@@ -189,12 +207,11 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     run = job.start_run() if rank == 0 else None
-    # Buffers are not broadcast: that would hide a method whose ranks drift apart.
-    wrap = partial(nn.parallel.DistributedDataParallel, broadcast_buffers=False) if workers > 1 else None
     try:
         experiment = Experiment(
-            config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(), wrap=wrap
-        )
+            config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(),
+            wrap=data_parallel if workers > 1 else None,
+        )  # fmt: skip
         experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}))
     except UserError as error:
         if run is not None:

@@ -120,6 +120,10 @@ class SpaceConfig(Config):
         """Where trials start from."""
         return (self.preset,) if isinstance(self.preset, str) else self.preset
 
+    def bases(self) -> tuple[ExperimentConfig, ...]:
+        """What trials and baselines start from, with the settings that they share."""
+        return tuple(self.trial(preset) for preset in (*self.presets, *self.baselines))
+
     def trial(self, preset: str, values: Mapping[str, Any] | None = None) -> ExperimentConfig:
         """The configuration of a trial or baseline; its data's place is absolute, since workers run elsewhere.
 

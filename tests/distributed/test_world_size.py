@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player, TurnConfig
 from avb_service.algorithms import TABLE
 from avb_service.config import Tree, override
+from avb_service.distributed.train import data_parallel
 from avb_service.engine import Engine, TrainingConfig
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data
@@ -64,7 +64,7 @@ def spawn(folder: Path, *tasks: Task) -> None:
 
 
 def experiment(tree: Tree, folder: Path, rank: int, workers: int) -> Experiment:
-    wrap = DistributedDataParallel if dist.is_initialized() else None
+    wrap = data_parallel if dist.is_initialized() else None
     return Experiment(ExperimentConfig.parse(tree), folder, wrap=wrap, rank=rank, workers=workers)
 
 
@@ -208,7 +208,7 @@ def source(index: int, worker: int) -> tuple[Tensor, None]:
 
 
 def engine(algorithm: Algorithm, rank: int, workers: int, **options: Any) -> Engine:
-    wrap = DistributedDataParallel if dist.is_initialized() else None
+    wrap = data_parallel if dist.is_initialized() else None
     config = TrainingConfig(rounds=4, report_every=2, logical_workers=4, batch_size=12)
     return Engine(algorithm, options.get("source", source), config, wrap=wrap, rank=rank, workers=workers)
 
@@ -289,7 +289,7 @@ def fail_on_one_rank(rank: int, workers: int, tree: Tree, folder: Path) -> None:
         run.fit()
     lost = ExperimentConfig.parse(override(tree, "data", {"name": "file", "path": str(folder / f"{rank}.npy")}))
     with pytest.raises(UserError, match=r"1\.npy does not exist"):
-        Experiment(lost, folder, wrap=DistributedDataParallel, rank=rank, workers=workers)
+        Experiment(lost, folder, wrap=data_parallel, rank=rank, workers=workers)
     dist.barrier()  # both are here: nobody waits for a gradient that will not come
 
 

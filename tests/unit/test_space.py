@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from avb_service.data.datasets import load
 from avb_service.errors import ConfigError, UserError
 from avb_service.experiment import OBJECTIVE
+from avb_service.tuning import search
 from avb_service.tuning.space import SpaceConfig, read_space
 
 SPACES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.yaml"))
@@ -79,3 +82,19 @@ def test_a_preset_that_does_not_exist_is_named(tmp_path):
     path.write_text(yaml.safe_dump({**GOOD, "preset": "avb_digit"}))
     with pytest.raises(UserError, match="avb_digit: neither a file nor a preset"):
         read_space(path)
+
+
+def test_data_that_presets_share_are_loaded_once(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(search, "load", lambda data: loaded.append(data) or load(data))
+    search.preflight(SpaceConfig.parse(GOOD))
+    assert len(loaded) == 1
+
+
+def test_data_that_do_not_fit_a_baseline_are_refused_before_the_search(tmp_path):
+    np.save(tmp_path / "x.npy", np.linspace(-1, 1, 640, dtype=np.float32).reshape(40, 16))
+    data = {"name": "file", "path": str(tmp_path / "x.npy"), "binarisation": "none"}
+    shared = {"data": data, "algorithm.observation": {"name": "discretised_logistic"}}
+    space = SpaceConfig.parse({**GOOD, "set": shared})
+    with pytest.raises(UserError, match="discretised_logistic needs pixels"):
+        search.preflight(space)

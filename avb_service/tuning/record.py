@@ -1,0 +1,146 @@
+"""What is kept of a search: its space, its trials, what was registered. Knows nothing of Ray Tune.
+
+Floor 9.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from avb_service.checkpoint import CheckpointStore
+from avb_service.config import must_match, read_yaml
+from avb_service.distributed.train import Job, Outcome
+from avb_service.errors import UserError
+from avb_service.experiment import OBJECTIVE
+from avb_service.settings import ExperimentConfig
+from avb_service.tracking import Run
+from avb_service.tracking.publish import Published
+from avb_service.tuning.space import SpaceConfig
+
+SPACE, PUBLISHED = "space.yaml", "published.json"
+TRIAL, BASELINE = "trial", "baseline"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has begun.
+
+    Attributes:
+        job: what it trains.
+        stage: `trial` or `baseline`.
+        objective: the best validation figure that it has reached, None where none.
+        outcome: how it ended; None while it has not, or where the scheduler stopped it.
+    """
+
+    job: Job
+    stage: str
+    objective: float | None
+    outcome: Outcome | None
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """What it is trained with."""
+        return self.job.settings
+
+    @property
+    def status(self) -> str:
+        """For people."""
+        return "stopped early" if self.outcome is None else f"{self.outcome.status} {self.outcome.reason}".strip()
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search and where it lives.
+
+    Attributes:
+        space: what is searched.
+        folder: on a disk that all hosts share.
+        tracking_uri: where it is recorded; absolute.
+        run: the parent of the trials' runs.
+    """
+
+    space: SpaceConfig
+    folder: Path
+    tracking_uri: str
+    run: Run
+
+    def trials(self) -> list[Trial]:
+        """All trials that have begun, best first."""
+        found = [_read_trial(path.parent) for path in sorted(self.folder.glob("trials/*/job.json"))]
+        return sorted(found, key=lambda trial: -math.inf if trial.objective is None else trial.objective, reverse=True)
+
+    def best(self) -> Trial:
+        """The best trial of the search proper.
+
+        Raises:
+            UserError: none has reached a figure; says how they failed.
+        """
+        trials = [trial for trial in self.trials() if trial.stage == TRIAL]
+        if not trials or trials[0].objective is None:
+            reasons = {f"{trial.job.name}: {trial.status}" for trial in trials}
+            raise UserError("\n  ".join(["no trial of the search reached a validation figure:", *sorted(reasons)]))
+        return trials[0]
+
+    def published(self) -> dict[str, Published]:
+        """What has been registered so far, by trial."""
+        path = self.folder / PUBLISHED
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: Published(**row) for name, row in rows.items()}
+
+    def keep(self, published: Mapping[str, Published]) -> None:
+        """Remember what has been registered."""
+        rows = {name: asdict(each) for name, each in published.items()}
+        (self.folder / PUBLISHED).write_text(json.dumps(rows), encoding="utf-8")
+
+
+def open_search(space: SpaceConfig, storage: Path, tracking_uri: str, resume: bool) -> Search:
+    """Begin a search, or find the one to continue.
+
+    Args:
+        space: what is searched.
+        storage: folder of all searches, on a disk that all hosts share.
+        tracking_uri: where it is recorded; absolute.
+        resume: continue the newest search of that name.
+
+    Raises:
+        UserError: nothing to resume, another space than the one that was begun, or a folder that cannot be written.
+    """
+    folder = _newest(space, storage) if resume else _new(space, storage)
+    experiment = space.trial(space.presets[0]).tracking.experiment
+    run = Run.start(
+        experiment, folder.name, space.tree(), resume_key=folder.name, uri=tracking_uri, tags={"avb.kind": "search"}
+    )
+    return Search(space, folder, tracking_uri, run)
+
+
+def _new(space: SpaceConfig, storage: Path) -> Path:
+    folder = storage.absolute() / f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        folder.mkdir(parents=True)
+        (folder / SPACE).write_text(yaml.safe_dump(space.resolved(), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --storage") from error
+    return folder
+
+
+def _newest(space: SpaceConfig, storage: Path) -> Path:
+    begun = sorted(path.parent for path in storage.absolute().glob(f"{space.name}-????????-??????/{SPACE}"))
+    if not begun:
+        raise UserError(f"--resume: {storage.absolute()} holds no search {space.name!r}; start one without --resume")
+    must_match(
+        read_yaml(begun[-1] / SPACE), space.resolved(),
+        f"--resume: the space has changed since {begun[-1].name} was begun",
+        "Give the same space, or start a new search without --resume",
+    )  # fmt: skip
+    return begun[-1]
+
+
+def _read_trial(folder: Path) -> Trial:
+    job = Job.read(folder)
+    objective = CheckpointStore(job.checkpoints, best_by=OBJECTIVE).best_metric()
+    return Trial(job, job.tags["avb.kind"], objective, Outcome.read(folder))
