@@ -20,7 +20,10 @@ AVB = str(Path(sys.executable).with_name("avb"))
 SPACE = {
     "preset": ["avb_digits", "avb_ac_digits"],
     "set": {"training.rounds": 60, "training.report_every": 20, "data.limit": 300, "tracking.figures_every": 3,
-            "likelihood.validation_data": 50, "likelihood.test_data": 50, "likelihood.quadrature_data": 4},
+            "likelihood.validation_data": 50, "likelihood.test_data": 50, "likelihood.quadrature_data": 4,
+            "likelihood.search": {"temperatures": 5, "chains": 4, "rest": 2},
+            "likelihood.pilot": {"temperatures": 20, "chains": 8}, "likelihood.ais": {"temperatures": 10},
+            "likelihood.ais_prior": {"temperatures": 40}, "likelihood.certificate": {"real": 10, "starts": 1.0}},
     "space": {"algorithm.model.lr": {"choice": [1.0e-3, 2.0e-3]}, "algorithm.latent_dim": {"choice": [2, 4]}},
     "baselines": ["vae_digits"],
     "trials": 4,
@@ -138,7 +141,7 @@ def test_the_champion_is_pulled_loaded_without_pickle_and_sampled(desk, monkeypa
     pulled = desk.run("pull", "models:/avb-digits@champion", "champion")
     assert pulled.returncode == 0, pulled.stderr
     assert {path.name for path in (desk.folder / "champion").iterdir()} == {
-        "weights.safetensors", "config.yaml", "card.md", "manifest.json",
+        "weights.safetensors", "config.yaml", "card.md", "likelihood.json", "manifest.json",
     }  # fmt: skip
     here, there = avb_service.load(desk.folder / "champion"), avb_service.load("models:/avb-digits@champion")
     assert not difference(here.config.tree(), there.config.tree())
