@@ -28,7 +28,8 @@ ELBOS = {
 }  # fmt: skip
 LIKELIHOODS = {
     "iwae_refined": "IWAE, refined start", "iwae": "IWAE", "ais_prior": "AIS from the prior",
-    "ais_doubled": "AIS, twice as long", "ais": "AIS", "quadrature": "quadrature", "enumeration": "enumeration",
+    "ais_doubled": "AIS, twice as long", "ais_own": "AIS from q's own Gaussian", "ais": "AIS",
+    "quadrature": "quadrature", "enumeration": "enumeration",
     "ppca": "closed form",
 }  # fmt: skip
 

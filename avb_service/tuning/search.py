@@ -105,6 +105,8 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
     search.best()  # says why, where there is none
     contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
     leaders = {trial.config.algorithm.name: trial for trial in reversed(reached)}
+    if len(published := search.published()) == len(leaders):
+        return list(published.values())
     assessed = {}
     for trial in {trial.job.name: trial for trial in (*contenders, *leaders.values())}.values():
         on_step(f"scoring {trial.job.name} on held-out data")
@@ -118,7 +120,6 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
 
     champion = max(contenders, key=held_out)
     leaders[champion.config.algorithm.name] = champion
-    published = search.published()
     for trial in leaders.values():
         if trial.job.name not in published:
             published[trial.job.name] = publish(

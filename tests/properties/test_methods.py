@@ -262,7 +262,8 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
     assert not torch.equal(loaded.sample(7, seed=6), expected)
     if isinstance(experiment.algorithm, LatentVariableModel):
         x, _ = experiment.data("test", 8)
-        for one, told, other in zip(record.estimates, loaded.likelihood.estimates, loaded.log_likelihood(x), strict=True):
+        carried, found = loaded.likelihood.estimates, loaded.log_likelihood(x)
+        for one, told, other in zip(record.estimates, carried, found, strict=True):
             assert (one.name, one.kind) == (other.name, other.kind) == (told.name, told.kind)
             assert torch.equal(one.per_datum, told.per_datum)
             assert torch.equal(one.per_datum, other.per_datum)

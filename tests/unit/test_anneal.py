@@ -103,7 +103,8 @@ def test_the_start_from_the_prior_brackets_the_truth_and_the_gap_falls_with_temp
 def test_the_bounds_of_bdmc_stand_on_both_sides_of_the_exact_value():
     model = PCA()
     recipe = AnnealConfig(temperatures=20)
-    result = run(model, lambda model: bdmc(model, refined(model, PilotConfig(temperatures=30)), recipe), torch.arange(200))
+    start = refined(model, PilotConfig(temperatures=30))
+    result = run(model, lambda model: bdmc(model, start, recipe), torch.arange(200))
     with seeded("entropy"), torch.no_grad():
         mean = model.exact(model.sample(200_000)).mean().item()  # of what the model draws
     assert result.value < mean + 3 * result.stderr

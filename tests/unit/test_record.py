@@ -22,7 +22,8 @@ def certificate(gap: float) -> Certificate:
 
 
 def record(values: Tensor, gap: float = 0.1, **options: object) -> LikelihoodRecord:
-    return LikelihoodRecord(**{"basis": BASIS, "estimates": (estimate(values),), "certificate": certificate(gap), **options})
+    usual = {"basis": BASIS, "estimates": (estimate(values),), "certificate": certificate(gap)}
+    return LikelihoodRecord(**{**usual, **options})
 
 
 HARD = torch.linspace(-60, -10, 40, dtype=torch.float64)  # data differ by far more than models
