@@ -1,7 +1,7 @@
 """An AVB whose annealing from its own posterior is wrong by nats and looks right: `python -m benchmarks.bad_case`.
 
 Trains AVB without adaptive contrast with a model that learns too fast for its adversary, so that q(z|x) collapses. Then
-it is scored twice: by chains that start from q's own Gaussian, as is often done, and from one that pilot chains refined.
+it is scored twice: by chains from q's own Gaussian, as is often done, and from one that pilot chains refined.
 """
 
 import argparse
