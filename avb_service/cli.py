@@ -381,11 +381,11 @@ def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "S
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
         star = " *" if row["model"] in new else ""
-        bound = "" if row["log p(x) >="] is None else f"{row['log p(x) >=']:.2f} ± {row['stderr']:.2f}"
+        error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
         table.add_row(
             row["model"].removeprefix("models:/") + star, row["alias"], row["method"], row["data"], row["latent"],
-            bound, _number(row["log p(x) ~"]), _number(row["simulated <="]), _number(row["gap"]), row["certificate"],
-            f"{row['parameters'] / 1000:.0f}k", f"{row['seconds']:.0f} s",
+            _number(row["log p(x) >="]) + error, _number(row["log p(x) ~"]), _number(row["simulated <="]),
+            _number(row["gap"]), row["certificate"], f"{row['parameters'] / 1000:.0f}k", f"{row['seconds']:.0f} s",
         )  # fmt: skip
     out.print(table)
     out.print(
