@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import Distribution, MultivariateNormal
 from torch.nn.functional import logsigmoid
 
 from avb_service.algorithm import (
@@ -23,11 +23,12 @@ from avb_service.algorithm import (
     TurnConfig,
 )
 from avb_service.config import Config
-from avb_service.distributions import whiten
+from avb_service.distributions import ImplicitPosterior, whiten
 from avb_service.engine import Engine, TrainingConfig
 from avb_service.errors import UserError
 from avb_service.likelihood.estimate import NATS, Columns, Scorer
-from avb_service.maths import fit_gaussian, log_mean_exp
+from avb_service.likelihood.moments import exact_moments
+from avb_service.maths import cholesky, fit_gaussian, log_mean_exp
 from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import generator
@@ -46,21 +47,21 @@ class CorrectionConfig(Config):
         rounds: steps that it is trained for.
         batch_size: data in a step.
         draws: codes of each of them in a step, of either kind.
-        moment_draws: codes that the moments of a posterior are taken from.
+        moment_draws: codes that the moments of a posterior are taken from; what they are off by, T has to make good.
         elbo_draws: codes of each datum that the estimate is made of.
         discriminator: T(x, u).
         adversary: its optimizer.
     """
 
-    rounds: Positive = 2000
+    rounds: Positive = 3000
     batch_size: Positive = 128
     draws: Positive = 8
-    moment_draws: Annotated[int, Field(ge=8)] = 512
+    moment_draws: Annotated[int, Field(ge=8)] = 2048
     elbo_draws: Annotated[int, Field(ge=2)] = 256
     discriminator: AdversaryConfig = FlatConfig(
         trunk=MLPConfig(hidden=(128,), activation="leaky_relu"), hidden=(128, 128)
     )
-    adversary: TurnConfig = TurnConfig(lr=3e-3, schedule=ScheduleConfig(decay="linear", decay_from=0.2))
+    adversary: TurnConfig = TurnConfig(lr=5e-3, schedule=ScheduleConfig(decay="linear", decay_from=0.1))
 
 
 def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scorer:
@@ -113,9 +114,8 @@ class Correction(Algorithm):
         super().__init__(config, model.spec)
         self.posterior, self.likelihood, self.prior, self.x = model.posterior, model.likelihood, model.prior(), x
         size = max(1, CODES // config.moment_draws)
-        fits = [fit_gaussian(model.posterior(part).sample((config.moment_draws,))) for part in x.split(size)]
-        self.mean = torch.cat([fit.loc for fit in fits])
-        self.factor = torch.cat([fit.scale_tril for fit in fits])
+        moments = [_moments(model.posterior(part), config.moment_draws) for part in x.split(size)]
+        self.mean, self.factor = (torch.cat(parts) for parts in zip(*moments, strict=True))
         self.discriminator = config.discriminator.build(model.spec.shape, self.mean.shape[-1], quadratic=False).to(x)
 
     def players(self) -> tuple[Player, ...]:
@@ -155,6 +155,14 @@ class Correction(Algorithm):
         """Log E_r e^T, [n]."""
         log_ratio = self.discriminator(self.x)
         return log_mean_exp(torch.stack([log_ratio(torch.randn_like(self.mean)) for _ in range(draws)]))
+
+
+def _moments(q: Distribution | ImplicitPosterior, draws: int) -> tuple[Tensor, Tensor]:
+    """Mean [b, D] and a factor of the covariance, [b, D, D]."""
+    if (known := exact_moments(q)) is not None:
+        return known[0], cholesky(known[1])
+    fit = fit_gaussian(q.sample((draws,)), ridge=1e-6)
+    return fit.loc, fit.scale_tril
 
 
 def _train(game: Correction, config: CorrectionConfig) -> float:

@@ -67,6 +67,10 @@ def test_the_model_stays_as_it_is_and_the_numbers_repeat():
     assert model.training
 
 
+def test_one_adversary_learns_all_of_a_test_set():
+    assert elbo_corrected(PCA(2, implicit_humps), SMALL).block >= 1000
+
+
 def test_the_game_owns_its_adversary_and_nothing_else():
     with seeded("game"), torch.no_grad():
         model = PCA(2, implicit_humps)

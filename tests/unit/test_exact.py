@@ -12,6 +12,7 @@ from torch.distributions import (
     Categorical,
     Distribution,
     Independent,
+    Laplace,
     MixtureSameFamily,
     Normal,
     OneHotCategorical,
@@ -99,6 +100,34 @@ def test_quadrature_finds_both_of_two_narrow_peaks():
     expected = log_joint.logsumexp(1) + math.log(step) + constant
     assert estimate.kind == "exact"
     torch.testing.assert_close(estimate.per_datum, expected, rtol=0, atol=1e-5)
+
+
+class Tent(PCA):
+    """p(x|z) = Laplace(z, b) with a width far below the grid's: the points beside the peak tell nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__(1, noise=2.0**-13)
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        return Independent(Laplace(z[..., None, None, :].expand(*z.shape[:-1], *SPEC.shape), self.noise), 3)
+
+
+def test_quadrature_keeps_both_sides_of_a_peak_that_is_on_a_point_of_the_grid():
+    model = Tent()
+    x = torch.tensor([0.25, 0.255], dtype=torch.float64)[:, None, None, None].expand(-1, *SPEC.shape)
+    step = 1e-7
+    z = x[:, 0, 0, :1] + torch.arange(-1e-3, 1e-3, step, dtype=torch.float64)
+    tents = -6 * ((x[:, 0, 0, :1] - z).abs() / model.noise + math.log(2 * model.noise))
+    expected = (tents - z.square() / 2).logsumexp(1) + math.log(step) - 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(run(quadrature, model, x).per_datum, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("worst", ["doubling", "shift", "outside"])
+def test_an_exact_value_passes_every_check(worst):
+    columns = {name: torch.full((4,), 1e-7) for name in ("nats", "doubling", "shift", "outside")}
+    kind = quadrature(PCA(1)).kind
+    assert kind(columns) == "exact"
+    assert kind({**columns, worst: torch.tensor([0.0, 0.0, 0.0, 1e-4])}) == "estimate"
 
 
 @pytest.mark.parametrize("mib", [1, 64])

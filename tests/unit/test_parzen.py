@@ -87,9 +87,12 @@ def test_the_training_set_s_own_figure_stands_beside_the_model_s():
     assert same.value == training.value
 
 
-def test_both_rows_have_as_many_centres():
+def test_both_rows_have_as_many_centres(monkeypatch):
+    counts: list[int] = []
     x, train, validation = (data(MODEL, 300).split([100, 100, 100]))
-    few = parzen_rows(MODEL, train, validation, x, samples=10_000)[1]
+    monkeypatch.setattr(model := PCA(2), "sample", lambda n: (counts.append(n), MODEL.sample(n))[1])
+    few = parzen_rows(model, train, validation, x, samples=10_000)[1]
+    assert sum(counts) == 100
     h = few.diagnostics["bandwidth"]
     assert few.value == pytest.approx(windows(train, x, h).value, abs=1e-9), "all there are"
 
