@@ -28,37 +28,65 @@ QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": Fals
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
 WORKER_SHARE = 0.98  # of a core asked for: leaves room for the trials' own actors on a machine that is full
+ROUNDING = 1e-6  # of quotients; Ray itself counts in steps of 1e-4
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one host of a cluster has."""
+
+    cpus: float
+    gpus: float
+
+    def workers(self, scaling: ScalingConfig, trials: int) -> int:
+        """How many whole workers fit beside the actors of so many trials."""
+        fits = (self.cpus - trials * TRIAL_CPUS) / worker_cpus(scaling)
+        if share := scaling.gpus_per_worker:
+            # Several workers may share a GPU, or one have several; none has parts of two.
+            fits = min(fits, int(self.gpus) * int(1 / share + ROUNDING) if share < 1 else self.gpus / share)
+        return max(0, int(fits + ROUNDING))
 
 
 @dataclass(frozen=True)
 class Capacity:
     """What a cluster has in all."""
 
-    cpus: float
-    gpus: float
-    nodes: int
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        """On all hosts."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """On all hosts."""
+        return sum(node.gpus for node in self.nodes)
 
     def __str__(self) -> str:
         """For people."""
-        return f"{self.nodes} node(s), {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+        return f"{len(self.nodes)} node(s), {self.cpus:g} CPUs, {self.gpus:g} GPUs"
 
     def models_at_a_time(self, scaling: ScalingConfig) -> int:
         """How many models of this size can be trained side by side; at least 1.
 
+        Workers of a model may be on several hosts, each of them on one. Where Ray puts the actors of the trials is not
+        known, so all of them are counted on every host.
+
         Raises:
             UserError: not even one; Ray would wait for ever.
         """
-        cpus, gpus = scaling.workers * worker_cpus(scaling), scaling.workers * scaling.gpus_per_worker
-        fits = int(self.cpus / (cpus + TRIAL_CPUS))
-        if gpus:
-            fits = min(fits, int(self.gpus / gpus))
-        if fits < 1:
+        models = 0
+        while sum(node.workers(scaling, models + 1) for node in self.nodes) >= (models + 1) * scaling.workers:
+            models += 1
+        if models < 1:
+            largest = max(self.nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
             raise UserError(
                 f"scaling: {scaling.workers} workers of {scaling.cpus_per_worker:g} CPUs and "
-                f"{scaling.gpus_per_worker:g} GPUs do not fit; the cluster has {self.cpus:g} CPUs and "
-                f"{self.gpus:g} GPUs on {self.nodes} node(s). Lower scaling.workers, or add nodes"
+                f"{scaling.gpus_per_worker:g} GPUs do not fit; the cluster has {self}, of which "
+                f"{largest.cpus:g} CPUs and {largest.gpus:g} GPUs on its largest node. Lower scaling, or add nodes"
             )
-        return fits
+        return models
 
 
 def worker_cpus(scaling: ScalingConfig) -> float:
@@ -83,9 +111,8 @@ def cluster() -> Iterator[Capacity]:
     elif mine:
         _join(address)
     try:
-        resources = ray.cluster_resources()
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        yield Capacity(resources.get("CPU", 0), resources.get("GPU", 0), len(alive))
+        has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield Capacity(tuple(Node(each.get("CPU", 0), each.get("GPU", 0)) for each in has))
     finally:
         if mine:
             ray.shutdown()
