@@ -8,6 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -36,10 +37,12 @@ class Config(BaseModel):
 
         Raises:
             ConfigError: with every problem found. Sections that fail are set aside and the rest is checked
-                again, so that an incompatible pair is reported beside a misspelt key.
+                again, so that an incompatible pair is reported beside a misspelt key; but not one that is about
+                a default which was taken only because what was given for it is wrong or misspelt.
         """
         problems: list[str] = []
         aside: set[tuple[int | str, ...]] = set()
+        doubtful: set[str] = set()
         rest: Any = _text_keys(tree)
         while True:
             try:
@@ -47,13 +50,15 @@ class Config(BaseModel):
                 parsed = cls.model_validate_json(json.dumps(rest, default=str), strict=True)
             except ValidationError as error:
                 problems += [line for line in _lines(cls, error, rest, aside) if line not in problems]
+                doubtful.update(_doubtful(cls, error, rest))
                 aside.update(_path(e["loc"], rest) for e in error.errors())
                 pruned = _without(rest, aside)
                 if pruned == rest:
                     break
                 rest = pruned
             else:
-                problems += [line for line in parsed.problems() if line not in problems]
+                checked = (line for line in parsed.problems() if not doubtful & set(re.findall(r"\w+", line)))
+                problems += [line for line in checked if line not in problems]
                 if not problems:
                     return parsed
                 break
@@ -227,9 +232,8 @@ def _lines(
             continue
         dotted = ".".join(map(str, path)) or "(top)"
         if item["type"] == "extra_forbidden":
-            known = _fields(model, path[:-1], tree)
-            near = difflib.get_close_matches(str(path[-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+            known, near = _known(model, path, tree)
+            hint = f"did you mean {near}?" if near else f"known here: {', '.join(sorted(known))}"
             lines.append(f"{dotted}: unknown key; {hint}")
         elif item["type"] == "missing":
             lines.append(f"{dotted}: required, but not given")
@@ -242,6 +246,22 @@ def _lines(
             message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             lines.append(f"{dotted}: given {item['input']!r}, expected {message}")
     return lines
+
+
+def _doubtful(model: type[Config], error: ValidationError, tree: Any) -> Iterator[str]:  # noqa: ANN401
+    """The keys whose value will be a default that nobody has chosen."""
+    for item in error.errors():
+        path = _path(item["loc"], tree)
+        if item["type"] != "extra_forbidden":
+            yield from map(str, path[-1:])
+        elif (near := _known(model, path, tree)[1]) and _child(reduce(_child, path[:-1], tree), near) is None:
+            yield near
+
+
+def _known(model: type[Config], path: Sequence[int | str], tree: Any) -> tuple[list[str], str | None]:  # noqa: ANN401
+    """The keys that there could be in place of an unknown one, and the one that was probably meant."""
+    known = _fields(model, path[:-1], tree)
+    return known, next(iter(difflib.get_close_matches(str(path[-1]), known, n=1)), None)
 
 
 def _fields(annotation: Any, path: Sequence[int | str], tree: Any) -> list[str]:  # noqa: ANN401

@@ -118,10 +118,10 @@ def test_what_is_wrong_is_said_so_that_it_can_be_mended(tree, line):
 
 def test_all_errors_are_reported_at_once():
     tree = {
-        "shape": {"name": "circle", "radius": -1, "colour": "red"}, "width": "wide", "zoom": math.nan,
+        "shape": {"name": "circle", "radius": -1, "colour": "red"}, "grid": 1, "zoom": math.nan,
         "hight": 3, "height": 11, "title": 7,
     }  # fmt: skip
-    expected = {"shape.radius", "shape.colour", "width", "zoom", "hight", "height", "title"}
+    expected = {"shape.radius", "shape.colour", "grid", "zoom", "hight", "height", "title"}
     lines = problems(Canvas, tree)
     assert {line.split(":")[0] for line in lines} == expected
     assert len(lines) == len(expected)
@@ -130,6 +130,17 @@ def test_all_errors_are_reported_at_once():
 def test_cross_field_checks_of_inner_sections_carry_their_path():
     tree = {"shape": {"name": "circle"}, "title": "t", "canvas": {"height": 11}}
     assert problems(Required, tree) == ["canvas.height: 11 is more than width 10"]
+
+
+@pytest.mark.parametrize("given", [{"widht": 20}, {"width": "20"}, {"width": -20}])
+def test_no_default_that_stands_in_for_a_mistake_is_held_against_anything(given):
+    lines = problems(Required, {"shape": {"name": "circle"}, "title": "t", "canvas": {"height": 11, **given}})
+    assert [line.split(":")[0] for line in lines] == [f"canvas.{key}" for key in given]
+
+
+def test_a_mistake_elsewhere_hides_no_pair_that_does_not_go_together():
+    lines = problems(Canvas, {"height": 11, "width": 10, "widht": 20, "titel": "t", "grid": 1})
+    assert {line.split(":")[0] for line in lines} == {"widht", "titel", "grid", "height"}
 
 
 def test_what_is_missing_is_named():
