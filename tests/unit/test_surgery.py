@@ -141,7 +141,8 @@ def test_what_is_bounded_for_an_implicit_posterior_is_bounded():
     model = Humps(torch.zeros(2, 1), torch.ones(2, 1))
     found = surgery(model, model.numbered(), 500, 0)
     # the two Gaussians tell them apart by their widths: N(0, 1) and N(0, 9) at 1 and at 3
-    told = [math.log(2 / (1 + math.exp(own - other))) for own, other in ((0.5, 1 / 18 + math.log(3)), (0.5 + math.log(3), 4.5))]
+    energies = ((0.5, 1 / 18 + math.log(3)), (0.5 + math.log(3), 4.5))
+    told = [math.log(2 / (1 + math.exp(own - other))) for own, other in energies]
     assert found.mutual_information == pytest.approx(sum(told) / 2, abs=0.02)
     assert found.mutual_information < math.log(2) - 0.1
     entropy = math.log(2) + 0.5 * math.log(2 * math.pi * math.e * 0.05**2)
