@@ -6,9 +6,10 @@ Floor 10. What a command needs is imported when it runs, so that help answers at
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,8 +63,9 @@ def train(
 ) -> None:
     """Train one model on Ray, score it on held-out data and register it."""
     from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.progress import Bars, listening
     from avb_service.distributed.scoring import on_cluster
-    from avb_service.distributed.train import train_and_publish
+    from avb_service.distributed.train import train_alone
     from avb_service.experiment import load_data
     from avb_service.settings import read_config
     from avb_service.tracking import check_server
@@ -74,11 +76,13 @@ def train(
     name = name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
     with cluster() as capacity:
         capacity.models_at_a_time(config.scaling)
-        err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False)
+        err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False, soft_wrap=True)
         try:
+            with closing(Bars(config.training.rounds, quiet=as_json)) as bars:
+                with listening(partial(bars.report, name)) as callbacks:
+                    job = train_alone(config, name, storage.absolute() / name, uri, callbacks)
             with _progress(as_json) as progress:
-                scoring = {"run": on_cluster(capacity), "progress": progress}
-                published = train_and_publish(config, name, storage.absolute() / name, uri, **scoring)
+                published = job.publish(*job.assess(run=on_cluster(capacity), progress=progress))
         except KeyboardInterrupt:
             raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
     row = {"name": name, **asdict(published)}
@@ -98,17 +102,18 @@ def tune(
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
     from avb_service.tuning.progress import ProgressCallback
-    from avb_service.tuning.record import open_search
+    from avb_service.tuning.record import new_folder, newest_folder, open_search
     from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
     from avb_service.tuning.space import read_space
 
     searched = read_space(space)
+    begun = newest_folder(searched, storage) if resume else None
     uri = check_server()
     preflight(searched)
     with cluster() as capacity:
         check_capacity(searched, capacity)
-        search = open_search(searched, storage, uri, resume)
-        err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False)
+        search = open_search(searched, begun or new_folder(searched, storage), uri)
+        err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False, soft_wrap=True)
         try:
             run_search(search, capacity, ProgressCallback())
             with _progress(as_json) as progress:

@@ -16,6 +16,7 @@ from avb_service.distributed.cluster import worker_cpus
 from avb_service.distributed.interrupts import interruptible
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
+from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import Run
 from avb_service.tracking.publish import Published, publish
@@ -62,6 +63,20 @@ class Job:
             parent=self.parent, tags=self.tags, resume_key=self.key, uri=self.tracking_uri,
         )  # fmt: skip
 
+    def assess(self, **scoring: Any) -> tuple[Experiment, LikelihoodRecord]:  # noqa: ANN401
+        """The best model that it has trained, and its likelihoods on held-out data; what is scored is kept.
+
+        Args:
+            scoring: who scores the data, and who is told; options of `likelihood.Evaluator`.
+        """
+        experiment = Experiment(self.settings, self.checkpoints)
+        experiment.load_best()
+        return experiment, experiment.assess(store=Path(self.folder) / "scores", **scoring)
+
+    def publish(self, experiment: Experiment, record: LikelihoodRecord, candidate: bool = True) -> Published:
+        """Register what `assess` gave; a candidate may become champion."""
+        return publish(experiment, record, self.start_run(), Path(self.folder) / "model", candidate)
+
     def begin(self) -> None:
         """Write the job to its folder.
 
@@ -76,7 +91,7 @@ class Job:
             )  # fmt: skip
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+            write_json(path, asdict(self))
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --storage") from error
 
@@ -148,33 +163,36 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
     if outcome.status == "refused":
         raise UserError(outcome.reason)
-    (folder / OUTCOME).write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    write_json(folder / OUTCOME, asdict(outcome))
     return outcome
 
 
-def train_and_publish(
-    config: ExperimentConfig, name: str, folder: Path, uri: str, **scoring: Any  # noqa: ANN401
-) -> Published:
-    """Train one model that belongs to no search, score it on held-out data and register it.
+def train_alone(config: ExperimentConfig, name: str, folder: Path, uri: str, callbacks: list[Any]) -> Job:
+    """Train one model that belongs to no search.
 
     Args:
         config: with absolute paths.
         name: of the run.
         folder: of this model alone, on a disk that all hosts share.
         uri: of MLflow; absolute.
-        scoring: who scores the held-out data, and who is told; options of `likelihood.Evaluator`.
+        callbacks: of Ray Train.
 
     Raises:
         UserError: it was refused, or diverged.
+        KeyboardInterrupt: somebody stopped it.
     """
     job = Job(config.tree(), str(folder), name, name, None, uri, {"avb.kind": "single"})
-    outcome = train(job)
+    outcome = train(job, callbacks)
     if outcome.status == "diverged":
         raise DivergenceError(f"{name} diverged: {outcome.reason}")
-    experiment = Experiment(config, job.checkpoints)
-    experiment.load_best()
-    record = experiment.assess(store=folder / "scores", **scoring)
-    return publish(experiment, record, job.start_run(), folder / "model")
+    return job
+
+
+def write_json(path: Path, tree: Tree) -> None:
+    """Write a file that others read meanwhile: they see the whole of it or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+    part.replace(path)
 
 
 def data_parallel(turn: nn.Module) -> nn.Module:

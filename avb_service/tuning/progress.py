@@ -7,20 +7,15 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from avb_service.experiment import OBJECTIVE
-
-ERR = Console(stderr=True)
+from avb_service.distributed.progress import Bars, objective
 
 
 class ProgressCallback(Callback):
-    """A bar for each trial on a terminal, a line for each report elsewhere; and a line for each trial that ends."""
+    """Shows trials as they go, and a line for each that ends."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._bars: dict[str, Any] = {}
+        self._bars = Bars()
         self._ended = 0
         self._total: int | None = None
 
@@ -45,16 +40,8 @@ class ProgressCallback(Callback):
         **info: Any,  # noqa: ANN401
     ) -> None:
         """A report."""
-        if "round" not in result:
-            return
-        bars = self._shown()
-        name = self._name(trial)
-        text = f"log p(x) >= {result[OBJECTIVE]:8.2f}" if OBJECTIVE in result else ""
-        if trial.trial_id not in self._bars:
-            self._bars[trial.trial_id] = bars.add_task(name, total=None, objective="")
-        bars.update(self._bars[trial.trial_id], completed=result["round"], objective=text)
-        if not bars.console.is_terminal:
-            bars.console.print(f"{name}  round {result['round']:>6}  {text}")
+        if "round" in result:
+            self._bars.report(self._name(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished or was stopped."""
@@ -66,29 +53,17 @@ class ProgressCallback(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:  # noqa: ANN401
         """Stop showing."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        self._bars.close()
 
     def _end(self, trial: Trial, how: str) -> None:
         self._ended += 1
-        bars = self._shown()
-        if trial.trial_id in self._bars:
-            bars.remove_task(self._bars.pop(trial.trial_id))
         last = trial.last_result or {}
-        figure = f"log p(x) >= {last[OBJECTIVE]:8.2f}" if OBJECTIVE in last else "no figure"
         of = f"/{self._total}" if self._total else ""
-        line = f"{self._name(trial)}  {how} at round {last.get('round', 0)}  {figure}  [{self._ended}{of}]"
-        bars.console.print(line, markup=False)
-
-    def _shown(self) -> Progress:
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[objective]}"), TimeElapsedColumn(), console=ERR, disable=not ERR.is_terminal,
-            )  # fmt: skip
-            self._progress.start()
-        return self._progress
+        self._bars.end(
+            self._name(trial),
+            f"{self._name(trial)}  {how} at round {last.get('round', 0)}  {objective(last) or 'no figure'}  "
+            f"[{self._ended}{of}]",
+        )
 
     @staticmethod
     def _name(trial: Trial) -> str:

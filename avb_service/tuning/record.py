@@ -14,7 +14,7 @@ import yaml
 
 from avb_service.checkpoint import CheckpointStore
 from avb_service.config import must_match, read_yaml
-from avb_service.distributed.train import Job, Outcome
+from avb_service.distributed.train import Job, Outcome, write_json
 from avb_service.errors import UserError
 from avb_service.experiment import OBJECTIVE
 from avb_service.settings import ExperimentConfig
@@ -94,23 +94,17 @@ class Search:
 
     def keep(self, published: Mapping[str, Published]) -> None:
         """Remember what has been registered."""
-        rows = {name: asdict(each) for name, each in published.items()}
-        (self.folder / PUBLISHED).write_text(json.dumps(rows), encoding="utf-8")
+        write_json(self.folder / PUBLISHED, {name: asdict(each) for name, each in published.items()})
 
 
-def open_search(space: SpaceConfig, storage: Path, tracking_uri: str, resume: bool) -> Search:
-    """Begin a search, or find the one to continue.
+def open_search(space: SpaceConfig, folder: Path, tracking_uri: str) -> Search:
+    """Record a search, in the run that it was begun with if there is one.
 
     Args:
         space: what is searched.
-        storage: folder of all searches, on a disk that all hosts share.
+        folder: from `new_folder` or `newest_folder`.
         tracking_uri: where it is recorded; absolute.
-        resume: continue the newest search of that name.
-
-    Raises:
-        UserError: nothing to resume, another space than the one that was begun, or a folder that cannot be written.
     """
-    folder = _newest(space, storage) if resume else _new(space, storage)
     experiment = space.trial(space.presets[0]).tracking.experiment
     run = Run.start(
         experiment, folder.name, space.tree(), resume_key=folder.name, uri=tracking_uri, tags={"avb.kind": "search"}
@@ -118,7 +112,16 @@ def open_search(space: SpaceConfig, storage: Path, tracking_uri: str, resume: bo
     return Search(space, folder, tracking_uri, run)
 
 
-def _new(space: SpaceConfig, storage: Path) -> Path:
+def new_folder(space: SpaceConfig, storage: Path) -> Path:
+    """Make the folder of a new search.
+
+    Args:
+        space: what is searched.
+        storage: folder of all searches, on a disk that all hosts share.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     folder = storage.absolute() / f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         folder.mkdir(parents=True)
@@ -128,7 +131,12 @@ def _new(space: SpaceConfig, storage: Path) -> Path:
     return folder
 
 
-def _newest(space: SpaceConfig, storage: Path) -> Path:
+def newest_folder(space: SpaceConfig, storage: Path) -> Path:
+    """Find the search to continue: the newest of that name.
+
+    Raises:
+        UserError: there is none, or it was begun with another space.
+    """
     begun = sorted(path.parent for path in storage.absolute().glob(f"{space.name}-????????-??????/{SPACE}"))
     if not begun:
         raise UserError(f"--resume: {storage.absolute()} holds no search {space.name!r}; start one without --resume")

@@ -16,15 +16,17 @@ from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.train import JOB, Job, train
 from avb_service.experiment import OBJECTIVE, Experiment, check_fit
+from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
-from avb_service.tracking.publish import Published, publish
+from avb_service.tracking.publish import Published
 from avb_service.tuning.record import BASELINE, TRIAL, Search, Trial
 from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
 
+Assessed = tuple[Experiment, LikelihoodRecord]
 RERANKED = 3  # trials whose held-out figures decide which is best
 
 
@@ -103,35 +105,37 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
     """
     reached = [trial for trial in search.trials() if trial.objective is not None]
     search.best()  # says why, where there is none
-    contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
     leaders = {trial.config.algorithm.name: trial for trial in reversed(reached)}
-    if len(published := search.published()) == len(leaders):
-        return list(published.values())
-    assessed = {}
-    for trial in {trial.job.name: trial for trial in (*contenders, *leaders.values())}.values():
-        on_step(f"scoring {trial.job.name} on held-out data")
-        experiment = Experiment(trial.config, trial.job.checkpoints)
-        experiment.load_best()
-        assessed[trial.job.name] = experiment, experiment.assess(store=Path(trial.job.folder) / "scores", **scoring)
-
-    def held_out(trial: Trial) -> float:
-        figure = assessed[trial.job.name][1].held_out
-        return -math.inf if figure is None else figure.value
-
-    champion = max(contenders, key=held_out)
-    leaders[champion.config.algorithm.name] = champion
-    for trial in leaders.values():
-        if trial.job.name not in published:
-            published[trial.job.name] = publish(
-                *assessed[trial.job.name], trial.job.start_run(), Path(trial.job.folder) / "model",
-                candidate=trial is champion,
-            )  # fmt: skip
-            search.keep(published)
-    best = published[champion.job.name]
-    search.run.log_metrics(best.metrics, 0)
-    search.run.set_tags({"avb.best_trial": champion.job.name, "avb.best_model": best.uri})
+    if len(search.published()) < len(leaders):
+        contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
+        assessed: dict[str, Assessed] = {}
+        for trial in {trial.job.name: trial for trial in (*contenders, *leaders.values())}.values():
+            on_step(f"scoring {trial.job.name} on held-out data")
+            assessed[trial.job.name] = trial.job.assess(**scoring)
+        champion = max(contenders, key=lambda trial: _held_out(assessed[trial.job.name]))
+        _register(search, {**leaders, champion.config.algorithm.name: champion}, champion, assessed)
     search.run.finish()
-    return list(published.values())
+    return list(search.published().values())
+
+
+def _held_out(assessed: Assessed) -> float:
+    figure = assessed[1].held_out
+    return -math.inf if figure is None else figure.value
+
+
+def _register(
+    search: Search, leaders: Mapping[str, Trial], champion: Trial, assessed: Mapping[str, Assessed]
+) -> None:
+    """Publish what is not yet published, and note each at once."""
+    published = search.published()
+    for trial in leaders.values():
+        name = trial.job.name
+        if name not in published:
+            published[name] = trial.job.publish(*assessed[name], candidate=trial is champion)
+            if trial is champion:
+                search.run.log_metrics(published[name].metrics, 0)
+                search.run.set_tags({"avb.best_trial": name, "avb.best_model": published[name].uri})
+            search.keep(published)
 
 
 def run_trial(
