@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, DataSpec, LatentVariableModel
+from avb_service.algorithm import Algorithm, DataSpec
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import ModelFolder
 from avb_service.config import Tree
@@ -82,7 +82,7 @@ class LoadedModel:
             UserError: the method has no encoder, or the data do not fit.
         """
         with seeded(seed, "encode"), torch.no_grad():
-            return self._latent_variable_model().encode(self.check(x))[0]
+            return latent_variable_model(self.algorithm).encode(self.check(x))[0]
 
     def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
         """E[x'|z], z ~ q(z|x), [B, C, H, W].
@@ -91,7 +91,7 @@ class LoadedModel:
             UserError: as for `encode`.
         """
         with seeded(seed, "encode"), torch.no_grad():
-            return self._latent_variable_model().reconstruct(self.check(x))
+            return latent_variable_model(self.algorithm).reconstruct(self.check(x))
 
     def log_likelihood(self, x: Tensor, budget: Budget = "quick") -> list[Estimate]:
         """Estimates of log p(x) in nats per datum, each with its kind and error bar.
@@ -123,9 +123,6 @@ class LoadedModel:
     def evaluator(self, config: LikelihoodConfig | None = None, **options: Any) -> Evaluator:  # noqa: ANN401
         """All estimators, one by one; options are `Evaluator`'s. What it is given should have gone through `check`."""
         return Evaluator(self.algorithm, config or self.config.likelihood, **options)
-
-    def _latent_variable_model(self) -> LatentVariableModel:
-        return latent_variable_model(self.algorithm)
 
     def check(self, x: Tensor) -> Tensor:
         """The data in the model's precision.
