@@ -82,7 +82,7 @@ def train(
                 with listening(partial(bars.report, name)) as callbacks:
                     job = train_alone(config, name, storage.absolute() / name, uri, callbacks)
             with _progress(as_json) as progress:
-                published = job.publish(*job.assess(run=on_cluster(capacity), progress=progress))
+                published = job.publish(job.assess(run=on_cluster(capacity), progress=progress))
         except KeyboardInterrupt:
             raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
     row = {"name": name, **asdict(published)}

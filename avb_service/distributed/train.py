@@ -63,19 +63,23 @@ class Job:
             parent=self.parent, tags=self.tags, resume_key=self.key, uri=self.tracking_uri,
         )  # fmt: skip
 
-    def assess(self, **scoring: Any) -> tuple[Experiment, LikelihoodRecord]:  # noqa: ANN401
-        """The best model that it has trained, and its likelihoods on held-out data; what is scored is kept.
+    def trained(self) -> Experiment:
+        """The best model that it has trained, to be scored and drawn."""
+        experiment = Experiment(self.settings, self.checkpoints)
+        experiment.load_best()
+        return experiment
+
+    def assess(self, **scoring: Any) -> LikelihoodRecord:  # noqa: ANN401
+        """The likelihoods of that model on held-out data; what is scored is kept.
 
         Args:
             scoring: who scores the data, and who is told; options of `likelihood.Evaluator`.
         """
-        experiment = Experiment(self.settings, self.checkpoints)
-        experiment.load_best()
-        return experiment, experiment.assess(store=Path(self.folder) / "scores", **scoring)
+        return self.trained().assess(store=Path(self.folder) / "scores", **scoring)
 
-    def publish(self, experiment: Experiment, record: LikelihoodRecord, candidate: bool = True) -> Published:
-        """Register what `assess` gave; a candidate may become champion."""
-        return publish(experiment, record, self.start_run(), Path(self.folder) / "model", candidate)
+    def publish(self, record: LikelihoodRecord, candidate: bool = True) -> Published:
+        """Register that model with what `assess` gave; a candidate may become champion."""
+        return publish(self.trained(), record, self.start_run(), Path(self.folder) / "model", candidate)
 
     def begin(self) -> None:
         """Write the job to its folder.

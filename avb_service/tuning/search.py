@@ -15,7 +15,7 @@ from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.train import JOB, Job, train
-from avb_service.experiment import OBJECTIVE, Experiment, check_fit
+from avb_service.experiment import OBJECTIVE, check_fit
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
@@ -26,7 +26,6 @@ from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
 
-Assessed = tuple[Experiment, LikelihoodRecord]
 RERANKED = 3  # trials whose held-out figures decide which is best
 
 
@@ -108,30 +107,29 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
     leaders = {trial.config.algorithm.name: trial for trial in reversed(reached)}
     if len(search.published()) < len(leaders):
         contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
-        assessed: dict[str, Assessed] = {}
+        records: dict[str, LikelihoodRecord] = {}
         for trial in {trial.job.name: trial for trial in (*contenders, *leaders.values())}.values():
             on_step(f"scoring {trial.job.name} on held-out data")
-            assessed[trial.job.name] = trial.job.assess(**scoring)
-        champion = max(contenders, key=lambda trial: _held_out(assessed[trial.job.name]))
-        _register(search, {**leaders, champion.config.algorithm.name: champion}, champion, assessed)
+            records[trial.job.name] = trial.job.assess(**scoring)
+        champion = max(contenders, key=lambda trial: _held_out(records[trial.job.name]))
+        _register(search, {**leaders, champion.config.algorithm.name: champion}, champion, records)
     search.run.finish()
     return list(search.published().values())
 
 
-def _held_out(assessed: Assessed) -> float:
-    figure = assessed[1].held_out
-    return -math.inf if figure is None else figure.value
+def _held_out(record: LikelihoodRecord) -> float:
+    return -math.inf if record.held_out is None else record.held_out.value
 
 
 def _register(
-    search: Search, leaders: Mapping[str, Trial], champion: Trial, assessed: Mapping[str, Assessed]
+    search: Search, leaders: Mapping[str, Trial], champion: Trial, records: Mapping[str, LikelihoodRecord]
 ) -> None:
     """Publish what is not yet published, and note each at once."""
     published = search.published()
     for trial in leaders.values():
         name = trial.job.name
         if name not in published:
-            published[name] = trial.job.publish(*assessed[name], candidate=trial is champion)
+            published[name] = trial.job.publish(records[name], candidate=trial is champion)
             if trial is champion:
                 search.run.log_metrics(published[name].metrics, 0)
                 search.run.set_tags({"avb.best_trial": name, "avb.best_model": published[name].uri})
