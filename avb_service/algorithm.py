@@ -8,6 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -97,12 +98,14 @@ class Batch(NamedTuple):
         round: rounds played so far, for schedules.
         generator: noise that all workers share in this step. A method's own noise (`rsample()`, `randn`) differs
             from worker to worker; what must be the same for the whole batch is drawn from here.
+        other: data of the second source, [B, C, H, W], where `data.other` names one; not paired with x.
     """
 
     x: Tensor
     labels: Tensor | None
     round: int
     generator: torch.Generator
+    other: Tensor | None = None
 
 
 class Loss(NamedTuple):
@@ -111,10 +114,12 @@ class Loss(NamedTuple):
     Attributes:
         value: scalar, mean over the batch that was seen.
         terms: detached scalars to report, in nats per datum unless the name says otherwise.
+        statistics: detached tensors, of this batch alone, that the player's `absorb` learns from.
     """
 
     value: Tensor
     terms: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,18 +131,27 @@ class Player:
         objective: the loss of a batch.
         networks: exactly what this turn updates; all else is frozen meanwhile, gradients still flow through it.
         turn: steps a round, optimizer, schedule, clipping.
+        absorb: learns what is not learned by gradient (a running baseline, a codebook's counts) and keeps it in
+            buffers. Called after every step, on all workers, with the statistics of all slices of the batch, each
+            [V, ...] in the order of the logical workers; so it is exact for any number of workers.
     """
 
     name: str
     objective: Callable[[Batch], Loss]
     networks: tuple[nn.Module, ...]
     turn: TurnConfig
+    absorb: Callable[[Mapping[str, Tensor]], None] | None = None
 
 
 class AlgorithmConfig(Config):
-    """What every method's section has; a method adds its own fields and a `Literal` name."""
+    """What every method's section has; a method adds its own fields and a `Literal` name.
+
+    Attributes:
+        two_sources: whether the method learns from `data.other` besides.
+    """
 
     name: str
+    two_sources: ClassVar[bool] = False
 
     def objection(self, values: Values) -> str | None:
         """Why the method cannot model data with such values, as `path: reason`, if so."""
@@ -166,16 +180,47 @@ class Algorithm(nn.Module, ABC):
     def sample(self, n: int) -> Tensor:
         """N draws from the model, [n, C, H, W]."""
 
-    def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Fit what is fitted after training (a mixture on the codes, say); most methods have nothing to fit."""
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Fit to training data what training does not learn (a mixture on the codes, say), and keep it in buffers.
+
+        Called before the model is looked at, so the result must depend on the weights, the data and the noise alone,
+        and not on what an earlier call has found. Most methods have nothing to fit.
+
+        Args:
+            batches: training data, [B, C, H, W] each, as evaluation sees them.
+        """
 
 
-class LatentVariableModel(Algorithm):
-    """A method whose model is p(z) p(x|z), so that it can have a likelihood."""
+class DecodingModel(Algorithm):
+    """A method that makes data of codes: x = g(z), z ~ p(z)."""
 
     @abstractmethod
     def prior(self) -> Distribution:
         """p(z), event shape [D]."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """What codes [..., D] stand for, [..., C, H, W]: g(z), or the mean of p(x|z)."""
+
+    def sample(self, n: int) -> Tensor:
+        """N draws x = g(z), z ~ p(z), [n, C, H, W]."""
+        return self.decode(self.prior().sample((n,))).detach()
+
+
+class EncodingModel(DecodingModel):
+    """A method that also finds codes of data."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, draws: int = 1) -> Tensor:
+        """Codes of data [B, C, H, W], [draws, B, D]."""
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """What comes back from one code of each datum, [B, C, H, W]."""
+        return self.decode(self.encode(x)[0]).detach()
+
+
+class LatentVariableModel(EncodingModel):
+    """A method whose model is p(z) p(x|z), so that it can have a likelihood."""
 
     @abstractmethod
     def likelihood(self, z: Tensor) -> Distribution:
@@ -189,17 +234,17 @@ class LatentVariableModel(Algorithm):
         """N draws x ~ p(x|z), z ~ p(z), [n, C, H, W]."""
         return self.likelihood(self.prior().sample((n,))).sample()
 
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x,z) in nats, [..., B], for data [B, C, H, W] and codes [..., B, D]."""
-        return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x|z], [..., C, H, W], for codes [..., D]."""
+        return self.likelihood(z).mean
 
     def encode(self, x: Tensor, draws: int = 1) -> Tensor:
         """Codes z ~ q(z|x), [draws, B, D]."""
         return self.posterior(x).sample((draws,))
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x'|z] for one z ~ q(z|x), [B, C, H, W]."""
-        return self.likelihood(self.encode(x)[0]).mean.detach()
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x,z) in nats, [..., B], for data [B, C, H, W] and codes [..., B, D]."""
+        return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
 
 
 class AdversarialModel(LatentVariableModel):

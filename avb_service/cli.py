@@ -43,6 +43,17 @@ Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many test da
 
 RUNS = Path("runs")
 
+# Of the leaderboard's columns: those that hold words, those that a narrow terminal has no room for, and what they mean.
+WORDS = ("model", "alias", "method", "data", "certificate")
+DETAILS = ("data", "log p(x) ~", "drawn <=", "gap", "params", "train")
+WIDE = 116
+NOTES = {
+    "model": "*: new.  ±: standard error over data.",
+    "log p(x) ~": "~: what an adversary believes; it bounds nothing.",
+    "drawn <=": "drawn <=, gap: upper bound on data that the model drew itself, and its distance from the lower one, "
+    "plus 2 s.e.",
+}
+
 
 @app.callback()
 def options(
@@ -76,7 +87,7 @@ def train(
     name = name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
     with cluster() as capacity:
         capacity.models_at_a_time(config.scaling)
-        err.print(f"training {name} on {capacity}; recorded at {uri}", markup=False, soft_wrap=True)
+        _note(f"training {name} on {capacity}; recorded at {uri}")
         try:
             with closing(Bars(config.training.rounds, quiet=as_json)) as bars:
                 with listening(partial(bars.report, name)) as callbacks:
@@ -113,12 +124,12 @@ def tune(
     with cluster() as capacity:
         check_capacity(searched, capacity)
         search = open_search(searched, begun or new_folder(searched, storage), uri)
-        err.print(f"search {search.folder.name} on {capacity}; recorded at {uri}", markup=False, soft_wrap=True)
+        _note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
             run_search(search, capacity, ProgressCallback())
             with _progress(as_json) as progress:
                 scoring = {"run": on_cluster(capacity), "progress": progress}
-                published = conclude(search, lambda step: err.print(step, markup=False), **scoring)
+                published = conclude(search, _note, **scoring)
         except KeyboardInterrupt:
             raise Interrupted(f"search {search.folder.name} was interrupted; --resume continues it") from None
     _leaderboard(read(uri), as_json, [each.uri for each in published])
@@ -126,9 +137,9 @@ def tune(
         best = next(each for each in published if each.alias is not None)
         server = uri if uri.startswith("http") else None
         pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@champion ./champion"
-        out.print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}", markup=False)
-        out.print(f"browse runs and figures: {server or 'avb ui'}", markup=False)
-        out.print(f"fetch the champion: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}", markup=False)
+        print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}")
+        print(f"browse runs and figures: {server or 'avb ui'}")
+        print(f"fetch the champion: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}")
 
 
 @app.command()
@@ -304,6 +315,11 @@ def guarded(command: typer.Typer) -> None:
         sys.exit(error.exit_code)
 
 
+def _note(text: str) -> None:
+    """Tell a person what is going on."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _say(as_json: bool, row: object, text: str) -> None:
     print(json.dumps(row, indent=2) if as_json else text)
 
@@ -320,7 +336,7 @@ def _table(rows: "Sequence[dict[str, Any]]", as_json: bool, title: str) -> None:
 
 @contextmanager
 def _progress(quiet: bool) -> "Iterator[Callable[[str], Progress]]":
-    """A bar with the time left for each estimator; none for programs."""
+    """A bar with the time left for each estimator that is not done; none for programs."""
     from rich.progress import MofNCompleteColumn, Progress
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
@@ -328,7 +344,7 @@ def _progress(quiet: bool) -> "Iterator[Callable[[str], Progress]]":
 
         def progress(name: str) -> "Callable[[int, int], None]":
             bar = bars.add_task(name, total=None)
-            return lambda done, total: bars.update(bar, completed=done, total=total)
+            return lambda done, total: bars.update(bar, completed=done, total=total, visible=done < total)
 
         yield progress
 
@@ -379,25 +395,37 @@ def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "S
     if as_json:
         print(json.dumps(rows, indent=2))
         return
+    if not rows:
+        out.print("no model is registered yet")
+        return
+    lines = [_leaderboard_cells(row, row["model"] in new) for row in rows]
+    names = [name for name in lines[0] if out.width >= WIDE or name not in DETAILS]
     table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
-    left = ("model", "alias", "method", "data", "certificate")
-    for column in ("model", "alias", "method", "data", "d", "log p(x) >=", "log p(x) ~", "drawn <=", "gap",
-                   "certificate", "params", "train"):  # fmt: skip
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    for row in rows:
-        star = " *" if row["model"] in new else ""
-        error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
-        table.add_row(
-            row["model"].removeprefix("models:/") + star, row["alias"], row["method"], row["data"], row["latent"],
-            _number(row["log p(x) >="]) + error, _number(row["log p(x) ~"]), _number(row["simulated <="]),
-            _number(row["gap"]), row["certificate"], f"{row['parameters'] / 1000:.0f}k", f"{row['seconds']:.0f} s",
-        )  # fmt: skip
+    for name in names:
+        table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*(line[name] for name in names))
     out.print(table)
-    out.print(
-        "±: standard error over data.  ~: what an adversary believes; it bounds nothing.  drawn <=, gap: upper bound "
-        "on data that the model drew itself, and its distance from the lower one, plus 2 s.e.  *: new",
-        markup=False,
-    )
+    out.print("\n".join(note for name, note in NOTES.items() if name in names), markup=False)
+
+
+def _leaderboard_cells(row: dict[str, Any], new: bool) -> dict[str, str]:
+    """What a person sees of a row."""
+    error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
+    return {
+        "model": row["model"].removeprefix("models:/") + (" *" if new else ""),
+        "alias": row["alias"],
+        "method": row["method"],
+        "data": row["data"],
+        "d": row["latent"],
+        "log p(x) >=": _number(row["log p(x) >="]) + error,
+        "log p(x) ~": _number(row["log p(x) ~"]),
+        "drawn <=": _number(row["simulated <="]),
+        "gap": _number(row["gap"]),
+        "certificate": row["certificate"],
+        "params": f"{row['parameters'] / 1000:.0f}k",
+        "train": f"{row['seconds']:.0f} s",
+    }
 
 
 def _leaderboard_row(version: "RegisteredVersion") -> dict[str, Any]:

@@ -99,10 +99,10 @@ class Turn(nn.Module):
             reseed(batch.x.device, seed)
             batch.generator.manual_seed(shared_seed)
             losses.append(self.objective(batch))
-        if len(losses) == 1:
-            return losses[0]
-        terms = {name: torch.stack([loss.terms[name] for loss in losses]).mean() for name in losses[0].terms}
-        return Loss(torch.stack([loss.value for loss in losses]).mean(), terms)
+        first = losses[0]
+        terms = {name: torch.stack([loss.terms[name] for loss in losses]).mean() for name in first.terms}
+        statistics = {name: torch.stack([loss.statistics[name] for loss in losses]) for name in first.statistics}
+        return Loss(torch.stack([loss.value for loss in losses]).mean(), terms, statistics)
 
 
 class Engine:
@@ -112,6 +112,7 @@ class Engine:
         algorithm: on its device and in its precision.
         source: the training data.
         config: rounds, seed, logical workers.
+        other: the second source, for a method that has two.
         wrap: makes a turn data-parallel; none in one process.
         rank: this worker.
         workers: number of physical workers; must divide the logical ones.
@@ -123,11 +124,12 @@ class Engine:
         source: Source,
         config: TrainingConfig,
         *,
+        other: Source | None = None,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         rank: int = 0,
         workers: int = 1,
     ) -> None:
-        self.algorithm, self.source, self.config = algorithm, source, config
+        self.algorithm, self.source, self.other, self.config = algorithm, source, other, config
         self.players = algorithm.players()
         self.parameters = [_unique_parameters(player) for player in self.players]
         self._check_ownership()
@@ -212,15 +214,31 @@ class Engine:
             self._check_gradients(player)
         self._clip(player, self.parameters[i])
         optimizer.step()
+        if player.absorb is not None:
+            with torch.no_grad():
+                player.absorb(self._everybody(loss.statistics))
         for name, value in loss.terms.items():
             self._terms.setdefault(f"train/{player.name}/{name}", []).append(value)
 
     def _slices(self, index: int) -> list[tuple[int, Batch]]:
-        return [
-            (derive_seed(self.config.seed, "noise", index, worker),
-             Batch(*self.source(index, worker), self.round, self._generator))
-            for worker in self.mine
-        ]
+        return [(derive_seed(self.config.seed, "noise", index, worker), self._batch(index, worker))
+                for worker in self.mine]  # fmt: skip
+
+    def _batch(self, index: int, worker: int) -> Batch:
+        x, labels = self.source(index, worker)
+        other = None if self.other is None else self.other(index, worker)[0]
+        return Batch(x, labels, self.round, self._generator, other)
+
+    def _everybody(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The statistics of the slices of all workers, [V, ...] each, in the order of the logical workers."""
+        if len(self.mine) == self.config.logical_workers:
+            return statistics
+        gathered = {}
+        for name, mine in statistics.items():
+            parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, mine.contiguous())
+            gathered[name] = torch.cat(parts)
+        return gathered
 
     def _clip(self, player: Player, parameters: list[nn.Parameter]) -> None:
         """Clip, and refuse a step that would destroy the model.

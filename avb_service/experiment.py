@@ -14,23 +14,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from avb_service.algorithm import AdversarialModel, LatentVariableModel
+from avb_service.algorithms import TABLE
 from avb_service.checkpoint import Checkpoint, CheckpointStore
 from avb_service.config import must_match
-from avb_service.data.datasets import Dataset, Split, load
+from avb_service.data.datasets import DataConfig, Dataset, Split, load
 from avb_service.data.stream import Stream, fixed
-from avb_service.engine import Engine, Report, together
+from avb_service.engine import Engine, Report, Source, together
 from avb_service.errors import DataError, DivergenceError, UserError
-from avb_service.likelihood import Columns, Evaluator, LikelihoodRecord, Task, diagnose, surgery
+from avb_service.likelihood import Columns, Evaluator, LikelihoodRecord, Task, diagnose, parzen_of_draws, surgery
 from avb_service.likelihood.needs import has_standard_normal_prior
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
+from avb_service.seeding import derive_seed, seeded
 from avb_service.settings import ExperimentConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OBJECTIVE = "validation/log_likelihood"  # what runs are compared by: a lower bound, on data that are always the same
+# What runs are compared by, on data that are always the same: a lower bound; a figure of the draws where there is none.
+OBJECTIVE, OF_DRAWS = "validation/log_likelihood", "validation/parzen"
 FIGURE_DATA = 500
+CALIBRATION_DATA = 5000
 
 OnReport = Callable[[int, Mapping[str, float]], None]
 
@@ -82,13 +86,13 @@ class Experiment:
         with together(self.device):
             self.dataset = load_data(config)
             self.algorithm = build(config, self.dataset.spec).to(self.device, self.dtype)
-            stream = Stream(
-                self.dataset.train, self.dataset.spec, binarisation=config.data.binarisation,
-                batch_size=training.batch_size, seed=training.seed, device=self.device, dtype=self.dtype,
-                logical_workers=training.logical_workers,
-            )  # fmt: skip
-        self.engine = Engine(self.algorithm, stream.slice, training, wrap=wrap, rank=rank, workers=workers)
-        self.store = CheckpointStore(folder, best_by=OBJECTIVE)
+            source = self._source(self.dataset, config.data, training.seed)
+            other = None
+            if self.dataset.other is not None and config.data.other is not None:
+                seed = derive_seed(training.seed, "other")  # so that the sources are not paired by their order
+                other = self._source(self.dataset.other, config.data.other, seed)
+        self.engine = Engine(self.algorithm, source, training, other=other, wrap=wrap, rank=rank, workers=workers)
+        self.store = CheckpointStore(folder, best_by=objective_of(config.algorithm.name))
         self.history: dict[str, list[list[float]]] = {}
         self.seconds = 0.0
         self._since = time.perf_counter()
@@ -109,6 +113,8 @@ class Experiment:
         self._since = time.perf_counter()
 
         def report(progress: Report) -> None:
+            with together(self.device):
+                self._calibrate()
             with together(self.device):
                 objective = self._objective()
             with together(self.device):
@@ -203,6 +209,26 @@ class Experiment:
             "train_seconds": f"{self.seconds:.1f}",
         }
 
+    def _source(self, dataset: Dataset, data: DataConfig, seed: int) -> Source:
+        training = self.config.training
+        return Stream(
+            dataset.train, dataset.spec, binarisation=data.binarisation, batch_size=training.batch_size, seed=seed,
+            device=self.device, dtype=self.dtype, logical_workers=training.logical_workers,
+        ).slice  # fmt: skip
+
+    def _calibrate(self) -> None:
+        """Let the model that is evaluated fit what training does not; the same on all workers."""
+        model, training = self.engine.model, self.config.training
+
+        def batches() -> Iterator[Tensor]:
+            yield from self.data("train", CALIBRATION_DATA)[0].split(training.batch_size)
+
+        with seeded(training.seed, "calibrate"), torch.no_grad():
+            model.calibrate(batches())
+        if dist.is_initialized():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def _report(self, round_: int, metrics: dict[str, float]) -> dict[str, float]:
         """Record and save, in this order: what was recorded twice is dropped, what was missed is lost."""
         metrics = {**metrics, **self._diagnosis(), "time/train_seconds": self.seconds}
@@ -218,17 +244,17 @@ class Experiment:
         return metrics
 
     def _objective(self) -> dict[str, float]:
-        """The validation figure that searches compare by, where the model has one; all workers share the work.
+        """The validation figure that searches compare by; all workers share the work.
 
         Raises:
             DivergenceError: it is not finite.
         """
         self.seconds += time.perf_counter() - self._since
         model = self.engine.model
-        if not isinstance(model, LatentVariableModel):
-            return {}
         x, _ = self.data("validation", self.config.likelihood.validation_data)
         try:
+            if not isinstance(model, LatentVariableModel):
+                return {OF_DRAWS: parzen_of_draws(model, x, seed=self.config.likelihood.seed).value}
             estimate = Evaluator(model, self.config.likelihood, run=_shared_out).objective(x)
         except UserError as error:  # the data are known to be sound
             raise DivergenceError(f"round {self.engine.round}: {error}") from error
@@ -283,6 +309,11 @@ def _shared_out(task: Task, blocks: Sequence[range]) -> Iterator[tuple[range, Co
     dist.all_gather_object(everybody, scored)
     for part in everybody:
         yield from part
+
+
+def objective_of(method: str) -> str:
+    """What runs of a method are compared by."""
+    return OBJECTIVE if issubclass(TABLE[method], LatentVariableModel) else OF_DRAWS
 
 
 def load_data(config: ExperimentConfig) -> Dataset:

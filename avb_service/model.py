@@ -10,20 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, DataSpec
+from avb_service.algorithm import Algorithm, DataSpec, EncodingModel
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import ModelFolder
 from avb_service.config import Tree
 from avb_service.data.datasets import load
 from avb_service.data.stream import fixed
-from avb_service.errors import DataError
+from avb_service.errors import DataError, UserError
 from avb_service.likelihood import (
     Budget,
     Estimate,
     Evaluator,
     LikelihoodConfig,
     LikelihoodRecord,
-    latent_variable_model,
     parzen_rows,
 )
 from avb_service.seeding import seeded
@@ -82,7 +81,7 @@ class LoadedModel:
             UserError: the method has no encoder, or the data do not fit.
         """
         with seeded(seed, "encode"), torch.no_grad():
-            return latent_variable_model(self.algorithm).encode(self.check(x))[0]
+            return encoding_model(self.algorithm).encode(self.check(x))[0]
 
     def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
         """E[x'|z], z ~ q(z|x), [B, C, H, W].
@@ -91,7 +90,7 @@ class LoadedModel:
             UserError: as for `encode`.
         """
         with seeded(seed, "encode"), torch.no_grad():
-            return latent_variable_model(self.algorithm).reconstruct(self.check(x))
+            return encoding_model(self.algorithm).reconstruct(self.check(x))
 
     def log_likelihood(self, x: Tensor, budget: Budget = "quick") -> list[Estimate]:
         """Estimates of log p(x) in nats per datum, each with its kind and error bar.
@@ -140,6 +139,17 @@ class LoadedModel:
             where = f"datum {index[0]} holds {x[index].item():g} at {list(index[1:])}"
             raise DataError(f"{where}, expected {EXPECTED[spec.values]}")
         return x
+
+
+def encoding_model(model: Algorithm) -> EncodingModel:
+    """The model as one that finds codes of data.
+
+    Raises:
+        UserError: it does not; names the method.
+    """
+    if not isinstance(model, EncodingModel):
+        raise UserError(f"{type(model).__name__} has no encoder, so it neither encodes nor reconstructs data")
+    return model
 
 
 def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:

@@ -29,6 +29,7 @@ CIRCUMSTANCES = (
     "data.root", "data.resident_gib", "data.download", "likelihood.budget", "likelihood.test_data",
     "likelihood.memory_mib",
 )  # fmt: skip
+OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
 
 
 class TrackingConfig(Config):
@@ -77,6 +78,10 @@ class ExperimentConfig(Config):
         values = self.data.values
         if values is not None and (objection := self.algorithm.objection(values)):
             yield f"algorithm.{objection}"
+        if self.algorithm.two_sources and self.data.other is None:
+            yield f"data.other: {self.algorithm.name} translates between two sources; name the second"
+        if self.data.other is not None and not self.algorithm.two_sources:
+            yield f"data.other: {self.algorithm.name} learns from one source; leave it out"
         if self.training.logical_workers % self.scaling.workers:
             yield (
                 f"scaling.workers: {self.scaling.workers} do not divide training.logical_workers "
@@ -85,15 +90,13 @@ class ExperimentConfig(Config):
 
     def anchored(self) -> "ExperimentConfig":
         """The same with absolute paths to the data: workers run in directories of their own."""
-        path = self.data.path and str(Path(self.data.path).expanduser().absolute())
-        data = self.data.model_copy(update={"root": str(self.data.folder), "path": path})
-        return self.model_copy(update={"data": data})
+        return self.model_copy(update={"data": self.data.anchored()})
 
     def identity(self) -> Tree:
         """The part that decides what comes out: not where it runs, how fast, or under which name."""
         tree = self.tree()
         kept = {key: tree[key] for key in ("algorithm", "data", "training", "likelihood")}
-        for path in CIRCUMSTANCES:
+        for path in CIRCUMSTANCES + (OF_OTHER if self.data.other else ()):
             kept = override(kept, path, None)
         return kept
 

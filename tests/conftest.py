@@ -20,10 +20,8 @@ SMALL = {
         "test_data": 8, "quadrature_data": 2, "search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
     },
 }  # fmt: skip
-DATA = (
-    {"name": "digits", "binarisation": "dynamic", "validation": 16, "test": 16, "limit": 300},
-    {"name": "digits", "binarisation": "none", "validation": 16, "test": 16, "limit": 300},
-)
+DIGITS = {"name": "digits", "validation": 16, "test": 16, "limit": 300}
+DATA = ({**DIGITS, "binarisation": "dynamic"}, DIGITS)
 
 
 def pytest_configure() -> None:
@@ -62,4 +60,4 @@ def _narrow(node: Any) -> Any:
 def _data(section: AlgorithmConfig) -> Tree:
     fitting = [tree for tree in DATA if (values := DataConfig.parse(tree).values) and not section.objection(values)]
     assert fitting, f"no bundled data fit the defaults of {section.name}"
-    return fitting[0]
+    return {**fitting[0], "other": {**fitting[0], "seed": 1}} if section.two_sources else fitting[0]

@@ -68,6 +68,7 @@ class DataConfig(Config):
         image_size: crop images in folders (and celeba, there 64 by default) to a square and resize it to this side.
         resident_gib: data larger than this are streamed from disk instead of being kept on the device.
         download: fetch missing files of a named source, where they can be fetched.
+        other: the second source, for a method that translates between two; its data are not paired with the first's.
     """
 
     name: str
@@ -81,6 +82,7 @@ class DataConfig(Config):
     image_size: Annotated[int, Field(ge=1)] | None = None
     resident_gib: Annotated[float, Field(ge=0)] = 2.0
     download: bool = True
+    other: "DataConfig | None" = None
 
     @field_validator("name")
     @classmethod
@@ -97,6 +99,8 @@ class DataConfig(Config):
             yield f"path: required by name {self.name}; give a .npz or .npy file, or a folder of images"
         if self.path is not None and not reads_path:
             yield f"path: given {self.path!r}, but {self.name} does not read it; set name: file, or leave path out"
+        if self.other is not None and self.other.other is not None:
+            yield "other.other: a method has two sources at most"
 
     @property
     def values(self) -> Values | None:
@@ -111,6 +115,14 @@ class DataConfig(Config):
     def folder(self) -> Path:
         """The folder for the files of named sources, absolute."""
         return Path(self.root or os.environ.get("AVB_DATA_ROOT") or "data").expanduser().absolute()
+
+    def anchored(self) -> "DataConfig":
+        """The same with absolute paths."""
+        return self.model_copy(update={
+            "root": str(self.folder),
+            "path": self.path and str(Path(self.path).expanduser().absolute()),
+            "other": self.other and self.other.anchored(),
+        })  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +191,17 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three disjoint splits (a synthetic set, which is its own population, is all three) and what a datum is."""
+    """Three disjoint splits (a synthetic set, which is its own population, is all three) and what a datum is.
+
+    With a second set, where the configuration names one.
+    """
 
     name: str
     train: Split
     validation: Split
     test: Split
     spec: DataSpec
+    other: "Dataset | None" = None
 
     @cached_property
     def sha256(self) -> str:
@@ -195,6 +211,8 @@ class Dataset:
             digest.update(str(tuple(split.pixels.shape)).encode())
             for part in split.parts():
                 digest.update(part.numpy().data)
+        if self.other is not None:
+            digest.update(self.other.sha256.encode())
         return digest.hexdigest()
 
 
@@ -241,7 +259,13 @@ def load(config: DataConfig) -> Dataset:
     values: Values = "binary" if levels == 1 or config.binarisation == "dynamic" else grid
     channels, height, width = train.pixels.shape[1:]
     spec = DataSpec((channels, height, width), values, levels, _mean(train, levels))
-    return Dataset(config.name, train, validation, test, spec)
+    other = None if config.other is None else load(config.other)
+    if other is not None and other.spec[:2] != spec[:2]:
+        raise DataError(
+            f"the two sources must have one shape and kind of values: {config.name} {list(spec.shape)} {spec.values}"
+            f" and {other.name} {list(other.spec.shape)} {other.spec.values}; set image_size or binarisation"
+        )
+    return Dataset(config.name, train, validation, test, spec, other)
 
 
 def thresholds(pixels: Tensor, levels: int) -> Tensor:

@@ -13,7 +13,7 @@ from ray.util.queue import Queue
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from avb_service.experiment import OBJECTIVE
+from avb_service.experiment import OBJECTIVE, OF_DRAWS
 
 ERR = Console(stderr=True)
 
@@ -69,12 +69,14 @@ class Bars:
 
     def _print(self, line: str) -> None:
         if not self._quiet:
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def objective(metrics: Mapping[str, Any]) -> str:
     """What a model is compared by, for people."""
-    return f"log p(x) >= {metrics[OBJECTIVE]:8.2f}" if OBJECTIVE in metrics else ""
+    if OBJECTIVE in metrics:
+        return f"log p(x) >= {metrics[OBJECTIVE]:8.2f}"
+    return f"parzen {metrics[OF_DRAWS]:8.2f}" if OF_DRAWS in metrics else ""
 
 
 @contextmanager

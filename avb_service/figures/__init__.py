@@ -7,7 +7,7 @@ generators as they were.
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, LatentVariableModel
+from avb_service.algorithm import Algorithm, DecodingModel, EncodingModel
 from avb_service.figures.bounds import bounds
 from avb_service.figures.canvas import to_array, to_png
 from avb_service.figures.curves import History, training_curves
@@ -29,13 +29,13 @@ def draw(
         seed: of all noise.
     """
     figures = {"samples": samples(model, seed=seed)}
-    if isinstance(model, LatentVariableModel):
+    if isinstance(model, EncodingModel):
         figures["reconstructions"] = reconstructions(model, x, seed)
         figures["latents"] = latents(model, x, labels, seed)
         if len(x) > 1 and continuous(model.prior()):
             figures["interpolation"] = interpolation(model, x, seed=seed)
-        if has_plane(model):
-            figures["manifold"] = manifold(model, seed=seed)
+    if isinstance(model, DecodingModel) and has_plane(model):
+        figures["manifold"] = manifold(model, seed=seed)
     if history:
         figures["training_curves"] = training_curves(history)
     return figures

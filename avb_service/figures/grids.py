@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, LatentVariableModel
+from avb_service.algorithm import Algorithm, DecodingModel, EncodingModel, LatentVariableModel
 from avb_service.distributions import DataSpec
 from avb_service.errors import DataError
 from avb_service.figures.canvas import columns_for, mosaic, number
@@ -21,14 +21,14 @@ def samples(model: Algorithm, n: int = 64, seed: int = 0) -> Figure:
     """What the model makes of n draws of its noise: means of p(x|z), or draws of a model that has no p(x|z)."""
     with still(model, "samples", seed):
         if isinstance(model, LatentVariableModel):
-            tiles, subtitle = model.likelihood(model.prior().sample((n,))).mean, "means of p(x|z) for z ~ p(z)"
+            tiles, subtitle = model.decode(model.prior().sample((n,))), "means of p(x|z) for z ~ p(z)"
         else:
             tiles, subtitle = model.sample(n), "draws from the model"
     tiles, scale = _intensity(tiles, tiles, model.spec)
     return mosaic(tiles, "Samples", subtitle + scale, [columns_for(n, *_extent(tiles))])
 
 
-def reconstructions(model: LatentVariableModel, x: Tensor, seed: int = 0) -> Figure:
+def reconstructions(model: EncodingModel, x: Tensor, seed: int = 0) -> Figure:
     """Data in the upper row of each pair, what comes back from one of their codes in the lower row.
 
     Args:
@@ -50,7 +50,7 @@ def reconstructions(model: LatentVariableModel, x: Tensor, seed: int = 0) -> Fig
     return mosaic(torch.cat(rows), "Reconstructions", subtitle, [columns], group=2)
 
 
-def interpolation(model: LatentVariableModel, x: Tensor, rows: int = 8, steps: int = 9, seed: int = 0) -> Figure:
+def interpolation(model: EncodingModel, x: Tensor, rows: int = 8, steps: int = 9, seed: int = 0) -> Figure:
     """Means of p(x|z) along paths between the codes of two data, each row between the data at its ends.
 
     Paths turn about the origin at steady speed where the prior is a Gaussian of more than two dimensions, whose codes
@@ -76,7 +76,7 @@ def interpolation(model: LatentVariableModel, x: Tensor, rows: int = 8, steps: i
         spherical = normal(prior) is not None and start.shape[-1] > 2
         at = torch.linspace(0, 1, steps).to(start)[None, :, None]
         path = (_arc if spherical else torch.lerp)(start[:, None], end[:, None], at)
-        between = model.likelihood(path.flatten(0, 1)).mean.unflatten(0, (rows, steps))
+        between = model.decode(path.flatten(0, 1)).unflatten(0, (rows, steps))
     first, last = ends.chunk(2)
     tiles = torch.cat([first[:, None], between, last[:, None]], 1).flatten(0, 1)
     tiles, scale = _intensity(tiles, ends, model.spec)
@@ -85,7 +85,7 @@ def interpolation(model: LatentVariableModel, x: Tensor, rows: int = 8, steps: i
     return mosaic(tiles, "Interpolation", subtitle, [1, steps, 1])
 
 
-def manifold(model: LatentVariableModel, side: int = 20, seed: int = 0) -> Figure:
+def manifold(model: DecodingModel, side: int = 20, seed: int = 0) -> Figure:
     """Means of p(x|z) over a grid of the plane of codes that is even in the prior's probability.
 
     Args:
@@ -104,14 +104,14 @@ def manifold(model: LatentVariableModel, side: int = 20, seed: int = 0) -> Figur
     with still(model, "manifold", seed):
         axes = quantiles(prior, (torch.arange(side) + 0.5) / side)
         up, right = torch.meshgrid(axes[:, 1].flip(0), axes[:, 0], indexing="ij")
-        tiles = model.likelihood(torch.stack([right, up], -1).flatten(0, 1)).mean
+        tiles = model.decode(torch.stack([right, up], -1).flatten(0, 1))
     tiles, scale = _intensity(tiles, tiles, model.spec)
     low, high = (number(bound.item(), ".1f") for bound in axes[[0, -1], 0])
     subtitle = f"means of p(x|z), z₁ to the right, z₂ upwards, {low} to {high}" + scale
     return mosaic(tiles, "Manifold", subtitle, [side], gap=2)
 
 
-def has_plane(model: LatentVariableModel) -> bool:
+def has_plane(model: DecodingModel) -> bool:
     """Whether the codes are a plane."""
     prior = model.prior()
     return tuple(prior.event_shape) == (2,) and continuous(prior)

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.distributions import Distribution
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import EncodingModel
 from avb_service.figures.canvas import FAINT, HAIRLINE, INK, PALETTE, TEXT, WIDTH, blank, place, tidy
 from avb_service.figures.probe import beside, normal, still
 from avb_service.seeding import derive_seed
@@ -28,7 +28,7 @@ SIZE = WIDTH - 96  # leaves room for the legend
 AXIS = 40
 
 
-def latents(model: LatentVariableModel, x: Tensor, labels: Tensor | None = None, seed: int = 0) -> Figure:
+def latents(model: EncodingModel, x: Tensor, labels: Tensor | None = None, seed: int = 0) -> Figure:
     """Draws of q(z|x), coloured by class: as they are on a line or a plane, through t-SNE in more dimensions.
 
     A data set of at most 20 gives many draws a datum, so that the shape of each q(z|x) is seen.

@@ -8,12 +8,12 @@ from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.likelihood.config import LikelihoodConfig
 from avb_service.likelihood.estimate import Columns, Estimate, Runner, Task, estimate
 from avb_service.likelihood.evaluate import BUDGETS, ESTIMATORS, Budget, Evaluator, latent_variable_model
-from avb_service.likelihood.parzen import parzen_rows
+from avb_service.likelihood.parzen import parzen_of_draws, parzen_rows
 from avb_service.likelihood.record import Comparison, LikelihoodRecord
 from avb_service.likelihood.surgery import surgery
 
 __all__ = [
     "BUDGETS", "ESTIMATORS", "Budget", "Certificate", "Check", "Columns", "Comparison", "Estimate", "Evaluator",
     "LikelihoodConfig", "LikelihoodRecord", "Runner", "Task", "diagnose", "estimate", "excess",
-    "latent_variable_model", "parzen_rows", "surgery",
+    "latent_variable_model", "parzen_of_draws", "parzen_rows", "surgery",
 ]

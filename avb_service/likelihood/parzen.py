@@ -89,8 +89,7 @@ def parzen_rows(
         DataError: no data, or samples that are not finite.
     """
     samples = min(samples, len(train))
-    with seeded(seed, "parzen"), torch.no_grad():
-        drawn = torch.cat([model.sample(min(CENTRES, samples - i)) for i in range(0, samples, CENTRES)])
+    drawn = _draws(model, samples, seed)
     chosen = train[permutation(len(train), seed, "parzen", "train")[:samples].to(train.device)]
 
     def row(centres: Tensor, name: str) -> Estimate:
@@ -98,6 +97,31 @@ def parzen_rows(
         return estimate(Task(model, lambda _: scorer, x, seed, memory_mib))
 
     return row(drawn, "parzen"), row(chosen, "parzen_training")
+
+
+def parzen_of_draws(
+    model: Algorithm, x: Tensor, *, samples: int = 2000, seed: int = 0, memory_mib: int = 64
+) -> Estimate:
+    """What models without a likelihood are compared by while they train: `parzen` of few draws.
+
+    Args:
+        model: that can be sampled.
+        x: data [n, ...]; the bandwidth is chosen on every other datum, the rest are scored.
+        samples: how many centres.
+        seed: of the samples.
+        memory_mib: bound on what one batch takes.
+
+    Raises:
+        DataError: fewer than two data, or samples that are not finite.
+    """
+    centres = _draws(model, samples, seed)
+    scorer = parzen(centres, best_bandwidth(centres, x[::2]))
+    return estimate(Task(model, lambda _: scorer, x[1::2], seed, memory_mib))
+
+
+def _draws(model: Algorithm, samples: int, seed: int) -> Tensor:
+    with seeded(seed, "parzen"), torch.no_grad():
+        return torch.cat([model.sample(min(CENTRES, samples - i)) for i in range(0, samples, CENTRES)])
 
 
 def log_densities(x: Tensor, centres: Tensor, bandwidths: Sequence[float]) -> Tensor:

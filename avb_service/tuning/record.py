@@ -16,7 +16,7 @@ from avb_service.checkpoint import CheckpointStore
 from avb_service.config import must_match, read_yaml
 from avb_service.distributed.train import Job, Outcome, write_json
 from avb_service.errors import UserError
-from avb_service.experiment import OBJECTIVE
+from avb_service.experiment import objective_of
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import Run
 from avb_service.tracking.publish import Published
@@ -150,5 +150,5 @@ def newest_folder(space: SpaceConfig, storage: Path) -> Path:
 
 def _read_trial(folder: Path) -> Trial:
     job = Job.read(folder)
-    objective = CheckpointStore(job.checkpoints, best_by=OBJECTIVE).best_metric()
+    objective = CheckpointStore(job.checkpoints, best_by=objective_of(job.config["algorithm"]["name"])).best_metric()
     return Trial(job, job.tags["avb.kind"], objective, Outcome.read(folder))

@@ -15,7 +15,7 @@ from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.train import JOB, Job, train
-from avb_service.experiment import OBJECTIVE, check_fit
+from avb_service.experiment import check_fit
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
@@ -222,7 +222,7 @@ def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> A
     rounds = max(config.training.rounds for config in configs.values())
     every = max(config.training.report_every for config in configs.values())
     return ASHAScheduler(
-        time_attr="round", metric=OBJECTIVE, mode=space.objective.mode, reduction_factor=asha.reduction,
+        time_attr="round", metric=space.objective.metric, mode=space.objective.mode, reduction_factor=asha.reduction,
         grace_period=asha.grace * every,
         max_t=rounds + 1,  # so that a trial which gets there ends by itself, and is not stopped on its last report
     )  # fmt: skip

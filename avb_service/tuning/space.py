@@ -10,15 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from avb_service.algorithm import LatentVariableModel
-from avb_service.algorithms import TABLE
 from avb_service.config import Config, Tree, override, read_yaml
 from avb_service.errors import ConfigError, UserError
-from avb_service.experiment import OBJECTIVE
+from avb_service.experiment import OBJECTIVE, OF_DRAWS, objective_of
 from avb_service.settings import ExperimentConfig, read_preset
 
 Scalar = bool | int | float | str
-COMPARABLE = (OBJECTIVE,)
+COMPARABLE = (OBJECTIVE, OF_DRAWS)
 LATENT = "algorithm.latent_dim"
 
 
@@ -165,8 +163,12 @@ class SpaceConfig(Config):
             problems = error.problems if isinstance(error, ConfigError) else [str(error)]
             yield from (f"{preset}: {problem}" for problem in problems)
             return
-        if not issubclass(TABLE[config.algorithm.name], LatentVariableModel):
-            yield f"{preset}: {config.algorithm.name} defines no p(x|z), so {self.objective.metric} cannot compare it"
+        comparable = objective_of(config.algorithm.name)
+        if self.objective.metric in COMPARABLE and self.objective.metric != comparable:
+            yield (
+                f"{preset}: {config.algorithm.name} is compared by {comparable}, not by objective.metric "
+                f"{self.objective.metric}; methods of the two kinds cannot be searched together"
+            )
 
     def _tree(self, preset: str, values: Mapping[str, Any]) -> Tree:
         tree = read_preset(preset)

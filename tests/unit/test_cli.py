@@ -1,14 +1,17 @@
 """Bad input: one clear message, exit code 2, no traceback, nothing launched."""
 
+import io
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from avb_service import cli
+from avb_service.tracking import RegisteredVersion
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -113,3 +116,21 @@ def test_users_arrays_train_without_a_cluster(tmp_path):
     experiment = Experiment(read_config("vae_digits", overrides), tmp_path / "checkpoints")
     experiment.fit()
     assert experiment.algorithm.sample(2).shape == (2, 1, 28, 20)
+
+
+@pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params"}), (120, set())])
+def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
+    metrics = {
+        "test/log_likelihood": -22.0666, "test/log_likelihood.stderr": 0.2645, "certificate/gap": 0.0251,
+        "test/log_likelihood.elbo_adversarial.estimate": -122.5, "certificate/simulated.upper": -124.5,
+    }  # fmt: skip
+    tags = {"method": "avb_ac", "latent_dim": "16", "data": "digits", "certificate": "PASS", "parameters": "88000",
+            "train_seconds": "194"}  # fmt: skip
+    version = RegisteredVersion("digits-smoke", 12, ("champion",), None, 0.0, tags, metrics)
+    monkeypatch.setattr(cli, "out", Console(file=io.StringIO(), width=width, color_system=None))
+    cli._leaderboard([version], False, [version.uri])
+    heading, _, row = cli.out.file.getvalue().splitlines()[2:5]
+    assert row.split()[:7] == ["digits-smoke/12", "*", "champion", "avb_ac", *(["digits"] if not absent else []), "16",
+                               "-22.07", "±"][:7]  # fmt: skip
+    assert "…" not in row + heading
+    assert {name for name in ("gap", "params", "certificate") if name not in heading} == absent
