@@ -46,7 +46,7 @@ RUNS = Path("runs")
 # Of the leaderboard's columns: those that hold words, those that a narrow terminal has no room for, and what they mean.
 WORDS = ("model", "alias", "method", "data", "certificate")
 DETAILS = ("data", "log p(x) ~", "drawn <=", "gap", "params", "train")
-WIDE = 116
+WIDE = 124
 NOTES = {
     "model": "*: new.  ±: standard error over data.",
     "log p(x) ~": "~: what an adversary believes; it bounds nothing.",

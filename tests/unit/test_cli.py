@@ -118,7 +118,7 @@ def test_users_arrays_train_without_a_cluster(tmp_path):
     assert experiment.algorithm.sample(2).shape == (2, 1, 28, 20)
 
 
-@pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params"}), (120, set())])
+@pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params"}), (124, set())])
 def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     metrics = {
         "test/log_likelihood": -22.0666, "test/log_likelihood.stderr": 0.2645, "certificate/gap": 0.0251,
