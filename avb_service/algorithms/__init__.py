@@ -6,10 +6,12 @@ Floor 3.
 from avb_service.algorithm import Algorithm
 from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
+from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.vae import VAE
 
 TABLE: dict[str, type[Algorithm]] = {
     "avb": AVB,
     "avb_ac": AVBAC,
+    "gan": GAN,
     "vae": VAE,
 }

@@ -3,6 +3,7 @@
 Floor 1.
 """
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -35,9 +36,7 @@ class MLPConfig(Config):
 
     def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
         """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias [planes, C, H, W]."""
-        last = nn.Linear(self.hidden[-1], bias.numel())
-        with torch.no_grad():
-            last.bias.copy_(bias.flatten())
+        last = _around(nn.Linear(self.hidden[-1], bias.numel()), bias)
         return nn.Sequential(
             *layers((inputs, *self.hidden), self.activation), last, nn.Unflatten(-1, (planes, *shape))
         )
@@ -83,7 +82,35 @@ class ConvConfig(Config):
         return sizes
 
 
-TrunkConfig = Annotated[MLPConfig | ConvConfig, Field(discriminator="name")]
+class AffineConfig(Config):
+    """No hidden layer: a decoder of it is factor analysis, a generator of it one Gaussian.
+
+    Attributes:
+        activation: of the layers that others put behind the features.
+    """
+
+    name: Literal["affine"] = "affine"
+    activation: Activation = "relu"
+
+    def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
+        """The data themselves as vectors, [B, C, H, W] -> [B, F], and F."""
+        return nn.Flatten(), math.prod(shape)
+
+    def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
+        """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias [planes, C, H, W]."""
+        last = _around(nn.Linear(inputs, bias.numel()), bias)
+        nn.init.normal_(last.weight, std=0.1)  # as near the bias as deeper networks start
+        return nn.Sequential(last, nn.Unflatten(-1, (planes, *shape)))
+
+
+TrunkConfig = Annotated[MLPConfig | ConvConfig | AffineConfig, Field(discriminator="name")]
+
+
+def _around(last: nn.Linear, bias: Tensor) -> nn.Linear:
+    """The layer, with outputs that start around the bias."""
+    with torch.no_grad():
+        last.bias.copy_(bias.flatten())
+    return last
 
 
 def layers(widths: tuple[int, ...], activation: str) -> list[nn.Module]:

@@ -9,15 +9,18 @@ from torch.distributions import Distribution
 
 from avb_service.distributions import BernoulliConfig, DataSpec, GaussianConfig, LogisticConfig
 from avb_service.networks.adversaries import FlatConfig, InnerProductConfig
+from avb_service.networks.critics import Critic
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import GaussianEncoder, NoiseBasis, NoiseBasisConfig, NoiseInputConfig
-from avb_service.networks.trunks import ACTIVATIONS, ConvConfig, MLPConfig
+from avb_service.networks.generator import Generator
+from avb_service.networks.trunks import ACTIVATIONS, AffineConfig, ConvConfig, MLPConfig
 from avb_service.seeding import generator, seeded
 
 SHAPES = [(1, 28, 28), (1, 28, 20), (3, 64, 64), (1, 1, 4), (1, 8, 8), (2, 5, 3)]
 TRUNKS = [
     MLPConfig(hidden=(12,)), MLPConfig(hidden=(12, 7), activation="elu"), ConvConfig(channels=(8, 9), hidden=12),
     ConvConfig(channels=(4,), hidden=12, activation="silu"), ConvConfig(channels=(3, 4, 5), hidden=9, activation="elu"),
+    AffineConfig(),
 ]  # fmt: skip
 ADVERSARIES = [
     InnerProductConfig(trunk=MLPConfig(hidden=(12,)), hidden=(9, 8), rank=7),
@@ -55,7 +58,8 @@ def test_trunks_read_images_of_any_shape(trunk, shape):
     module, width = trunk.features(shape)
     h = module(images(5, shape))
     assert h.shape == (5, width)
-    assert_all_used(module, h)
+    if list(module.parameters()):
+        assert_all_used(module, h)
 
 
 @shapes
@@ -75,7 +79,7 @@ def test_what_trunks_write_starts_around_the_bias(trunk, shape):
     module = trunk.generator(DIM, 2, shape, bias)
     last = [layer for layer in module if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
     nn.init.zeros_(last.weight)
-    expected = bias if trunk.name == "mlp" else bias.mean((-1, -2), keepdim=True).expand_as(bias)
+    expected = bias.mean((-1, -2), keepdim=True).expand_as(bias) if trunk.name == "conv" else bias
     torch.testing.assert_close(module(torch.randn(5, DIM)), expected.expand(5, *bias.shape))
 
 
@@ -109,6 +113,29 @@ def test_a_decoder_starts_near_the_data_mean(trunk, observation, values, levels)
     decoder = Decoder(DIM, DataSpec(shape, values, levels, mean), trunk, observation)
     started = decoder(torch.randn(256, DIM)).mean.mean(0)
     assert (started - mean).mean((-1, -2)).abs().max() < 0.06
+
+
+@trunks
+@pytest.mark.parametrize(("values", "levels"), [("levels", 16), ("real", 0)])
+def test_a_generator_starts_near_the_data_mean_and_stays_where_data_are(trunk, values, levels):
+    shape = (3, 8, 8)
+    mean = images(1, shape)[0] * 0.2 + torch.tensor([0.1, 0.4, 0.7])[:, None, None]
+    generate = Generator(DIM, DataSpec(shape, values, levels, mean), trunk)
+    x = generate(torch.randn(2, 128, DIM))
+    assert x.shape == (2, 128, *shape)
+    assert (x.mean((0, 1)) - mean).mean((-1, -2)).abs().max() < 0.06
+    far = generate(100 * torch.randn(100, DIM))
+    assert (far.min() < 0 and far.max() > 1) if values == "real" else (far.min() >= 0 and far.max() <= 1)
+    assert_all_used(generate, x)
+
+
+@shapes
+@trunks
+def test_a_critic_judges_each_datum_by_itself(trunk, shape):
+    critic, x = Critic(trunk, shape), images(5, shape)
+    assert critic(x).shape == (5,)
+    torch.testing.assert_close(critic(x)[2:3], critic(x[2:3]))
+    assert_all_used(critic, critic(x))
 
 
 def test_a_decoder_keeps_leading_dimensions_of_codes():

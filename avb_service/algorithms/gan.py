@@ -1,0 +1,86 @@
+"""Generative adversarial network (Goodfellow et al. 2014, algorithm 1)."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.functional import logsigmoid
+
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, DecodingModel, Loss, Player, TurnConfig
+from avb_service.distributions import Values
+from avb_service.maths import standard_normal
+from avb_service.networks.critics import Critic
+from avb_service.networks.generator import Generator
+from avb_service.networks.trunks import MLPConfig, TrunkConfig
+
+
+class GANConfig(AlgorithmConfig):
+    """Settings of the GAN.
+
+    Attributes:
+        generator_loss: saturating: the value of the game itself; non_saturating: the same fixed point with a gradient
+            that does not vanish while the discriminator is sure.
+        adversary: the discriminator's turn; its steps are the k of algorithm 1.
+        model: the generator's turn.
+    """
+
+    name: Literal["gan"] = "gan"
+    latent_dim: Annotated[int, Field(ge=1)] = 16
+    generator: TrunkConfig = MLPConfig()
+    discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
+    generator_loss: Literal["non_saturating", "saturating"] = "non_saturating"
+    adversary: TurnConfig = TurnConfig(lr=2e-4, betas=(0.5, 0.999))
+    model: TurnConfig = TurnConfig(lr=2e-4, betas=(0.5, 0.999))
+
+    def objection(self, values: Values) -> str | None:
+        """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
+        if values == "binary":
+            return f"generator: {self.name} makes data by gradient, and binary data let none through; set " \
+                   "data.binarisation: none"  # fmt: skip
+        return None
+
+
+class GAN(DecodingModel):
+    """min_G max_D E_p(x)[log D(x)] + E_p(z)[log(1 - D(G(z)))], D = sigmoid of the critic (eq. 1)."""
+
+    Config: ClassVar[type[AlgorithmConfig]] = GANConfig
+
+    def __init__(self, config: GANConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.generator = Generator(config.latent_dim, spec, config.generator)
+        self.discriminator = Critic(config.discriminator, spec.shape)
+
+    def players(self) -> tuple[Player, ...]:
+        """The discriminator first, so that the generator plays against one that has seen its present draws."""
+        adversary = Player(
+            name="adversary", objective=self.adversary_loss, networks=(self.discriminator,), turn=self.config.adversary
+        )
+        model = Player(name="model", objective=self.model_loss, networks=(self.generator,), turn=self.config.model)
+        return adversary, model
+
+    def adversary_loss(self, batch: Batch) -> Loss:
+        """-E_p(x)[log D(x)] - E_p(z)[log(1 - D(G(z)))]."""
+        real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
+        value = -(logsigmoid(real) + logsigmoid(-fake)).mean()
+        accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
+
+    def model_loss(self, batch: Batch) -> Loss:
+        """E_p(z)[log(1 - D(G(z)))], or -E_p(z)[log D(G(z))] (section 3)."""
+        fake = self.discriminator(self.draw(batch))
+        saturating = self.config.generator_loss == "saturating"
+        value = logsigmoid(-fake).mean() if saturating else -logsigmoid(fake).mean()
+        return Loss(value, {"loss": value.detach()})
+
+    def draw(self, batch: Batch) -> Tensor:
+        """As many draws as the batch has data, through which gradients reach the generator, [B, C, H, W]."""
+        return self.generator(self.prior().sample((len(batch.x),)))
+
+    def prior(self) -> Distribution:
+        """N(0, I)."""
+        return standard_normal(self.config.latent_dim, like=self.discriminator.head.weight)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z)."""
+        return self.generator(z)
