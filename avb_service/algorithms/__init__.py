@@ -4,12 +4,14 @@ Floor 3.
 """
 
 from avb_service.algorithm import Algorithm
+from avb_service.algorithms.aae import AAE
 from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.vae import VAE
 
 TABLE: dict[str, type[Algorithm]] = {
+    "aae": AAE,
     "avb": AVB,
     "avb_ac": AVBAC,
     "gan": GAN,
