@@ -7,6 +7,7 @@ from avb_service.algorithm import Algorithm
 from avb_service.algorithms.aae import AAE
 from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
+from avb_service.algorithms.bernoulli_vae import BernoulliVAE
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.vae import VAE
 
@@ -14,6 +15,7 @@ TABLE: dict[str, type[Algorithm]] = {
     "aae": AAE,
     "avb": AVB,
     "avb_ac": AVBAC,
+    "bernoulli_vae": BernoulliVAE,
     "gan": GAN,
     "vae": VAE,
 }

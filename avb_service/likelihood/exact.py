@@ -13,6 +13,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Normal
 from torch.nn.functional import max_pool1d, max_pool2d
 
 from avb_service.algorithm import LatentVariableModel
+from avb_service.discrete import DiscreteCodes, arrangements
 from avb_service.errors import UserError
 from avb_service.likelihood.estimate import NATS, Columns, Kind, Scorer, evaluating
 from avb_service.likelihood.needs import gaussian_marginals, has_standard_normal_prior, prior_name
@@ -240,21 +241,23 @@ def enumeration(model: LatentVariableModel) -> Scorer:
 
 
 def _states(model: LatentVariableModel) -> Tensor:
-    """All codes, [S, *event shape]: the product of what each part of a prior of independent parts can be."""
+    """All codes, [S, *event shape]: the product of what each part of the prior can be."""
     prior = model.prior()
     base = prior.base_dist if isinstance(prior, Independent) else prior
     if not base.has_enumerate_support:
         raise UserError(
             f"enumeration needs a prior over finitely many codes, this one is {prior_name(model)}: use ais or iwae"
         )
-    values = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)  # of a part
-    parts = math.prod(base.batch_shape)
+    if isinstance(base, DiscreteCodes):
+        values, parts = base.values, base.parts
+    else:
+        values = base.enumerate_support(expand=False).reshape(-1, *base.event_shape)
+        parts = math.prod(base.batch_shape)
     if (count := len(values) ** parts) > STATES:
         raise UserError(
             f"enumeration takes at most 2^16 = {STATES} codes, this prior has {len(values)}^{parts} = {count}: use iwae"
         )
-    digits = torch.cartesian_prod(*[torch.arange(len(values), device=values.device)] * parts).reshape(count, parts)
-    return values[digits].reshape(count, *base.batch_shape, *base.event_shape)
+    return arrangements(values, parts).reshape(count, *prior.event_shape)
 
 
 def _other(model: LatentVariableModel) -> str:

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from avb_service.algorithm import LatentVariableModel
 from avb_service.errors import UserError
 from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, pilot_chains, temperatures, transition
+from avb_service.likelihood.needs import prior_name
 from avb_service.maths import cholesky, fit_gaussian, standard_normal
 
 RIDGE = 1e-4  # of the mean variance, so that a covariance always has a factor
@@ -53,7 +54,10 @@ def from_prior(model: LatentVariableModel) -> Proposal:
     """N(0, I), whatever the posterior; the prior where that is Gaussian, as it mostly is."""
     prior = model.prior()
     if getattr(prior.support, "is_discrete", False):
-        raise UserError(f"annealing needs continuous codes, the prior is {type(prior).__name__}: use enumeration")
+        raise UserError(
+            f"annealing and its pilot chains need continuous codes, this prior is {prior_name(model)}: use "
+            "enumeration, iwae or elbo"
+        )
     if isinstance(prior, MultivariateNormal) or isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
         return lambda x: prior.expand((len(x),))
     return lambda x: standard_normal(prior.event_shape[0], x).expand((len(x),))

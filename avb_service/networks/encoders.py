@@ -1,4 +1,4 @@
-"""Encoders: a Gaussian one, and two whose posterior is implicit.
+"""Encoders: a Gaussian one, two whose posterior is implicit, and logits for discrete codes.
 
 Floor 1.
 """
@@ -29,6 +29,19 @@ class GaussianEncoder(nn.Module):
         """q(z|x), batch shape [B], event shape [D]."""
         mean, log_scale = self.head(self.features(x)).chunk(2, -1)
         return Independent(Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False)
+
+
+class LogitsEncoder(nn.Module):
+    """Logits of a discrete posterior."""
+
+    def __init__(self, trunk: TrunkConfig, shape: ImageShape, outputs: int) -> None:
+        super().__init__()
+        self.features, width = trunk.features(shape)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, outputs] for data [B, C, H, W]."""
+        return self.head(self.features(x))
 
 
 class NoiseInputConfig(Config):
