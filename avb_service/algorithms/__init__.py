@@ -9,6 +9,7 @@ from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
 from avb_service.algorithms.bernoulli_vae import BernoulliVAE
 from avb_service.algorithms.gan import GAN
+from avb_service.algorithms.gumbel_vae import GumbelVAE
 from avb_service.algorithms.vae import VAE
 
 TABLE: dict[str, type[Algorithm]] = {
@@ -17,5 +18,6 @@ TABLE: dict[str, type[Algorithm]] = {
     "avb_ac": AVBAC,
     "bernoulli_vae": BernoulliVAE,
     "gan": GAN,
+    "gumbel_vae": GumbelVAE,
     "vae": VAE,
 }
