@@ -18,6 +18,7 @@ from avb_service.algorithms import TABLE
 from avb_service.checkpoint import Checkpoint, CheckpointStore
 from avb_service.config import must_match
 from avb_service.data.datasets import DataConfig, Dataset, Split, load
+from avb_service.data.mixtures import MIXTURES
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, Source, together
 from avb_service.errors import DataError, DivergenceError, UserError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 OBJECTIVE, OF_DRAWS = "validation/log_likelihood", "validation/parzen"
 FIGURE_DATA = 500
 CALIBRATION_DATA = 5000
+COVERAGE_DRAWS = 2500
 
 OnReport = Callable[[int, Mapping[str, float]], None]
 
@@ -231,7 +233,7 @@ class Experiment:
 
     def _report(self, round_: int, metrics: dict[str, float]) -> dict[str, float]:
         """Record and save, in this order: what was recorded twice is dropped, what was missed is lost."""
-        metrics = {**metrics, **self._diagnosis(), "time/train_seconds": self.seconds}
+        metrics = {**metrics, **self._diagnosis(), **self._coverage(), "time/train_seconds": self.seconds}
         for name, value in metrics.items():
             self.history.setdefault(name, []).append([round_, value])
         if self.recorder is not None:
@@ -271,6 +273,15 @@ class Experiment:
             return {}
         seen = max(1, self.engine.round * steps * self.config.training.batch_size)
         return diagnose(model, x, seen, seed=self.config.likelihood.seed).metrics("validation")
+
+    def _coverage(self) -> dict[str, float]:
+        """What draws have found of data whose modes are known; nothing for other data."""
+        mixture = MIXTURES.get(self.dataset.name)
+        if mixture is None:
+            return {}
+        with seeded(self.config.likelihood.seed, "coverage"), torch.no_grad():
+            found = mixture.coverage(self.engine.model.sample(COVERAGE_DRAWS))
+        return {"validation/modes_found": float(found.modes), "validation/good_draws": found.good}
 
     def _matching(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
         """The checkpoint, known to be of this configuration and these data."""

@@ -8,8 +8,10 @@ from avb_service.algorithms.aae import AAE
 from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
 from avb_service.algorithms.bernoulli_vae import BernoulliVAE
+from avb_service.algorithms.f_gan import FGAN
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.gumbel_vae import GumbelVAE
+from avb_service.algorithms.lsgan import LSGAN
 from avb_service.algorithms.vae import VAE
 
 TABLE: dict[str, type[Algorithm]] = {
@@ -17,7 +19,9 @@ TABLE: dict[str, type[Algorithm]] = {
     "avb": AVB,
     "avb_ac": AVBAC,
     "bernoulli_vae": BernoulliVAE,
+    "f_gan": FGAN,
     "gan": GAN,
     "gumbel_vae": GumbelVAE,
+    "lsgan": LSGAN,
     "vae": VAE,
 }

@@ -14,22 +14,20 @@ from avb_service.networks.critics import Critic
 from avb_service.networks.generator import Generator
 from avb_service.networks.trunks import MLPConfig, TrunkConfig
 
+GeneratorLoss = Literal["non_saturating", "saturating"]
 
-class GANConfig(AlgorithmConfig):
-    """Settings of the GAN.
+
+class GameConfig(AlgorithmConfig):
+    """What the games of a generator and a critic share.
 
     Attributes:
-        generator_loss: saturating: the value of the game itself; non_saturating: the same fixed point with a gradient
-            that does not vanish while the discriminator is sure.
-        adversary: the discriminator's turn; its steps are the k of algorithm 1.
+        adversary: the critic's turn; its steps are the k of algorithm 1.
         model: the generator's turn.
     """
 
-    name: Literal["gan"] = "gan"
     latent_dim: Annotated[int, Field(ge=1)] = 16
     generator: TrunkConfig = MLPConfig()
     discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
-    generator_loss: Literal["non_saturating", "saturating"] = "non_saturating"
     adversary: TurnConfig = TurnConfig(lr=2e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=2e-4, betas=(0.5, 0.999))
 
@@ -41,12 +39,24 @@ class GANConfig(AlgorithmConfig):
         return None
 
 
+class GANConfig(GameConfig):
+    """Settings of the GAN.
+
+    Attributes:
+        generator_loss: saturating: the value of the game itself; non_saturating: the same fixed point with a gradient
+            that does not vanish while the discriminator is sure.
+    """
+
+    name: Literal["gan"] = "gan"
+    generator_loss: GeneratorLoss = "non_saturating"
+
+
 class GAN(DecodingModel):
     """min_G max_D E_p(x)[log D(x)] + E_p(z)[log(1 - D(G(z)))], D = sigmoid of the critic (eq. 1)."""
 
     Config: ClassVar[type[AlgorithmConfig]] = GANConfig
 
-    def __init__(self, config: GANConfig, spec: DataSpec) -> None:
+    def __init__(self, config: GameConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.generator = Generator(config.latent_dim, spec, config.generator)
         self.discriminator = Critic(config.discriminator, spec.shape)

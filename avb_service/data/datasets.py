@@ -32,6 +32,7 @@ from avb_service.data.files import (
     read_arrays,
     refuse,
 )
+from avb_service.data.mixtures import MIXTURES, POINTS
 from avb_service.distributions import DataSpec, Values
 from avb_service.errors import DataError
 from avb_service.seeding import generator, permutation
@@ -99,6 +100,8 @@ class DataConfig(Config):
             yield f"path: required by name {self.name}; give a .npz or .npy file, or a folder of images"
         if self.path is not None and not reads_path:
             yield f"path: given {self.path!r}, but {self.name} does not read it; set name: file, or leave path out"
+        if SOURCES[self.name].values == "real" and self.binarisation != "none":
+            yield f"binarisation: {self.binarisation} needs pixels, and {self.name} has real values; set it to none"
         if self.other is not None and self.other.other is not None:
             yield "other.other: a method has two sources at most"
 
@@ -371,6 +374,11 @@ def _digits(config: DataConfig) -> Parts:
     return _carve(config, _split(x.reshape(-1, 1, 8, 8), y, 16, config), 16)
 
 
+def _points(name: str, config: DataConfig) -> Parts:
+    x, modes = MIXTURES[name].draw(POINTS, config.seed)
+    return _carve(config, _split(x[:, None, None].numpy(), modes, 0, config), 0)
+
+
 def _torchvision(class_name: str, subfolder: str, files: tuple[str, ...], config: DataConfig) -> Parts:
     """Read a set of `torchvision.datasets` that keeps all its images in memory and has an official test split."""
     folder = config.folder / subfolder
@@ -477,6 +485,13 @@ SOURCES: dict[str, Source] = {
     "onehot-4": Source("the 4 one-hot vectors of 4 numbers", "binary", partial(_one_hot, 4)),
     "onehot-8": Source("the 8 one-hot vectors of 8 numbers", "binary", partial(_one_hot, 8)),
     "binary-8": Source("all 256 vectors of 8 bits, labelled by their sum", "binary", partial(_all_bits, 8)),
+    "mixture1d": Source("20,000 numbers from two Gaussians, labelled by mode", "real", partial(_points, "mixture1d")),
+    "gaussians8": Source(
+        "20,000 points from 8 Gaussians on a circle, labelled by mode", "real", partial(_points, "gaussians8")
+    ),
+    "gaussians25": Source(
+        "20,000 points from 25 Gaussians on a grid, labelled by mode", "real", partial(_points, "gaussians25")
+    ),
     "digits": Source("1,797 digits of 8x8 pixels, bundled (scikit-learn)", "levels", _digits),
     "mnist": Source(
         "70,000 digits of 28x28 pixels", "levels", partial(_torchvision, "MNIST", "MNIST/raw", _IDX)

@@ -9,6 +9,7 @@ from torchvision import datasets as torchvision_datasets
 
 from avb_service.config import parse_overrides
 from avb_service.data.datasets import SOURCES, DataConfig, Mapped, binarise, load, thresholds
+from avb_service.data.mixtures import MIXTURES, POINTS
 from avb_service.errors import ConfigError, DataError
 from avb_service.seeding import generator
 
@@ -67,6 +68,47 @@ def test_synthetic_sets_are_whole_in_every_split():
     assert torch.equal(four.spec.mean, torch.full((1, 1, 4), 0.25))
     assert len(rows(bits.test)) == 256
     assert torch.equal(bits.validation.labels, bits.validation.pixels.flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_points_are_draws_from_their_mixture(name):
+    data, mixture = load(DataConfig(name=name, validation=500, test=500)), MIXTURES[name]
+    x, modes = data.train.pixels.double().flatten(1), data.train.labels
+    dimension = len(mixture.means[0])
+    assert data.spec.shape == (1, 1, dimension) and data.spec.values == "real" and len(x) == POINTS - 1000
+    assert torch.equal(data.train.pixels, load(DataConfig(name=name, validation=500, test=500)).train.pixels)
+    other = load(DataConfig(name=name, validation=500, test=500, seed=1))
+    assert not torch.equal(data.train.pixels, other.train.pixels)
+    weights = torch.tensor(mixture.weights or [1 / len(mixture.means)] * len(mixture.means))
+    shares = modes.bincount(minlength=len(weights)) / len(x)
+    assert ((shares - weights).abs() < 4 * (weights / len(x)).sqrt()).all()
+    scaled = (x - torch.tensor(mixture.means, dtype=torch.float64)[modes]) / mixture.scale
+    assert scaled.mean().abs() < 4 / scaled.numel() ** 0.5 and (scaled.var() - 1).abs() < 6 / scaled.numel() ** 0.5
+
+
+def test_points_cannot_be_binarised():
+    with pytest.raises(ConfigError, match="binarisation: dynamic needs pixels, and gaussians8 has real values"):
+        DataConfig.parse({"name": "gaussians8", "binarisation": "dynamic"})
+
+
+def test_densities_of_mixtures_integrate_to_one_and_have_their_mean():
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    p = MIXTURES["mixture1d"].density(x[:, None])
+    assert torch.trapezoid(p, x).item() == pytest.approx(1, abs=1e-9)
+    assert torch.trapezoid(p * x, x).item() == pytest.approx(0.45, abs=1e-9)
+
+
+def test_coverage_counts_modes_with_a_good_draw_and_the_good_among_all():
+    mixture = MIXTURES["gaussians8"]
+    x, modes = mixture.draw(4000, 0)
+    found = mixture.coverage(x[:, None, None].float())
+    assert (found.modes, found.of) == (8, 8)
+    assert found.good == pytest.approx(1 - np.exp(-4.5), abs=0.008)  # 3 standard deviations on a plane; 4 s.e.
+    two = x[modes < 2]
+    far = torch.zeros(len(two), 2)
+    assert mixture.coverage(torch.cat([two, far])).modes == 2
+    assert mixture.coverage(torch.cat([two, far])).good == pytest.approx(mixture.coverage(two).good / 2)
+    assert mixture.coverage(far) == (0, 8, 0.0)
 
 
 def test_digits_are_split_without_overlap_and_keep_their_labels():

@@ -1,0 +1,58 @@
+"""f-GAN: a generator fitted by any f-divergence (Nowozin, Cseke & Tomioka 2016, algorithm 1)."""
+
+from typing import ClassVar, Literal
+
+from pydantic import field_validator
+
+from avb_service.algorithm import AlgorithmConfig, Batch, Loss
+from avb_service.algorithms.gan import GAN, GameConfig, GeneratorLoss
+from avb_service.distributions import DataSpec
+from avb_service.divergences import DIVERGENCES
+
+
+class FGANConfig(GameConfig):
+    """Settings of the f-GAN.
+
+    Attributes:
+        divergence: which; see `avb_service.divergences`.
+        generator_loss: saturating minimises the bound of the divergence; non_saturating maximises what the critic says
+            of draws (section 3.2), which is no divergence but has a gradient where the bound has none.
+    """
+
+    name: Literal["f_gan"] = "f_gan"
+    divergence: str = "jensen_shannon"
+    generator_loss: GeneratorLoss = "saturating"
+
+    @field_validator("divergence")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in DIVERGENCES:
+            raise ValueError(f"one of {', '.join(DIVERGENCES)}")
+        return name
+
+
+class FGAN(GAN):
+    """min_G max_V E_p(x)[g(V(x))] - E_p(z)[f*(g(V(G(z))))] (eq. 6)."""
+
+    Config: ClassVar[type[AlgorithmConfig]] = FGANConfig
+    config: FGANConfig
+
+    def __init__(self, config: FGANConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.divergence = DIVERGENCES[config.divergence]
+
+    def adversary_loss(self, batch: Batch) -> Loss:
+        """-E_p(x)[g(V(x))] + E_p(z)[f*(g(V(G(z))))]: less than -D_f by what V has not learned."""
+        real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
+        value = (self.divergence.penalty(fake) - self.divergence.activation(real)).mean()
+        says_real = [self.divergence.activation(v) > self.divergence.at_equality for v in (real, fake)]
+        accuracy = (says_real[0].float().mean() + 1 - says_real[1].float().mean()) / 2
+        return Loss(value, {"divergence": -value.detach(), "accuracy": accuracy})
+
+    def model_loss(self, batch: Batch) -> Loss:
+        """-E_p(z)[f*(g(V(G(z))))], or -E_p(z)[g(V(G(z)))] (section 3.2)."""
+        fake = self.discriminator(self.draw(batch))
+        saturating = self.config.generator_loss == "saturating"
+        said = self.divergence.penalty if saturating else self.divergence.activation
+        value = -said(fake).mean()
+        return Loss(value, {"loss": value.detach()})
