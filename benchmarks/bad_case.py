@@ -16,12 +16,13 @@ from torch import Tensor
 
 from avb_service.experiment import Experiment
 from avb_service.figures import bounds, to_png
-from avb_service.likelihood import Certificate, Estimate, Evaluator, LikelihoodConfig, Task, diagnose, estimate, excess
+from avb_service.likelihood import Certificate, Estimate, Evaluator, LikelihoodConfig, Task, diagnose, excess
 from avb_service.likelihood.adversary import Diagnosis, Excess
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.bdmc import bdmc
 from avb_service.likelihood.certificate import certify
+from avb_service.likelihood.estimate import estimate
 from avb_service.likelihood.proposals import own
 from avb_service.settings import read_config
 

@@ -6,14 +6,14 @@ Floor 5.
 from avb_service.likelihood.adversary import diagnose, excess
 from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.likelihood.config import LikelihoodConfig
-from avb_service.likelihood.estimate import Columns, Estimate, Runner, Task, estimate
+from avb_service.likelihood.elbo_surgery import surgery
+from avb_service.likelihood.estimate import Columns, Estimate, Runner, Task
 from avb_service.likelihood.evaluate import BUDGETS, ESTIMATORS, Budget, Evaluator, latent_variable_model
 from avb_service.likelihood.parzen import parzen_of_draws, parzen_rows
 from avb_service.likelihood.record import Comparison, LikelihoodRecord
-from avb_service.likelihood.surgery import surgery
 
 __all__ = [
     "BUDGETS", "ESTIMATORS", "Budget", "Certificate", "Check", "Columns", "Comparison", "Estimate", "Evaluator",
-    "LikelihoodConfig", "LikelihoodRecord", "Runner", "Task", "diagnose", "estimate", "excess",
+    "LikelihoodConfig", "LikelihoodRecord", "Runner", "Task", "diagnose", "excess",
     "latent_variable_model", "parzen_of_draws", "parzen_rows", "surgery",
 ]
