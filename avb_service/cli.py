@@ -169,6 +169,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, help="Score on so many cores, through Ray; 1 stays here.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Keep scored data here; called again, it goes on.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw what is known on one axis, to this .png.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Of the pixels, for a model without p(x|z): a GAN.")] = None,
     data_root: str | None = None,
     limit: Limit = None,
     as_json: Json = False,
@@ -181,7 +182,7 @@ def evaluate(
     config = read_likelihood(loaded.config.likelihood, settings, budget)
     x, _ = loaded.data("test", limit, data_root)
     with _runner(workers) as run, _progress(as_json) as progress:
-        evaluator = loaded.evaluator(config, run=run, store=keep, progress=progress)
+        evaluator = loaded.evaluator(config, noise, run=run, store=keep, progress=progress)
         x = loaded.check(x)
         estimates, certificate = ([], None) if estimator else evaluator.assess(x, config.budget)
         for name in estimator or []:
@@ -368,12 +369,13 @@ def _estimates(
     estimates: "Sequence[Estimate]", certificate: "Certificate | None", title: str, as_json: bool
 ) -> None:
     if as_json:
-        exact = [{"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, **e.diagnostics}
+        exact = [{"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, "quantity": e.quantity,
+                  **e.diagnostics}
                  for e in estimates]  # fmt: skip
         print(json.dumps({"estimates": exact, "certificate": certificate.tree() if certificate else None}, indent=2))
         return
     rows = [
-        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.kind.replace("_", " "),
+        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
          "data": len(e.per_datum)}
         for e in estimates
     ]  # fmt: skip

@@ -22,7 +22,16 @@ from avb_service.data.mixtures import MIXTURES
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, Source, together
 from avb_service.errors import DataError, DivergenceError, UserError
-from avb_service.likelihood import Columns, Evaluator, LikelihoodRecord, Task, diagnose, parzen_of_draws, surgery
+from avb_service.likelihood import (
+    Columns,
+    Evaluator,
+    LikelihoodRecord,
+    Task,
+    diagnose,
+    parzen_of_draws,
+    parzen_rows,
+    surgery,
+)
 from avb_service.likelihood.needs import has_standard_normal_prior
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
@@ -158,16 +167,24 @@ class Experiment:
         return fixed(chosen, self.dataset.spec, binarisation, seed, self.device, self.dtype, limit)
 
     def assess(self, **options: Any) -> LikelihoodRecord:  # noqa: ANN401
-        """Score the model on held-out data by what its configuration's budget buys; options are `Evaluator`'s."""
+        """Score the model on held-out data by what its configuration's budget buys; without p(x|z), by Parzen windows.
+
+        Args:
+            options: `Evaluator`'s.
+        """
         likelihood, model = self.config.likelihood, self.engine.model
         basis = {
             "data": self.dataset.name, "data_sha256": self.dataset.sha256, "split": "test",
             "binarisation": self.config.data.binarisation, "seed": str(likelihood.seed),
             "data_scored": str(likelihood.test_data or "all"),
         }  # fmt: skip
-        if not isinstance(model, LatentVariableModel):
-            return LikelihoodRecord(basis, ())
         x, _ = self.data("test", likelihood.test_data)
+        if not isinstance(model, LatentVariableModel):
+            train, validation = (self.data(split)[0] for split in ("train", "validation"))
+            return LikelihoodRecord(basis, parzen_rows(
+                model, train, validation, x, samples=likelihood.parzen_samples, seed=likelihood.seed,
+                memory_mib=likelihood.memory_mib,
+            ))  # fmt: skip
         estimates, certificate = Evaluator(model, likelihood, **options).assess(x, likelihood.budget)
         return LikelihoodRecord(basis, tuple(estimates), certificate)
 
@@ -256,7 +273,7 @@ class Experiment:
         x, _ = self.data("validation", self.config.likelihood.validation_data)
         try:
             if not isinstance(model, LatentVariableModel):
-                return {OF_DRAWS: parzen_of_draws(model, x, seed=self.config.likelihood.seed).value}
+                return parzen_of_draws(model, x, seed=self.config.likelihood.seed).metrics("validation")
             estimate = Evaluator(model, self.config.likelihood, run=_shared_out).objective(x)
         except UserError as error:  # the data are known to be sound
             raise DivergenceError(f"round {self.engine.round}: {error}") from error

@@ -23,6 +23,7 @@ from avb_service.likelihood import (
     Evaluator,
     LikelihoodConfig,
     LikelihoodRecord,
+    NoisyModel,
     parzen_rows,
 )
 from avb_service.seeding import seeded
@@ -92,18 +93,21 @@ class LoadedModel:
         with seeded(seed, "encode"), torch.no_grad():
             return encoding_model(self.algorithm).reconstruct(self.check(x))
 
-    def log_likelihood(self, x: Tensor, budget: Budget = "quick") -> list[Estimate]:
+    def log_likelihood(self, x: Tensor, budget: Budget = "quick", noise: float | None = None) -> list[Estimate]:
         """Estimates of log p(x) in nats per datum, each with its kind and error bar.
 
         Args:
             x: data [n, C, H, W].
             budget: quick, standard (with annealing) or certified (with annealing; `evaluator().certify(x)` tells
                 whether that can be believed).
+            noise: standard deviation of the pixels about what the model makes of a code, for a method that defines no
+                p(x|z); the estimates carry it in their names.
 
         Raises:
-            UserError: the method defines no p(x|z), or the data do not fit.
+            UserError: the method defines no p(x|z) and no noise is given, or the other way round; or the data do not
+                fit.
         """
-        return self.evaluator().evaluate(self.check(x), budget)
+        return self.evaluator(noise=noise).evaluate(self.check(x), budget)
 
     def parzen(self, x: Tensor, root: str | None = None) -> list[Estimate]:
         """Parzen windows on draws from the model, and beside them on the training set: of another quantity.
@@ -119,9 +123,16 @@ class LoadedModel:
             memory_mib=likelihood.memory_mib,
         ))  # fmt: skip
 
-    def evaluator(self, config: LikelihoodConfig | None = None, **options: Any) -> Evaluator:  # noqa: ANN401
-        """All estimators, one by one; options are `Evaluator`'s. What it is given should have gone through `check`."""
-        return Evaluator(self.algorithm, config or self.config.likelihood, **options)
+    def evaluator(
+        self, config: LikelihoodConfig | None = None, noise: float | None = None, **options: Any  # noqa: ANN401
+    ) -> Evaluator:
+        """All estimators, one by one; options are `Evaluator`'s. What it is given should have gone through `check`.
+
+        Raises:
+            UserError: a noise is named for a method that has no use for it.
+        """
+        model = self.algorithm if noise is None else NoisyModel(self.algorithm, noise).eval()
+        return Evaluator(model, config or self.config.likelihood, **options)
 
     def check(self, x: Tensor) -> Tensor:
         """The data in the model's precision.

@@ -100,7 +100,7 @@ def main() -> None:
     case = bad_case()
     table = Table("estimator", "nats per datum", "kind", title="AVB without adaptive contrast, digits, 200 test data")
     for name, found in case.estimates.items():
-        table.add_row(name, f"{found.value:.2f} ± {found.stderr:.2f}", found.kind.replace("_", " "))
+        table.add_row(name, f"{found.value:.2f} ± {found.stderr:.2f}", found.meaning)
     console = Console(width=110)
     console.print(table)
     console.print(f"from q's own Gaussian: {case.naive.verdict}: {case.naive.reason}")

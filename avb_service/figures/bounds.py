@@ -24,7 +24,7 @@ ERRORS = 2  # standard errors that a bar reaches
 # Name of an estimator, or its beginning -> what people call it, from top to bottom.
 ELBOS = {
     "elbo_adversarial": "by the adversary", "elbo_corrected": "by a fresh adversary", "elbo": "ELBO",
-    "ceiling_of_own_elbo": "ceiling: q as a Gaussian",
+    "elbo_ceiling": "ceiling: q as a Gaussian",
 }  # fmt: skip
 LIKELIHOODS = {
     "iwae_refined": "IWAE, refined start", "iwae": "IWAE", "ais_prior": "AIS from the prior",
@@ -88,11 +88,12 @@ def _rows(estimates: Sequence[Estimate], names: Mapping[str, str]) -> list[Row]:
     rows: list[Row] = []
     for name, spoken in names.items():
         for estimate in estimates:
-            count = estimate.name.removeprefix(f"{name}_")
-            if estimate.name == name or count.isdecimal():
+            estimator, dot, noise = estimate.name.partition(".")
+            count = estimator.removeprefix(f"{name}_")
+            if estimator == name or count.isdecimal():
                 draws = f", {count} draws" if count.isdecimal() else ""
                 few = f", {len(estimate.per_datum)} data" if len(estimate.per_datum) < most else ""
-                rows.append((spoken + draws + few, estimate))
+                rows.append((spoken + draws + dot.replace(".", ", ") + noise.replace("_", " ") + few, estimate))
     return rows
 
 

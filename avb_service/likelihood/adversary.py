@@ -137,9 +137,10 @@ def excess(adversarial: Estimate, bound: Estimate) -> Excess:
         DataError: they are of different data.
         UserError: the second is no lower bound.
     """
-    if bound.kind not in ("lower_bound", "exact"):
+    if bound.kind not in ("lower_bound", "exact") or bound.quantity != "log_likelihood":
         raise UserError(
-            f"an ELBO is held against a lower bound or an exact value; {bound.name} is of kind {bound.kind}, use ais"
+            f"an ELBO is held against a lower bound on log p(x), or its value; {bound.name} is an {bound.meaning}: use "
+            "ais"
         )
     if len(adversarial.per_datum) != len(bound.per_datum):
         raise DataError(

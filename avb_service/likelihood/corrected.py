@@ -7,6 +7,7 @@ left to learn: the contrast is a Gaussian with q's own mean and full covariance,
 from typing import Annotated
 
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
@@ -28,6 +29,7 @@ from avb_service.engine import Engine, TrainingConfig
 from avb_service.errors import UserError
 from avb_service.likelihood.estimate import NATS, Columns, Scorer
 from avb_service.likelihood.moments import exact_moments
+from avb_service.likelihood.needs import some_posterior
 from avb_service.maths import cholesky, fit_gaussian, log_mean_exp
 from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
@@ -78,10 +80,16 @@ def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scor
         config: the adversary, and how it is trained.
 
     Raises:
-        UserError: the codes are discrete.
+        UserError: the codes are discrete, the model has no posterior, or this is one of several data-parallel workers.
 
     Source: Mescheder et al. 2017, section 4, with the encoder frozen.
     """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        raise UserError(
+            "elbo_corrected trains an adversary of its own, in which data-parallel workers would wait for each other "
+            "for ever: score the model when it is trained, with `avb evaluate --estimator elbo_corrected`"
+        )
+    some_posterior(model)
     if getattr(model.prior().support, "is_discrete", False):
         raise UserError(
             f"elbo_corrected needs continuous codes, those of {type(model).__name__} are discrete: use iwae"

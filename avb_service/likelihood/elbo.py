@@ -106,4 +106,4 @@ def elbo_ceiling(model: LatentVariableModel, draws: int) -> Scorer:
         floor = kl_floor(q, z)
         return {NATS: reconstruction - floor, "reconstruction": reconstruction, "kl_floor": floor}
 
-    return Scorer("ceiling_of_own_elbo", "upper_bound", draws, score)
+    return Scorer("elbo_ceiling", "upper_bound", draws, score, quantity="own_elbo")

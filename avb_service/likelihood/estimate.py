@@ -25,8 +25,12 @@ from avb_service.errors import DataError, UserError
 from avb_service.seeding import seeded
 
 Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
+Quantity = Literal["log_likelihood", "own_elbo", "parzen_density"]
 Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
 NATS = "nats"
+OF: dict[Quantity, str] = {
+    "log_likelihood": "", "own_elbo": " on q's own ELBO", "parzen_density": " of a density around samples",
+}  # fmt: skip
 BLOCK = 50  # data at most: enough for full matrix products, few enough to be shared out and lost
 
 _log = logging.getLogger(__name__)
@@ -38,10 +42,11 @@ class Scorer:
 
     Attributes:
         name: `iwae_256`; seeds its noise, and names its metrics.
-        kind: what its mean is of log p(x), or how that follows from the numbers of all data.
+        kind: what its mean is of the quantity, or how that follows from the numbers of all data.
         rows: decoder evaluations that a datum needs at a time, to bound the memory.
         score: a block of data [b, ...] -> its columns, each [b].
         block: data at most in a block; more for an estimator that has to learn from its block.
+        quantity: what it is about, where that is not log p(x).
     """
 
     name: str
@@ -49,19 +54,21 @@ class Scorer:
     rows: int
     score: Callable[[Tensor], Columns]
     block: int = BLOCK
+    quantity: Quantity = "log_likelihood"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A log-likelihood in nats per datum, with its kind and its error bar.
+    """A log-likelihood, or what stands in for one, in nats per datum, with its kind and its error bar.
 
     Attributes:
         name: of the estimator, `iwae_256`.
         value: mean over data.
         stderr: standard deviation over data / sqrt(n): how far another test set would move the mean. It holds
             neither the bias of the estimator nor its own noise.
-        kind: what the value is of log p(x).
+        kind: what the value is of the quantity.
         columns: numbers for each datum, [n], float64; kept so that two models can be compared datum by datum.
+        quantity: log p(x), or another, which is never compared with it.
     """
 
     name: str
@@ -69,13 +76,14 @@ class Estimate:
     stderr: float
     kind: Kind
     columns: Columns = field(default_factory=dict)
+    quantity: Quantity = "log_likelihood"
 
     @classmethod
-    def of(cls, name: str, kind: Kind, columns: Columns) -> "Estimate":
+    def of(cls, name: str, kind: Kind, columns: Columns, quantity: Quantity = "log_likelihood") -> "Estimate":
         """The mean over data and its standard error."""
         columns = {key: column.detach().double().cpu() for key, column in columns.items()}
         value, stderr = mean_and_stderr(columns[NATS])
-        return cls(name, value, stderr, kind, columns)
+        return cls(name, value, stderr, kind, columns, quantity)
 
     @property
     def per_datum(self) -> Tensor:
@@ -87,10 +95,21 @@ class Estimate:
         """Means over data of what tells whether the estimator worked."""
         return {name: column.mean().item() for name, column in self.columns.items() if name != NATS}
 
+    @property
+    def title(self) -> str:
+        """Names its tables and metrics: `log_likelihood.iwae_256`; what is no log-likelihood is not called one."""
+        return f"log_likelihood.{self.name}" if self.quantity == "log_likelihood" else self.name
+
+    @property
+    def meaning(self) -> str:
+        """For people: `lower bound`, `upper bound on q's own ELBO`."""
+        return self.kind.replace("_", " ") + OF[self.quantity]
+
     def metrics(self, split: str) -> dict[str, float]:
-        """Named for a tracker, kind included: `test/log_likelihood.iwae_256.lower_bound`."""
-        prefix = f"{split}/log_likelihood.{self.name}"
-        own = {f"{prefix}.{self.kind}": self.value, f"{prefix}.stderr": self.stderr}
+        """Named for a tracker: `test/log_likelihood.iwae_256.lower_bound`, kind included, but `test/parzen`."""
+        prefix = f"{split}/{self.title}"
+        main = f"{prefix}.{self.kind}" if self.quantity == "log_likelihood" else prefix
+        own = {main: self.value, f"{prefix}.stderr": self.stderr}
         return own | {f"{prefix}.{name}": value for name, value in self.diagnostics.items()}
 
 
@@ -187,7 +206,7 @@ def estimate(
         progress(done, len(task.x))
     table = {name: torch.cat([scored[block][name] for block in blocks]) for name in scored[blocks[0]]}
     kind = scorer.kind(table) if callable(scorer.kind) else scorer.kind
-    return Estimate.of(scorer.name, kind, table)
+    return Estimate.of(scorer.name, kind, table, scorer.quantity)
 
 
 @contextmanager

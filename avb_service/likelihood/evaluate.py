@@ -4,12 +4,12 @@ Floor 5.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, LatentVariableModel
+from avb_service.algorithm import Algorithm, DecodingModel, LatentVariableModel
 from avb_service.errors import UserError
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
@@ -21,6 +21,7 @@ from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
 from avb_service.likelihood.estimate import Estimate, Progress, Runner, Scorer, Task, estimate, serially
 from avb_service.likelihood.exact import enumeration, ppca, quadrature
 from avb_service.likelihood.importance import iwae
+from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.proposals import from_prior, own, refined
 
 # From the one that says the most. What does not apply to a model is left out.
@@ -59,7 +60,8 @@ class Make:
         Raises:
             UserError: it does not apply; names what the model lacks, and what to use.
         """
-        return ESTIMATORS[self.name](latent_variable_model(model), self.config)
+        scorer = ESTIMATORS[self.name](latent_variable_model(model), self.config)
+        return replace(scorer, name=f"{scorer.name}.noise_{model.noise:g}") if isinstance(model, NoisyModel) else scorer
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,11 @@ def latent_variable_model(model: Algorithm) -> LatentVariableModel:
         UserError: it has none; names what it lacks.
     """
     if not isinstance(model, LatentVariableModel):
-        raise UserError(f"{type(model).__name__} defines no p(x|z), so it has no log-likelihood")
+        noise = "name the noise of its observations (--noise 0.1), or " if isinstance(model, DecodingModel) else ""
+        raise UserError(
+            f"{type(model).__name__} defines no p(x|z), so it has no log-likelihood: {noise}use parzen, which asks for "
+            "samples alone"
+        )
     return model
 
 

@@ -45,7 +45,8 @@ def parzen(samples: Tensor, bandwidth: float, name: str = "parzen") -> Scorer:
         nats = log_densities(x, centres, [bandwidth])[0]
         return {NATS: nats, "bandwidth": torch.full_like(nats, bandwidth)}
 
-    return Scorer(name, "estimate", max(1, 2 * CENTRES // math.prod(samples.shape[1:])), score)
+    rows = max(1, 2 * CENTRES // math.prod(samples.shape[1:]))
+    return Scorer(name, "estimate", rows, score, quantity="parzen_density")
 
 
 def best_bandwidth(samples: Tensor, validation: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float:

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from avb_service.algorithm import LatentVariableModel
 from avb_service.errors import UserError
 from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, pilot_chains, temperatures, transition
-from avb_service.likelihood.needs import prior_name
+from avb_service.likelihood.needs import prior_name, some_posterior
 from avb_service.maths import cholesky, fit_gaussian, standard_normal
 
 RIDGE = 1e-4  # of the mean variance, so that a covariance always has a factor
@@ -36,7 +36,12 @@ class PilotConfig(AnnealConfig):
 
 
 def own(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
-    """The posterior where it has a density, else a Gaussian fitted to draws of it that are not used again."""
+    """The posterior where it has a density, else a Gaussian fitted to draws of it that are not used again.
+
+    Raises:
+        UserError: the model has no posterior.
+    """
+    some_posterior(model)
 
     def propose(x: Tensor) -> Distribution:
         q = model.posterior(x)

@@ -66,8 +66,9 @@ class LikelihoodRecord:
         return next((estimate for name in MOST_BELIEVED if (estimate := self.named(name)) is not None), None)
 
     def named(self, prefix: str) -> Estimate | None:
-        """The first estimate whose name begins so, if it is exact or a lower bound."""
-        sound = (each for each in self.estimates if each.kind in ("exact", "lower_bound"))
+        """The first estimate of log p(x) whose name begins so, if it is exact or a lower bound."""
+        sound = (each for each in self.estimates
+                 if each.quantity == "log_likelihood" and each.kind in ("exact", "lower_bound"))  # fmt: skip
         return next((each for each in sound if each.name.startswith(prefix)), None)
 
     @property

@@ -57,14 +57,14 @@ def publish(
     for estimate in record.estimates:
         columns = {name: column.tolist() for name, column in estimate.columns.items()}
         numbers = list(range(len(estimate.per_datum)))
-        run.log_table(f"test_log_likelihood.{estimate.name}", {"datum": numbers, **columns})
+        run.log_table(f"test_{estimate.title}", {"datum": numbers, **columns})
     experiment.record_figures(run)
     run.log_metrics({**metrics, **experiment.surgery()}, experiment.engine.round)
-    if record.estimates:
+    if bounding := [estimate for estimate in record.estimates if estimate.quantity != "parzen_density"]:
         from avb_service.figures import bounds, to_png  # matplotlib is slow to import
 
         gap = record.certificate.bracket if record.certificate else None
-        run.log_figure("bounds", to_png(bounds(record.estimates, gap)))
+        run.log_figure("bounds", to_png(bounds(bounding, gap)))
     model = experiment.config.tracking.model
     alias, reason = _promotion(model, record, run.tracking_uri) if candidate else (None, "not a candidate")
     experiment.publish(folder, card(experiment, record), record)
@@ -117,7 +117,7 @@ def card(experiment: Experiment, record: LikelihoodRecord) -> str:
     """What a reader should know of the model, Markdown."""
     config, tags = experiment.config, experiment.tags()
     rows = [
-        f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.kind.replace('_', ' ')} | {len(e.per_datum)} |"
+        f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.meaning} | {len(e.per_datum)} |"
         for e in record.estimates
     ]
     return f"""# {config.tracking.model}

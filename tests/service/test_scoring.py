@@ -63,7 +63,7 @@ def test_a_certified_budget_says_what_passed(folder):
     assert {"gap", "gap_95", "drift", "starts", "ess"} <= {check["name"] for check in told["certificate"]["checks"]}
     kinds = {found["estimator"]: found["kind"] for found in told["estimates"]}
     assert kinds["ais"] == kinds["elbo"] == "lower_bound"
-    assert kinds["ceiling_of_own_elbo"] == "upper_bound"
+    assert kinds["elbo_ceiling"] == "upper_bound"
 
 
 def test_a_settings_file_changes_the_recipe_and_its_typos_are_named(folder):

@@ -171,8 +171,8 @@ def test_an_elbo_below_it_or_within_chance_is_not_flagged(offsets):
 def test_what_it_is_held_against_is_a_lower_bound_on_the_same_data():
     values = torch.tensor([-80.0, -120.0])
     elbo = estimate("elbo_adversarial", "estimate", values)
-    with pytest.raises(UserError, match="ceiling_of_own_elbo is of kind upper_bound, use ais"):
-        excess(elbo, estimate("ceiling_of_own_elbo", "upper_bound", values))
+    with pytest.raises(UserError, match="elbo_ceiling is an upper bound: use ais"):
+        excess(elbo, estimate("elbo_ceiling", "upper_bound", values))
     with pytest.raises(DataError, match="on 2 data and ais on 1"):
         excess(elbo, estimate("ais", "lower_bound", values[:1]))
     assert math.isfinite(excess(elbo, estimate("quadrature", "exact", values)).difference)

@@ -23,7 +23,7 @@ def estimate(name: str, kind: Kind, value: float, n: int = 100) -> Estimate:
 
 ADVERSARY = estimate("elbo_adversarial", "estimate", -17.0)
 CORRECTED = estimate("elbo_corrected", "estimate", -43.5)
-CEILING = estimate("ceiling_of_own_elbo", "upper_bound", -43.0)
+CEILING = estimate("elbo_ceiling", "upper_bound", -43.0)
 IWAE = estimate("iwae_256", "lower_bound", -33.0)
 AIS = estimate("ais", "lower_bound", -23.0)
 EXACT = estimate("quadrature", "exact", -22.5)

@@ -93,3 +93,13 @@ def test_discrete_codes_are_refused():
 def test_there_is_no_gradient_penalty_to_be_set():
     with pytest.raises(ConfigError, match="penalty: unknown key"):
         CorrectionConfig.parse({"gradient_penalty": 1.0})
+
+
+def test_it_is_refused_among_data_parallel_workers(monkeypatch):
+    """Its training would wait in the engine's collectives for workers that score other data."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="elbo_corrected trains an adversary of its own.*when it is trained"):
+        elbo_corrected(PCA(2, implicit_humps), SMALL)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    assert elbo_corrected(PCA(2, implicit_humps), SMALL).name == "elbo_corrected"

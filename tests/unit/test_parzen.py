@@ -32,6 +32,7 @@ def test_one_centre_is_the_gaussian_density():
     expected = Independent(Normal(centre[0].double(), 0.3), 3).log_prob(x.double())
     torch.testing.assert_close(result.per_datum, expected, rtol=0, atol=1e-10)
     assert (result.name, result.kind) == ("parzen", "estimate")
+    assert set(result.metrics("test")) == {"test/parzen", "test/parzen.stderr", "test/parzen.bandwidth"}
     assert result.diagnostics == {"bandwidth": pytest.approx(0.3)}
 
 

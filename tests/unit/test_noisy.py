@@ -1,0 +1,110 @@
+"""A generator's likelihood under a noise that the caller names, where it is known in closed form."""
+
+import math
+
+import pytest
+import torch
+from linear_gaussian import PCA, SPEC, data
+from torch import Tensor
+from torch.distributions import Distribution
+
+from avb_service.algorithm import Algorithm, DecodingModel, Player
+from avb_service.errors import UserError
+from avb_service.figures import bounds
+from avb_service.likelihood import Evaluator, LikelihoodConfig, LikelihoodRecord, NoisyModel
+
+NOISE = 0.7
+CONFIG = LikelihoodConfig.parse({"importance_draws": 64, "certificate": {"real": 20}})
+
+
+class Generator(DecodingModel):
+    """g(z) = W z + mu: with noise, probabilistic PCA."""
+
+    def __init__(self) -> None:
+        super().__init__(None, SPEC)
+        self.linear = PCA(2, noise=NOISE)
+
+    def players(self) -> tuple[Player, ...]:
+        return ()
+
+    def prior(self) -> Distribution:
+        return self.linear.prior()
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.linear.likelihood(z).mean
+
+
+class Sampler(Algorithm):
+    """Neither codes nor a likelihood."""
+
+    def players(self) -> tuple[Player, ...]:
+        return ()
+
+    def sample(self, n: int) -> Tensor:
+        return torch.zeros(n, 1, 1, 6)
+
+
+GENERATOR = Generator()
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return data(GENERATOR.linear, 40)
+
+
+@pytest.mark.parametrize("name", ["ais", "ais_prior", "iwae_refined"])
+def test_annealing_finds_the_likelihood_that_the_noise_makes(name, x):
+    estimate = Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).score(name, x)
+    exact = GENERATOR.linear.exact(x)
+    assert estimate.kind == "lower_bound"
+    assert -0.1 < (estimate.per_datum - exact).mean() < 0.03, "chains from the prior are loosest"
+
+
+def test_what_applies_is_found_and_names_the_noise_everywhere(x):
+    estimates = Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).evaluate(x, "standard")
+    assert {each.name for each in estimates} == {
+        "ais.noise_0.7", "iwae_refined_64.noise_0.7", "quadrature.noise_0.7", "ppca.noise_0.7",
+    }  # fmt: skip
+    by_name = {each.name: each for each in estimates}
+    assert "test/log_likelihood.ais.noise_0.7.lower_bound" in by_name["ais.noise_0.7"].metrics("test")
+    torch.testing.assert_close(by_name["ppca.noise_0.7"].per_datum, GENERATOR.linear.exact(x), rtol=0, atol=1e-6)
+    shown = [text.get_text() for text in bounds(estimates).axes[0].texts]
+    assert {"AIS, noise 0.7", "IWAE, refined start, 64 draws, noise 0.7"} <= set(shown)
+
+
+def test_figures_under_different_noise_are_not_compared(x):
+    one, other = (
+        LikelihoodRecord({}, (Evaluator(NoisyModel(GENERATOR, noise), CONFIG).score("iwae_refined", x),))
+        for noise in (0.7, 0.8)
+    )
+    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+        one.against(other)
+
+
+def test_a_generator_gets_its_certificate(x):
+    certificate = Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).certify(x)
+    assert certificate.passed, certificate.reason
+
+
+@pytest.mark.parametrize("name", ["iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "elbo_corrected"])
+def test_what_asks_for_a_posterior_is_refused_with_what_does_not(name, x):
+    message = r"Generator has no posterior q\(z\|x\) under this noise: use ais, ais_prior or iwae_refined"
+    with pytest.raises(UserError, match=message):
+        Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).score(name, x)
+
+
+def test_without_a_noise_the_refusal_says_that_one_can_be_named(x):
+    with pytest.raises(UserError, match=r"Generator defines no p\(x\|z\).*name the noise.*--noise 0.1.*use parzen"):
+        Evaluator(GENERATOR, CONFIG).score("ais", x)
+    with pytest.raises(UserError, match=r"Sampler defines no p\(x\|z\), so it has no log-likelihood: use parzen"):
+        Evaluator(Sampler(None, SPEC), CONFIG).evaluate(x)
+
+
+def test_a_noise_that_means_nothing_is_refused():
+    with pytest.raises(UserError, match=r"PCA has a p\(x\|z\) of its own; leave the noise out"):
+        NoisyModel(PCA(2), 0.1)
+    with pytest.raises(UserError, match="Sampler makes no data of codes"):
+        NoisyModel(Sampler(None, SPEC), 0.1)
+    for noise in (0.0, -0.1, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"a noise of {noise}, expected a positive standard deviation"):
+            NoisyModel(GENERATOR, noise)
