@@ -106,12 +106,17 @@ class Evaluator:
         return self.score(next(filter(self.applies, OBJECTIVES)), x)
 
     def evaluate(self, x: Tensor, budget: Budget = "quick") -> list[Estimate]:
-        """What the budget buys, on data [n, ...]; first the one that is most to be believed among bounds."""
+        """What the budget buys, on data [n, ...]; first the one that is most to be believed among bounds.
+
+        Raises:
+            UserError: the model has no likelihood, or none that can be estimated.
+        """
         latent_variable_model(self.model)
         few = self.config.quadrature_data
-        return [
-            self.score(name, x[:few] if name == "quadrature" else x) for name in BUDGETS[budget] if self.applies(name)
-        ]
+        names = [name for name in BUDGETS[budget] if self.applies(name)]
+        if not names:
+            Make(OBJECTIVES[0], self.config)(self.model)  # says why not
+        return [self.score(name, x[:few] if name == "quadrature" else x) for name in names]
 
     def assess(self, x: Tensor, budget: Budget) -> tuple[list[Estimate], Certificate | None]:
         """What the budget buys, with a certificate where it is to have one and the model can be annealed."""

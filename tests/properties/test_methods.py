@@ -274,6 +274,31 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
             assert torch.equal(one.per_datum, other.per_datum)
 
 
+def test_a_model_without_a_likelihood_carries_parzen_windows_and_is_scored_under_a_noise(small, method, tmp_path):
+    experiment = fit(start(small(method), tmp_path))
+    record = experiment.assess()
+    if isinstance(experiment.algorithm, LatentVariableModel):
+        assert all(estimate.quantity != "parzen_density" for estimate in record.estimates)
+        return
+    mine, training = record.estimates
+    assert (mine.name, training.name) == ("parzen", "parzen_training")
+    assert {"test/parzen", "test/parzen_training"} <= record.metrics().keys()
+    assert record.held_out is None and record.objection
+    loaded = load_model(experiment.publish(tmp_path / "model", "# card", record))
+    x, _ = experiment.data("test", 8)
+    for budget in ("quick", "standard"):
+        with pytest.raises(UserError, match="defines no p"):
+            loaded.log_likelihood(x, budget)
+    if isinstance(loaded.algorithm, DecodingModel):
+        try:
+            found = loaded.log_likelihood(x, noise=0.3)
+        except UserError as error:
+            assert "annealing needs continuous codes" in str(error)
+        else:
+            assert {estimate.kind for estimate in found} <= {"lower_bound", "exact"}
+            assert all(estimate.name.endswith(".noise_0.3") and len(estimate.per_datum) == 8 for estimate in found)
+
+
 def test_averaged_weights_are_the_average_of_the_rounds(small, method, tmp_path):
     decay, seen = 0.7, []
     experiment = start(small(method, {"training.ema": decay, "training.report_every": 1}), tmp_path)
