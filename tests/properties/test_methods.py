@@ -293,7 +293,7 @@ def test_a_model_without_a_likelihood_carries_parzen_windows_and_is_scored_under
         try:
             found = loaded.log_likelihood(x, noise=0.3)
         except UserError as error:
-            assert "annealing needs continuous codes" in str(error)
+            assert "need continuous codes" in str(error)
         else:
             assert {estimate.kind for estimate in found} <= {"lower_bound", "exact"}
             assert all(estimate.name.endswith(".noise_0.3") and len(estimate.per_datum) == 8 for estimate in found)
