@@ -21,7 +21,7 @@ SMALL = {
     },
 }  # fmt: skip
 DIGITS = {"name": "digits", "validation": 16, "test": 16, "limit": 300}
-DATA = ({**DIGITS, "binarisation": "dynamic"}, DIGITS)
+DATA = ({**DIGITS, "binarisation": "dynamic"}, DIGITS, {"name": "eight_schools"})
 
 
 def pytest_configure() -> None:

@@ -7,6 +7,7 @@ from avb_service.algorithm import Algorithm
 from avb_service.algorithms.aae import AAE
 from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
+from avb_service.algorithms.avb_joint import AVBJoint
 from avb_service.algorithms.bernoulli_vae import BernoulliVAE
 from avb_service.algorithms.f_gan import FGAN
 from avb_service.algorithms.gan import GAN
@@ -18,6 +19,7 @@ TABLE: dict[str, type[Algorithm]] = {
     "aae": AAE,
     "avb": AVB,
     "avb_ac": AVBAC,
+    "avb_joint": AVBJoint,
     "bernoulli_vae": BernoulliVAE,
     "f_gan": FGAN,
     "gan": GAN,

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
@@ -26,22 +26,31 @@ from avb_service.networks.encoders import EncoderConfig, NoiseInputConfig
 from avb_service.networks.trunks import MLPConfig, TrunkConfig
 
 
-class AVBConfig(AlgorithmConfig):
-    """Settings of AVB: the networks, and the turns of its two players."""
+class GameConfig(AlgorithmConfig):
+    """Settings of the two players, whatever the model is."""
 
-    name: Literal["avb"] = "avb"
-    latent_dim: Annotated[int, Field(ge=1)] = 8
     encoder: EncoderConfig = NoiseInputConfig()
-    decoder: TrunkConfig = MLPConfig()
     discriminator: AdversaryConfig = InnerProductConfig()
-    observation: ObservationConfig = BernoulliConfig()
     kl_warmup: Annotated[int, Field(ge=0)] = 0
     adversary: TurnConfig = TurnConfig(lr=1e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=5e-5, betas=(0.5, 0.999))
 
+
+class AVBConfig(GameConfig):
+    """Settings of AVB as an autoencoder."""
+
+    name: Literal["avb"] = "avb"
+    latent_dim: Annotated[int, Field(ge=1)] = 8
+    decoder: TrunkConfig = MLPConfig()
+    observation: ObservationConfig = BernoulliConfig()
+
     def objection(self, values: Values) -> str | None:
         """The observation model's."""
         return self.observation.objection(values)
+
+    def generative(self, spec: DataSpec) -> nn.Module:
+        """The module of p(x|z)."""
+        return Decoder(self.latent_dim, spec, self.decoder, self.observation)
 
 
 class AVB(AdversarialModel):
@@ -53,7 +62,7 @@ class AVB(AdversarialModel):
     def __init__(self, config: AVBConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.encoder = config.encoder.build(spec.shape, config.latent_dim)
-        self.decoder = Decoder(config.latent_dim, spec, config.decoder, config.observation)
+        self.decoder = config.generative(spec)
         self.discriminator = config.discriminator.build(spec.shape, config.latent_dim, self.quadratic)
 
     def players(self) -> tuple[Player, ...]:
@@ -70,7 +79,7 @@ class AVB(AdversarialModel):
         """-E_q[log sigmoid(T(x,z))] - E_p(z)[log(1 - sigmoid(T(x,z)))] (eq. 3.3)."""
         q = self.posterior(batch.x)
         z_q, _ = self.standardise(q, q.rsample(), batch.generator)
-        z_p = self.prior().sample((len(z_q),))
+        z_p = self.base().sample((len(z_q),))
         t_q, t_p = self.discriminator(batch.x)(torch.stack([z_q, z_p]))
         value = -(logsigmoid(t_q) + logsigmoid(-t_p)).mean()
         accuracy = ((t_q > 0).float().mean() + (t_p < 0).float().mean()) / 2
@@ -94,9 +103,13 @@ class AVB(AdversarialModel):
         """What the adversary sees of a code, and what that leaves out of the log-ratio: here the code, and nothing."""
         return z, z.new_zeros(())
 
+    def base(self) -> Distribution:
+        """N(0, I), which the adversary tells standardised codes from."""
+        return standard_normal(self.config.latent_dim, like=next(self.encoder.parameters()))
+
     def prior(self) -> Distribution:
         """N(0, I)."""
-        return standard_normal(self.config.latent_dim, like=next(self.decoder.parameters()))
+        return self.base()
 
     def likelihood(self, z: Tensor) -> Distribution:
         """p(x|z)."""

@@ -8,20 +8,25 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from avb_service.algorithm import AlgorithmConfig
-from avb_service.algorithms.avb import AVB, AVBConfig
+from avb_service.algorithms.avb import AVB, AVBConfig, GameConfig
 from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior, whiten
 from avb_service.maths import cholesky
 from avb_service.networks.encoders import NoiseBasisConfig
 
 
-class AVBACConfig(AVBConfig):
-    """Settings of AVB with adaptive contrast."""
+class ContrastConfig(GameConfig):
+    """Settings of the contrast."""
 
-    name: Literal["avb_ac"] = "avb_ac"  # type: ignore[assignment]
     encoder: NoiseBasisConfig = NoiseBasisConfig()  # no other encoder has moments that are known
     covariance: Literal["full", "diagonal"] = "full"
     moment_draws: Annotated[int, Field(ge=8)] = 128
     jitter: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class AVBACConfig(ContrastConfig, AVBConfig):
+    """Settings of AVB with adaptive contrast."""
+
+    name: Literal["avb_ac"] = "avb_ac"  # type: ignore[assignment]
 
 
 class AVBAC(AVB):

@@ -21,6 +21,7 @@ from filelock import FileLock
 from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 
+from avb_service.bayes import EightSchools
 from avb_service.config import Config
 from avb_service.data.files import (
     Array,
@@ -367,6 +368,12 @@ def _all_bits(dimension: int, config: DataConfig) -> Parts:
     return _everything(_split(bits[:, None, None, :], bits.sum(1), 1, config))
 
 
+def _eight_schools(config: DataConfig) -> Parts:
+    """One datum: the estimated effects of all eight."""
+    effects = np.array(EightSchools.effects).reshape(1, *EightSchools.shape)
+    return _everything(_split(effects, None, 0, config))._replace(levels=0)
+
+
 def _digits(config: DataConfig) -> Parts:
     from sklearn.datasets import load_digits  # takes a second to import
 
@@ -492,6 +499,7 @@ SOURCES: dict[str, Source] = {
     "gaussians25": Source(
         "20,000 points from 25 Gaussians on a grid, labelled by mode", "real", partial(_points, "gaussians25")
     ),
+    "eight_schools": Source("one datum: the effects of coaching in 8 schools (Rubin 1981)", "real", _eight_schools),
     "digits": Source("1,797 digits of 8x8 pixels, bundled (scikit-learn)", "levels", _digits),
     "mnist": Source(
         "70,000 digits of 28x28 pixels", "levels", partial(_torchvision, "MNIST", "MNIST/raw", _IDX)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from avb_service.algorithm import AdversarialModel, LatentVariableModel
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood.estimate import Estimate, evaluating, mean_and_stderr
+from avb_service.likelihood.estimate import Estimate, evaluating, known, mean_and_stderr
 from avb_service.likelihood.moments import kl_floor
 from avb_service.likelihood.needs import has_standard_normal_prior, prior_name
 from avb_service.maths import fit_gaussian
@@ -48,7 +48,7 @@ class Diagnosis:
 
     def metrics(self, split: str) -> dict[str, float]:
         """Named for a tracker: `validation/adversary.floor_violation`."""
-        return {f"{split}/adversary.{name}": value for name, value in asdict(self).items()}
+        return known({f"{split}/adversary.{name}": value for name, value in asdict(self).items()})
 
 
 def diagnose(model: LatentVariableModel, x: Tensor, seen: int, *, draws: int = 128, seed: int = 0) -> Diagnosis:
@@ -120,10 +120,10 @@ class Excess:
 
     def metrics(self, split: str) -> dict[str, float]:
         """Named for a tracker: `test/adversary.not_a_bound` is 1 where it is none."""
-        return {
+        return known({
             f"{split}/adversary.excess": self.difference, f"{split}/adversary.excess.stderr": self.stderr,
             f"{split}/adversary.not_a_bound": float(self.not_a_bound),
-        }  # fmt: skip
+        })  # fmt: skip
 
 
 def excess(adversarial: Estimate, bound: Estimate) -> Excess:

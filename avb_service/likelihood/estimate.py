@@ -110,7 +110,12 @@ class Estimate:
         prefix = f"{split}/{self.title}"
         main = f"{prefix}.{self.kind}" if self.quantity == "log_likelihood" else prefix
         own = {main: self.value, f"{prefix}.stderr": self.stderr}
-        return own | {f"{prefix}.{name}": value for name, value in self.diagnostics.items()}
+        return known(own | {f"{prefix}.{name}": value for name, value in self.diagnostics.items()})
+
+
+def known(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics without those that are no number: a single datum has no standard error."""
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def mean_and_stderr(values: Tensor) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import ImplicitPosterior
+from avb_service.errors import UserError
 from avb_service.likelihood.estimate import evaluating
 from avb_service.seeding import seeded
 
@@ -31,8 +32,11 @@ def gaussian_marginals(distribution: Distribution) -> Normal | None:
 
 
 def has_standard_normal_prior(model: LatentVariableModel) -> bool:
-    """Whether p(z) = N(0, I)."""
-    marginals = gaussian_marginals(model.prior())
+    """Whether p(z) = N(0, I); no where the model has no prior."""
+    try:
+        marginals = gaussian_marginals(model.prior())
+    except UserError:
+        return False
     return marginals is not None and bool((marginals.loc == 0).all() and (marginals.scale == 1).all())
 
 

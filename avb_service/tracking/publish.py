@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import LikelihoodRecord
+from avb_service.likelihood import LikelihoodRecord, known
 from avb_service.model import load_model
 from avb_service.tracking.registry import leaderboard, pull, register, set_alias
 from avb_service.tracking.runs import Run
@@ -53,7 +53,7 @@ def publish(
     """
     metrics = record.metrics("test")
     if record.held_out is not None:
-        metrics |= {HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr}
+        metrics |= known({HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr})
     for estimate in record.estimates:
         columns = {name: column.tolist() for name, column in estimate.columns.items()}
         numbers = list(range(len(estimate.per_datum)))

@@ -18,7 +18,7 @@ ROOT = "avb_service"
 
 FLOORS = {
     "errors": 0, "config": 0, "seeding": 0, "maths": 0, "divergences": 0, "provenance": 0,
-    "distributions": 1, "discrete": 1, "networks": 1,
+    "distributions": 1, "discrete": 1, "networks": 1, "bayes": 1,
     "algorithm": 2,
     "algorithms": 3,
     "data": 4, "engine": 4, "checkpoint": 4,

@@ -1,0 +1,89 @@
+"""AVB for any log joint: Bayesian inference with an implicit posterior (Mescheder et al. 2017, sections 3 and 4)."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+from torch.distributions import Distribution
+
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, warm_up
+from avb_service.algorithms.avb_ac import AVBAC, ContrastConfig
+from avb_service.bayes import BAYESIAN_MODELS, BayesianModel
+from avb_service.distributions import ImplicitPosterior, Values, whiten
+from avb_service.errors import DataError
+
+
+class AVBJointConfig(ContrastConfig):
+    """Settings of inference in a Bayesian model."""
+
+    name: Literal["avb_joint"] = "avb_joint"
+    joint: str = "eight_schools"
+
+    @field_validator("joint")
+    @classmethod
+    def _known(cls, joint: str) -> str:
+        if joint not in BAYESIAN_MODELS:
+            raise ValueError(f"one of {', '.join(BAYESIAN_MODELS)}")
+        return joint
+
+    @property
+    def latent_dim(self) -> int:
+        """As many as the model has unknowns."""
+        return BAYESIAN_MODELS[self.joint].dim
+
+    def objection(self, values: Values) -> str | None:
+        """Observations are real-valued."""
+        return None if values == "real" else f"joint: {self.joint} models real-valued observations, given {values} data"
+
+    def generative(self, spec: DataSpec) -> BayesianModel:
+        """The Bayesian model; nothing in it is learned."""
+        joint = BAYESIAN_MODELS[self.joint]
+        if tuple(spec.shape) != joint.shape:
+            raise DataError(
+                f"algorithm.joint: {self.joint} models observations of shape {list(joint.shape)}, given "
+                f"{list(spec.shape)}; set data.name"
+            )
+        return joint()
+
+
+class AVBJoint(AVBAC):
+    """min E_q[log q(z|x) - log p(x,z)], where log q(z|x) = T(x,u) + log r(z|x) is what the adversary learns.
+
+    The encoder alone is trained; the model is given, and only its log joint is asked for. At the optimum q(z|x) is the
+    posterior, and what is minimised is -log p(x), the evidence.
+    """
+
+    Config: ClassVar[type[AlgorithmConfig]] = AVBJointConfig
+    decoder: BayesianModel
+
+    def model_loss(self, batch: Batch) -> Loss:
+        """E_q[log q(z|x) - log p(x,z)], z = z_phi(x, eps)."""
+        q = self.posterior(batch.x)
+        z = q.rsample()
+        log_q = self.log_posterior(batch.x, q, z, batch.generator).mean()
+        log_joint = self.log_joint(batch.x, z).mean()
+        value = warm_up(batch.round, self.config.kl_warmup) * log_q - log_joint
+        return Loss(value, {"log_joint": log_joint.detach(), "entropy_adversarial": -log_q.detach()})
+
+    def log_posterior(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Log q(z|x) = T(x,u) + log r(z|x), as the adversary sees it, [..., B] for codes [..., B, D]."""
+        u, log_r = self.standardise(q, z, generator)
+        return self.discriminator(x)(u) + log_r
+
+    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Log q(z|x) - log p(z), [..., B]."""
+        return self.log_posterior(x, q, z, generator) - self.prior().log_prob(z)
+
+    def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """U = L^-1 (z - m), and log r(z|x): no prior is asked for."""
+        r = self.contrast(q, generator)
+        return whiten(r, z), r.log_prob(z)
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x,z), the Bayesian model's own."""
+        return self.decoder.log_joint(x, z)
+
+    def prior(self) -> Distribution:
+        """The Bayesian model's."""
+        return self.decoder.prior()

@@ -1,0 +1,88 @@
+"""Bayesian models: their densities against closed forms, and what AVB finds of their posteriors."""
+
+import math
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import HalfCauchy, MultivariateNormal, Normal
+
+from avb_service.algorithms.avb_joint import AVBJointConfig
+from avb_service.bayes import BAYESIAN_MODELS, BayesianModel, EightSchools
+from avb_service.data.datasets import DataConfig, load
+from avb_service.errors import ConfigError, UserError
+from avb_service.experiment import Experiment
+from avb_service.likelihood import Evaluator, LikelihoodConfig
+from avb_service.settings import read_config
+
+
+def log_evidence() -> float:
+    """Log p(y) of the eight schools: the effects by hand, mu and the quantiles of tau on a grid."""
+    y = torch.tensor(EightSchools.effects, dtype=torch.float64)
+    s = torch.tensor(EightSchools.errors, dtype=torch.float64)
+    mu = torch.linspace(-60, 60, 2401, dtype=torch.float64)
+    level = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000  # of tau: even in prior probability
+    tau = 5 * torch.tan(0.5 * math.pi * level)
+    scale = (s.square() + tau[:, None].square()).sqrt()
+    log_p = Normal(mu[:, None, None], scale).log_prob(y).sum(-1) + Normal(0.0, 5.0).log_prob(mu)[:, None]
+    return (log_p.flatten().logsumexp(0) + math.log(0.05) - math.log(4000)).item()
+
+
+def test_the_unknowns_of_the_eight_schools_have_the_priors_that_the_book_gives_them():
+    torch.manual_seed(0)
+    model = EightSchools()
+    natural = model.natural(model.prior().sample((100_000,)))
+    levels = torch.tensor([0.1, 0.5, 0.9, 0.99])
+    tau = HalfCauchy(5.0).icdf(levels)
+    se = (levels * (1 - levels) / 100_000).sqrt() / HalfCauchy(5.0).log_prob(tau).exp()  # of a quantile
+    assert ((natural[:, 1].quantile(levels) - tau).abs() < 4 * se).all()
+    assert natural[:, 0].std().item() == pytest.approx(5.0, rel=0.02)
+    z = (natural[:, 2:] - natural[:, :1]) / natural[:, 1:2]
+    assert z.std().item() == pytest.approx(1.0, rel=0.01)
+
+
+def test_annealing_finds_the_evidence_of_the_eight_schools(tmp_path):
+    experiment = Experiment(read_config("avb_joint_eight_schools"), tmp_path)
+    x, _ = experiment.data("test")
+    config = LikelihoodConfig.parse({"pilot": {"temperatures": 50}, "ais": {"temperatures": 50, "chains": 64}})
+    estimate = Evaluator(experiment.algorithm, config).score("ais", x)
+    assert estimate.value == pytest.approx(log_evidence(), abs=0.05)  # 64 chains with an effective size near 50
+
+
+class Correlated(BayesianModel):
+    """A density that is nothing but a function: a correlated Gaussian, not normalised."""
+
+    shape: ClassVar[tuple[int, int, int]] = (1, 1, 8)
+    dim: ClassVar[int] = 2
+    unknowns: ClassVar[tuple[str, ...]] = ("a", "b")
+    covariance: ClassVar[Tensor] = torch.tensor([[1.0, 0.8], [0.8, 1.5]])
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        return 3.0 + MultivariateNormal(torch.tensor([1.0, -1.0]), self.covariance).log_prob(z)
+
+
+def test_a_model_may_be_nothing_but_a_function(monkeypatch, tmp_path):
+    monkeypatch.setitem(BAYESIAN_MODELS, "correlated", Correlated)
+    small = {"encoder.bases": 4, "encoder.noise_dim": 4, "encoder.hidden": [16], "discriminator.hidden": [32, 32]}
+    overrides = [f"algorithm.{key}={value}" for key, value in small.items()]
+    overrides += ["algorithm.joint=correlated", "training.rounds=600", "training.report_every=600",
+                  "training.batch_size=128", "algorithm.model.lr=5e-3", "algorithm.adversary.lr=5e-3"]  # fmt: skip
+    experiment = Experiment(read_config("avb_joint_eight_schools", overrides), tmp_path)
+    experiment.fit()
+    x, _ = experiment.data("test")
+    z = experiment.algorithm.encode(x, 20_000)[:, 0]
+    torch.testing.assert_close(z.mean(0), torch.tensor([1.0, -1.0]), atol=0.15, rtol=0)
+    torch.testing.assert_close(z.mT.cov(), Correlated.covariance, atol=0.3, rtol=0)
+    with pytest.raises(UserError, match="Correlated is given by its log joint alone"):
+        experiment.algorithm.sample(1)
+
+
+def test_observations_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="eight_schools models real-valued observations, given levels data"):
+        read_config("avb_joint_eight_schools", ["data.name=digits"])
+    with pytest.raises(ConfigError, match="joint.*one of eight_schools"):
+        read_config("avb_joint_eight_schools", ["algorithm.joint=nine_schools"])
+    spec = load(DataConfig.parse({"name": "eight_schools"})).spec._replace(shape=(1, 1, 5))
+    with pytest.raises(UserError, match=r"observations of shape \[1, 1, 8\], given \[1, 1, 5\]"):
+        AVBJointConfig().generative(spec)
