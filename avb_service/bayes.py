@@ -70,6 +70,7 @@ class EightSchools(BayesianModel):
     unknowns: ClassVar[tuple[str, ...]] = ("mu", "tau", *(f"theta_{j}" for j in range(1, 9)))
 
     effects = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
+    scale: Tensor
     errors = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 
     def __init__(self) -> None:

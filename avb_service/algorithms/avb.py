@@ -105,7 +105,7 @@ class AVB(AdversarialModel):
 
     def base(self) -> Distribution:
         """N(0, I), which the adversary tells standardised codes from."""
-        return standard_normal(self.config.latent_dim, like=next(self.encoder.parameters()))
+        return standard_normal(self.config.latent_dim, like=next(self.parameters()))
 
     def prior(self) -> Distribution:
         """N(0, I)."""
