@@ -13,6 +13,7 @@ from avb_service.algorithms.f_gan import FGAN
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.gumbel_vae import GumbelVAE
 from avb_service.algorithms.lsgan import LSGAN
+from avb_service.algorithms.sbn import MeanFieldSBN, WakeSleepSBN
 from avb_service.algorithms.vae import VAE
 
 TABLE: dict[str, type[Algorithm]] = {
@@ -25,5 +26,7 @@ TABLE: dict[str, type[Algorithm]] = {
     "gan": GAN,
     "gumbel_vae": GumbelVAE,
     "lsgan": LSGAN,
+    "sbn_mean_field": MeanFieldSBN,
+    "sbn_wake_sleep": WakeSleepSBN,
     "vae": VAE,
 }

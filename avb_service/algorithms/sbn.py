@@ -1,0 +1,138 @@
+"""Sigmoid belief networks, trained by mean field or by wake and sleep."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, TurnConfig
+from avb_service.discrete import LayeredBits, bits
+from avb_service.distributions import Values
+from avb_service.networks.belief import BeliefNetwork
+from avb_service.networks.encoders import LogitsEncoder
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+
+
+class SBNConfig(AlgorithmConfig):
+    """What both have in common.
+
+    Attributes:
+        layers: sizes of the hidden layers, the one next to the data first; log p(x) is exact for up to 16 units.
+        encoder: the network of q(z|x).
+    """
+
+    layers: Annotated[tuple[Width, ...], Field(min_length=1)] = (64, 32)
+    encoder: TrunkConfig = MLPConfig()
+
+    @property
+    def latent_dim(self) -> int:
+        """D, hidden units of all layers."""
+        return sum(self.layers)
+
+    def objection(self, values: Values) -> str | None:
+        """All units are binary, the visible ones too."""
+        if values != "binary":
+            return f"layers: a sigmoid belief network needs binary data, given {values}; set data.binarisation"
+        return None
+
+
+class SigmoidBeliefNetwork(LatentVariableModel):
+    """p(x|z_1) p(z_1|z_2) ... p(z_L), all units bits; the code is [z_1, ..., z_L]."""
+
+    def __init__(self, config: SBNConfig, spec: DataSpec, outputs: int) -> None:
+        super().__init__(config, spec)
+        self.encoder = LogitsEncoder(config.encoder, spec.shape, outputs)
+        self.network = BeliefNetwork(config.layers, spec)
+
+    def prior(self) -> LayeredBits:
+        """p(z_1, ..., z_L)."""
+        return self.network.prior()
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        """p(x|z_1)."""
+        return self.network.likelihood(z)
+
+
+class MeanFieldConfig(SBNConfig):
+    """Settings of the network that is trained by mean field."""
+
+    name: Literal["sbn_mean_field"] = "sbn_mean_field"
+    model: TurnConfig = TurnConfig()
+
+
+class MeanFieldSBN(SigmoidBeliefNetwork):
+    """max of a bound on E_q[log p(x,z)] + H(q), q a product of bits with means mu(x) (Saul et al. 1996, eq. 12).
+
+    The means come from an encoder that climbs the same bound, in the place of iterations for each datum.
+
+    Source: Saul, Jaakkola & Jordan 1996, "Mean field theory for sigmoid belief networks".
+    """
+
+    Config: ClassVar[type[AlgorithmConfig]] = MeanFieldConfig
+
+    def __init__(self, config: MeanFieldConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec, config.latent_dim)
+
+    def players(self) -> tuple[Player, ...]:
+        """One."""
+        return (
+            Player(name="model", objective=self.loss, networks=(self.encoder, self.network), turn=self.config.model),
+        )
+
+    def loss(self, batch: Batch) -> Loss:
+        """The bound with its sign turned; it has no noise."""
+        q = self.posterior(batch.x)
+        log_joint, entropy = self.network.expected_log_joint(batch.x, q.base_dist.logits).mean(), q.entropy().mean()
+        terms = {"bound": (log_joint + entropy).detach(), "entropy": entropy.detach()}
+        return Loss(-log_joint - entropy, terms)
+
+    def posterior(self, x: Tensor) -> Independent:
+        """Q(z|x) = prod_i Bernoulli(z_i; mu_i(x)), over the units of all layers."""
+        return bits(self.encoder(x))
+
+
+class WakeSleepConfig(SBNConfig):
+    """Settings of the network that is trained by wake and sleep."""
+
+    name: Literal["sbn_wake_sleep"] = "sbn_wake_sleep"
+    wake: TurnConfig = TurnConfig()
+    sleep: TurnConfig = TurnConfig()
+
+
+class WakeSleepSBN(SigmoidBeliefNetwork):
+    """A game of two: the network learns from codes of data, its encoder from the network's dreams.
+
+    Source: Hinton, Dayan, Frey & Neal 1995, "The wake-sleep algorithm for unsupervised neural networks".
+    """
+
+    Config: ClassVar[type[AlgorithmConfig]] = WakeSleepConfig
+
+    def __init__(self, config: WakeSleepConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec, config.layers[0])
+        pairs = zip(config.layers, config.layers[1:], strict=False)
+        self.upward = nn.ModuleList(nn.Linear(below, above) for below, above in pairs)
+
+    def players(self) -> tuple[Player, ...]:
+        """Wake, then sleep."""
+        asleep = (self.encoder, self.upward)
+        wake = Player(name="wake", objective=self.wake_loss, networks=(self.network,), turn=self.config.wake)
+        return wake, Player(name="sleep", objective=self.sleep_loss, networks=asleep, turn=self.config.sleep)
+
+    def wake_loss(self, batch: Batch) -> Loss:
+        """-E_q[log p(x,z)], z ~ q(z|x): ascent of the ELBO in p alone."""
+        q = self.posterior(batch.x)
+        z = q.sample()
+        log_joint = self.log_joint(batch.x, z).mean()
+        elbo = (log_joint - q.log_prob(z).mean()).detach()
+        return Loss(-log_joint, {"elbo": elbo})
+
+    def sleep_loss(self, batch: Batch) -> Loss:
+        """-E_p[log q(z|x)], (x, z) ~ p: descent of KL(p(z|x) || q(z|x)), and not of the ELBO's KL(q || p(z|x))."""
+        x, z = self.network.dream(len(batch.x))
+        log_q = self.posterior(x).log_prob(z).mean()
+        return Loss(-log_q, {"log_q": log_q.detach()})
+
+    def posterior(self, x: Tensor) -> LayeredBits:
+        """Q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1})."""
+        return LayeredBits(self.encoder(x), tuple(self.upward), self.config.layers)
