@@ -53,7 +53,7 @@ class BernoulliVAE(LatentVariableModel):
     """max E_q[log p(x|z)] - KL(q(z|x) || p(z)), q a product of bits, p(z) fair coins.
 
     A draw of bits has no derivative, so the encoder's gradient of the first term is the score function's,
-    E_q[(log p(x|z) - c) d log q(z|x)]. Any c that does not hang on z leaves its mean (Mnih & Gregor 2014, eqs. 5, 7);
+    E_q[(log p(x|z) - c) d log q(z|x)]. Any c that does not hang on z leaves its mean (Mnih & Gregor 2014);
     here it is the running mean of log p(x|z) over earlier batches.
     """
 

@@ -62,7 +62,7 @@ class MeanFieldConfig(SBNConfig):
 
 
 class MeanFieldSBN(SigmoidBeliefNetwork):
-    """max of a bound on E_q[log p(x,z)] + H(q), q a product of bits with means mu(x) (Saul et al. 1996, eq. 12).
+    """max of a bound on E_q[log p(x,z)] + H(q), q a product of bits with means mu(x).
 
     The means come from an encoder that climbs the same bound, in the place of iterations for each datum.
 
