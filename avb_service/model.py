@@ -159,7 +159,10 @@ def encoding_model(model: Algorithm) -> EncodingModel:
         UserError: it does not; names the method.
     """
     if not isinstance(model, EncodingModel):
-        raise UserError(f"{type(model).__name__} has no encoder, so it neither encodes nor reconstructs data")
+        able = ", ".join(name for name, method in TABLE.items() if issubclass(method, EncodingModel))
+        raise UserError(
+            f"{model.config.name} has no encoder, so it neither encodes nor reconstructs data; methods that do: {able}"
+        )
     return model
 
 

@@ -13,6 +13,7 @@ from avb_service.figures.canvas import to_array, to_png
 from avb_service.figures.curves import History, training_curves
 from avb_service.figures.grids import has_plane, interpolation, manifold, reconstructions, samples
 from avb_service.figures.latents import latents
+from avb_service.figures.points import are_points, points
 from avb_service.figures.probe import continuous
 
 
@@ -28,7 +29,7 @@ def draw(
         history: what training reported, see `training_curves`.
         seed: of all noise.
     """
-    figures = {"samples": samples(model, seed=seed)}
+    figures = {"samples": points(model, x, seed) if are_points(model.spec) else samples(model, seed=seed)}
     if isinstance(model, EncodingModel):
         figures["reconstructions"] = reconstructions(model, x, seed)
         figures["latents"] = latents(model, x, labels, seed)
@@ -42,6 +43,6 @@ def draw(
 
 
 __all__ = [
-    "History", "bounds", "draw", "interpolation", "latents", "manifold", "reconstructions", "samples", "to_array",
-    "to_png", "training_curves",
+    "History", "bounds", "draw", "interpolation", "latents", "manifold", "points", "reconstructions", "samples",
+    "to_array", "to_png", "training_curves",
 ]  # fmt: skip

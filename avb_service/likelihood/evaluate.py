@@ -141,7 +141,7 @@ def latent_variable_model(model: Algorithm) -> LatentVariableModel:
     if not isinstance(model, LatentVariableModel):
         noise = "name the noise of its observations (--noise 0.1), or " if isinstance(model, DecodingModel) else ""
         raise UserError(
-            f"{type(model).__name__} defines no p(x|z), so it has no log-likelihood: {noise}use parzen, which asks for "
+            f"{model.config.name} defines no p(x|z), so it has no log-likelihood: {noise}use parzen, which asks for "
             "samples alone"
         )
     return model

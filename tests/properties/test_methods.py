@@ -13,6 +13,7 @@ from avb_service.algorithms import TABLE
 from avb_service.engine import Engine
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data, objective_of
+from avb_service.likelihood import LikelihoodRecord
 from avb_service.model import build, load_model
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
@@ -145,6 +146,22 @@ def test_shapes(small, method, tmp_path):
             assert model.reconstruct(x).shape == x.shape
         if isinstance(model, DecodingModel):
             assert model.decode(model.prior().sample((2, 3))).shape == (2, 3, *model.spec.shape)
+
+
+def test_what_a_method_cannot_do_is_refused_by_its_name(small, method, tmp_path):
+    experiment = start(small(method), tmp_path)
+    loaded = load_model(experiment.publish(tmp_path / "model", "", LikelihoodRecord({}, ())))
+    x, _ = experiment.data("test", 3)
+    for able, ask, reason in (
+        (LatentVariableModel, loaded.log_likelihood, f"{method} defines no p\\(x\\|z\\), .* use parzen"),
+        (EncodingModel, loaded.encode, f"{method} has no encoder, .* methods that do: .*vae"),
+        (EncodingModel, loaded.reconstruct, f"{method} has no encoder"),
+    ):
+        if isinstance(experiment.algorithm, able):
+            ask(x)
+        else:
+            with pytest.raises(UserError, match=reason):
+                ask(x)
 
 
 def test_draws_lie_where_data_lie(small, method, tmp_path):

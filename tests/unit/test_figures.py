@@ -26,6 +26,7 @@ from avb_service.figures import (
     to_png,
     training_curves,
 )
+from avb_service.figures import points as figure_of_points
 from avb_service.figures.canvas import HEADER, MARGIN, STRIP, columns_for, mosaic
 from avb_service.figures.probe import quantiles, still
 from avb_service.maths import standard_normal
@@ -346,3 +347,38 @@ def test_png_and_array_agree() -> None:
     file = to_png(figure)
     assert file.startswith(b"\x89PNG")
     assert np.array_equal(np.asarray(Image.open(BytesIO(file)).convert("RGB")), to_array(figure))
+
+
+class Points(Implicit):
+    """Draws numbers that are given."""
+
+    def __init__(self, drawn: Tensor) -> None:
+        super().__init__(None, spec((1, 1, drawn.shape[1]), "real"))
+        self.drawn = drawn
+
+    def sample(self, n: int) -> Tensor:
+        return self.drawn.repeat(n // len(self.drawn) + 1, 1)[:n, None, None]
+
+
+def test_pairs_are_a_cloud_over_the_data_in_the_frame_of_the_data():
+    x = torch.tensor([[-1.0, 0.0], [3.0, 2.0]])[:, None, None]
+    figure = draw(Points(torch.tensor([[0.0, 1.0], [90.0, 1.0]])), x)["samples"]
+    [axes] = figure.axes
+    data, drawn = [cloud for cloud in axes.collections if isinstance(cloud, PathCollection)]
+    assert data.get_offsets().tolist() == x.flatten(1).tolist()
+    assert drawn.get_offsets()[:2].tolist() == [[0.0, 1.0], [90.0, 1.0]]
+    assert axes.get_xlim()[1] < 10
+    assert any("50% of them outside" in text.get_text() for text in figure.texts)
+
+
+def test_single_numbers_are_two_densities():
+    figure = draw(Points(torch.tensor([[0.5]])), torch.linspace(0, 1, 50)[:, None, None, None])["samples"]
+    [axes] = figure.axes
+    heights = [patch.get_height() * patch.get_width() for patch in axes.patches[:40]]
+    assert sum(heights) == pytest.approx(1)
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"data", "draws"}
+
+
+def test_images_are_no_points():
+    with pytest.raises(DataError, match=r"1 or 2 real numbers, given \[3, 8, 8\]"):
+        figure_of_points(Implicit(None, spec((3, 8, 8))), torch.zeros(2, 3, 8, 8))

@@ -1,0 +1,132 @@
+"""Mode covering and mode seeking: one Gaussian fitted to two, under each f-divergence, by f-GAN and by quadrature.
+
+    python -m benchmarks.divergence_fits --picture docs/pictures/f_gan_modes.png
+
+The layout of table 1 of Nowozin et al. 2016: what a game of draws finds, and what minimises the divergence itself.
+"""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from scipy.optimize import minimize
+from torch.distributions import Normal
+
+from avb_service.data.mixtures import MIXTURES
+from avb_service.divergences import DIVERGENCES
+from avb_service.experiment import Experiment
+from avb_service.figures.canvas import FAINT, INK, PALETTE, TEXT, blank, place, tidy, to_png
+from avb_service.settings import ExperimentConfig
+
+DATA = "mixture1d"
+STARTS = ((0.0, 1.5), (1.5, 0.6), (-1.5, 0.6))  # of the search for the optimum: between the modes, and in each
+TURN = {"lr": 2.0e-3, "betas": [0.5, 0.99], "clip_norm": 1.0, "schedule": {"decay": "linear", "decay_from": 0.3}}
+
+
+class Gaussian(NamedTuple):
+    """A fit.
+
+    Attributes:
+        mean: its mean.
+        scale: its standard deviation.
+        value: D(P || Q) in nats, by quadrature.
+    """
+
+    mean: float
+    scale: float
+    value: float
+
+
+def divergence(name: str, mean: float, scale: float) -> float:
+    """D_f(mixture || N(mean, scale^2)), by the trapezoid rule."""
+    x = torch.linspace(-15, 15, 6001, dtype=torch.float64)
+    log_p = MIXTURES[DATA].density(x[:, None]).clamp(min=1e-300).log()
+    log_q = Normal(mean, scale).log_prob(x)
+    ratio = (log_p - log_q).clamp(-600, 600).exp()
+    value = torch.trapezoid(log_q.exp() * DIVERGENCES[name].f(ratio), x).item()
+    return value if math.isfinite(value) else 1e9
+
+
+def optimum(name: str) -> Gaussian:
+    """The Gaussian of the smallest divergence."""
+    found = [
+        minimize(lambda a: divergence(name, a[0], math.exp(a[1])), [mean, math.log(scale)], method="Nelder-Mead",
+                 options={"xatol": 1e-5, "fatol": 1e-9})
+        for mean, scale in STARTS
+    ]  # fmt: skip
+    best = min(found, key=lambda result: result.fun)
+    return Gaussian(float(best.x[0]), math.exp(best.x[1]), float(best.fun))
+
+
+def fit(name: str, rounds: int = 2000, seed: int = 0) -> Gaussian:
+    """What the f-GAN finds: its generator is affine in one Gaussian number, so its draws are a Gaussian."""
+    config = ExperimentConfig.parse({
+        "algorithm": {
+            "name": "f_gan", "divergence": name, "latent_dim": 1, "generator": {"name": "affine"},
+            "discriminator": {"name": "mlp", "hidden": [32, 32], "activation": "tanh"},
+            "adversary": {**TURN, "steps": 2, "lr": 5.0e-3}, "model": TURN,
+        },
+        "data": {"name": DATA},
+        "training": {"rounds": rounds, "report_every": rounds, "batch_size": 512, "seed": seed, "ema": 0.99},
+        "likelihood": {"validation_data": 8},
+    })  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Experiment(config, Path(folder))
+        experiment.fit()
+    generator = experiment.engine.model.get_submodule("generator.network.0")
+    mean, scale = generator.bias.item(), abs(generator.weight.item())
+    return Gaussian(mean, scale, divergence(name, mean, scale))
+
+
+def densities(fits: dict[str, Gaussian]) -> Figure:
+    """The mixture in grey, and each fit over it."""
+    columns, width, height = 3, 200, 118
+    rows = -(-len(fits) // columns)
+    figure = blank(
+        columns * (width + 24), rows * (height + 46), "Mode covering and mode seeking",
+        "one Gaussian fitted to the grey density by f-GAN, under each divergence",
+    )  # fmt: skip
+    x = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    p = MIXTURES[DATA].density(x[:, None])
+    for k, (name, found) in enumerate(fits.items()):
+        axes = place(figure, (k % columns) * (width + 24), width, height)
+        box = axes.get_position()
+        axes.set_position((box.x0, box.y0 - (k // columns) * (height + 46) / (figure.get_figheight() * figure.dpi),
+                           box.width, box.height))  # fmt: skip
+        axes.fill_between(x, p, color="#dddddd", linewidth=0)
+        axes.plot(x, Normal(found.mean, found.scale).log_prob(x).exp(), color=PALETTE[0], linewidth=1.4)
+        axes.set(xlim=(-5, 5), ylim=(0, 0.72), yticks=[])
+        tidy(axes)
+        axes.text(0.02, 0.98, name.replace("_", " "), transform=axes.transAxes, size=TEXT, color=INK, va="top")
+        axes.text(
+            0.02, 0.80, f"μ {found.mean:.2f}  σ {found.scale:.2f}".replace("-", "−"), transform=axes.transAxes,
+            size=TEXT - 1, color=FAINT, va="top",
+        )  # fmt: skip
+    return figure
+
+
+def main(names: Sequence[str], rounds: int, picture: Path | None) -> None:
+    """Print the table, and draw it."""
+    print("| divergence | f-GAN: mean | sd | value | optimum: mean | sd | value |\n|---|---|---|---|---|---|---|")
+    fits = {}
+    for name in names:
+        fits[name], best = fit(name, rounds), optimum(name)
+        print("| " + " | ".join([name, *(f"{v:.3f}" for v in fits[name]), *(f"{v:.3f}" for v in best)]) + " |",
+              flush=True)  # fmt: skip
+    if picture is not None:
+        picture.write_bytes(to_png(densities(fits)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--divergence", action="append", choices=DIVERGENCES, help="only this one; repeatable")
+    parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--picture", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    main(given.divergence or list(DIVERGENCES), given.rounds, given.picture)
