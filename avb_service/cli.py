@@ -85,7 +85,7 @@ def train(
     uri = check_server()
     load_data(config)
     name = name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    with cluster() as capacity:
+    with cluster(_note) as capacity:
         capacity.models_at_a_time(config.scaling)
         _note(f"training {name} on {capacity}; recorded at {uri}")
         try:
@@ -121,7 +121,7 @@ def tune(
     begun = newest_folder(searched, storage) if resume else None
     uri = check_server()
     preflight(searched)
-    with cluster() as capacity:
+    with cluster(_note) as capacity:
         check_capacity(searched, capacity)
         search = open_search(searched, begun or new_folder(searched, storage), uri)
         _note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
@@ -361,7 +361,7 @@ def _runner(workers: int) -> "Iterator[Runner]":
     from avb_service.distributed.cluster import cluster
     from avb_service.distributed.scoring import on_cluster
 
-    with cluster() as capacity:
+    with cluster(_note) as capacity:
         yield on_cluster(capacity, workers)
 
 

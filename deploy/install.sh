@@ -44,3 +44,8 @@ grep -qxF "$line" ~/.bashrc 2> /dev/null || echo "$line" >> ~/.bashrc
 # `ray up` tells the workers where the head is; the head knows itself as Ray does.
 head=${RAY_HEAD_IP:-$(python -c 'import ray.util; print(ray.util.get_node_ip_address())')}
 echo "export MLFLOW_TRACKING_URI=http://$head:5000" >> "$project/env.sh"
+if [ -z "${RAY_HEAD_IP:-}" ] && [ -f ~/ray_bootstrap_config.yaml ]; then   # on the head, where a search waits for the others
+  count='import sys, yaml; types = yaml.safe_load(sys.stdin)["available_node_types"].values()
+print(1 + sum(each.get("min_workers", 0) for each in types))'
+  echo "export AVB_NODES=\${AVB_NODES:-$(python -c "$count" < ~/ray_bootstrap_config.yaml)}" >> "$project/env.sh"
+fi

@@ -6,7 +6,8 @@ Floor 8.
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
+
+LOGGER = logging.getLogger(__name__)
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -24,10 +27,13 @@ ENVIRONMENT = {
 LAPTOP = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # an actor for each model, for what happens to rented hosts only
 
 QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 /tmp/ray/session_latest/logs/monitor.*'"
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
 WORKER_SHARE = 0.98  # of a core asked for: leaves room for the trials' own actors on a machine that is full
+NODES = "AVB_NODES"  # how many hosts the cluster is to have; deploy/install.sh sets it on the head
+PATIENCE = 900  # seconds for them to join: the first installation on a host takes minutes
 ROUNDING = 1e-6  # of quotients; Ray itself counts in steps of 1e-4
 
 
@@ -95,11 +101,17 @@ def worker_cpus(scaling: ScalingConfig) -> float:
 
 
 @contextmanager
-def cluster() -> Iterator[Capacity]:
+def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacity]:
     """Be connected to Ray for a block: to the cluster that RAY_ADDRESS names, else to one of our own on this machine.
 
     Our own is started for the block and stopped after it. Another that runs on this machine is not joined unless
     RAY_ADDRESS says so (`auto` finds the one that `ray start` made): it may be another program's, and end with that.
+
+    Args:
+        on_wait: told which hosts are waited for, and when they are waited for no longer.
+
+    Raises:
+        UserError: no cluster answers there, or AVB_NODES is no number.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -111,7 +123,9 @@ def cluster() -> Iterator[Capacity]:
     elif mine:
         _join(address)
     try:
-        has = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if mine and address != "local":
+            _gather(on_wait)
+        has = [node["Resources"] for node in _alive()]
         yield Capacity(tuple(Node(each.get("CPU", 0), each.get("GPU", 0)) for each in has))
     finally:
         if mine:
@@ -133,6 +147,29 @@ def _join(address: str) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={address}: start it (ray up), mend the address, or unset it to run "
             "on this machine alone"
         ) from error
+
+
+def _gather(on_wait: Callable[[str], None]) -> None:
+    """Wait for the hosts that the cluster is to have; what is started before them would never use them."""
+    given = os.environ.get(NODES, "1")
+    if not given.isdigit():
+        raise UserError(f"{NODES}={given}: expected how many hosts the cluster is to have")
+    expected, until, seen = int(given), time.monotonic() + PATIENCE, -1
+    while (here := len(_alive())) < expected:
+        how = f"{here} of {expected} hosts have joined the cluster"
+        if time.monotonic() > until:
+            on_wait(f"{how}; going on without the others. {MISSING}")
+            return
+        if here != seen:
+            on_wait(f"{how}; waiting up to {PATIENCE // 60} min for the others")
+        seen = here
+        time.sleep(1)
+
+
+def _alive() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _start() -> None:

@@ -4,6 +4,7 @@ Floor 8.
 """
 
 import json
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from avb_service.tracking import Run
 from avb_service.tracking.publish import Published, publish
 
 JOB, OUTCOME = "job.json", "outcome.json"
+HOSTS = "avb.hosts"  # tag of a run: where its workers are, or were when it was last started
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,11 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    hosts: list[str] = [""] * workers
+    torch.distributed.all_gather_object(hosts, socket.gethostname())
     run = job.start_run() if rank == 0 else None
+    if run is not None:
+        run.set_tags({HOSTS: ", ".join(sorted(set(hosts)))})
     try:
         experiment = Experiment(
             config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import signal
 import subprocess
 import sys
@@ -170,6 +171,7 @@ def test_every_trial_is_a_child_run_with_what_is_kept_of_it(runs, desk):
     assert len(children) == SPACE["trials"] + len(SPACE["baselines"])
     for run in children:
         assert {"method", "data_sha256", "code"} <= run.data.tags.keys()
+        assert run.data.tags["avb.hosts"] == socket.gethostname()
         assert run.data.params["training.rounds"] == "40"
         history = client.get_metric_history(run.info.run_id, OBJECTIVE)
         assert len({point.step for point in history}) == len(history), "no round is recorded twice"

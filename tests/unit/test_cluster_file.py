@@ -1,3 +1,6 @@
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +40,29 @@ def test_the_lines_to_edit_stand_above_all_others():
     keys = list(yaml.safe_load(CLUSTER.read_text()))
     assert keys[:3] == ["provider", "auth", "setup_commands"]
     assert len(marked) == 5 and marked[-1] - marked[0] < 10
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, ["AVB_NODES=${AVB_NODES:-4}"]),  # the head, and those that Ray is to start
+        ({"RAY_HEAD_IP": "10.9.8.7"}, ["MLFLOW_TRACKING_URI=http://10.9.8.7:5000"]),  # as `ray up` calls it on a worker
+    ],
+)
+def test_a_host_that_has_everything_learns_where_it_is(tmp_path, more, expected):
+    types = {"head": {"min_workers": 0}, "cpu": {"min_workers": 2}, "gpu": {"min_workers": 1, "max_workers": 3}}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps({"available_node_types": types}))
+    project = tmp_path / "avb-service"
+    shutil.copytree(ROOT / "deploy", project / "deploy")
+    shutil.copy(ROOT / "pyproject.toml", project)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "", **more}
+    for _ in range(2):  # run again, it writes the same
+        subprocess.run(["bash", project / "deploy" / "install.sh", tmp_path / "shared"], env=environment, check=True)
+    written = (project / "env.sh").read_text().split()
+    assert [word for word in written if word in expected] == expected
+    assert any(word.startswith("AVB_NODES=") for word in written) == (not more)
+    assert (tmp_path / ".bashrc").read_text().count("env.sh; fi") == 1
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("deploy/*.sh")), ids=lambda path: path.name)

@@ -1,0 +1,50 @@
+"""A search that starts before all hosts are there waits for them, and says so."""
+
+import itertools
+
+import pytest
+
+from avb_service.distributed import cluster
+from avb_service.errors import UserError
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Hosts that join one after the other, one a second, by a clock of our own."""
+
+    def counts(*numbers: int) -> list[str]:
+        clock, hosts, notes = itertools.count(), iter(numbers), []
+        monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(cluster, "_alive", lambda: [{}] * next(hosts, numbers[-1]))
+        cluster._gather(notes.append)
+        return notes
+
+    return counts
+
+
+def test_it_waits_for_the_hosts_that_are_to_come(joined, monkeypatch):
+    monkeypatch.setenv("AVB_NODES", "3")
+    notes = joined(1, 1, 2, 2, 2, 3)
+    assert [note.split(" have")[0] for note in notes] == ["1 of 3 hosts", "2 of 3 hosts"]
+
+
+def test_it_does_not_wait_for_ever(joined, monkeypatch):
+    monkeypatch.setenv("AVB_NODES", "3")
+    waiting, going_on = joined(2)
+    assert "waiting up to 15 min" in waiting
+    assert "2 of 3" in going_on and "going on without the others" in going_on and "ray exec" in going_on
+
+
+@pytest.mark.parametrize("given", [None, "1", "2"])
+def test_it_does_not_wait_for_more_than_it_was_told_of(joined, monkeypatch, given):
+    monkeypatch.delenv("AVB_NODES", raising=False)
+    if given:
+        monkeypatch.setenv("AVB_NODES", given)
+    assert joined(2) == []
+
+
+def test_a_number_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("AVB_NODES", "all")
+    with pytest.raises(UserError, match="AVB_NODES=all: expected how many hosts"):
+        cluster._gather(print)
