@@ -3,8 +3,8 @@
 import json
 import os
 import re
-import socket
 import signal
+import socket
 import subprocess
 import sys
 import time
