@@ -21,7 +21,7 @@ from rich.table import Table
 from avb_service.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from avb_service.likelihood import Certificate, Estimate, Runner
     from avb_service.likelihood.estimate import Progress
@@ -53,6 +53,10 @@ NOTES = {
     "drawn <=": "drawn <=, gap: upper bound on data that the model drew itself, and its distance from the lower one, "
     "plus 2 s.e.",
 }
+
+
+clusters = typer.Typer(help="Look at the hosts of a cluster.", no_args_is_help=True)
+app.add_typer(clusters, name="cluster")
 
 
 @app.callback()
@@ -272,6 +276,27 @@ def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
     os.execvpe(command.arguments[0], command.arguments, {**os.environ, **command.environment})
 
 
+@clusters.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="The cluster file.")] = Path("ray_cluster.yaml"), as_json: Json = False
+) -> None:
+    """Before `ray up`: what would go wrong, and on which host. After it: what each host has."""
+    from avb_service.distributed.check import ClusterFile
+    from avb_service.distributed.check import check as look
+
+    cluster = ClusterFile.read(file)
+    report = look(cluster)
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+    elif report.hosts:
+        _table([_host_row(host, has, report.members) for host, has in report.hosts.items()], False, "Hosts")
+    if report.problems:
+        count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
+        raise UserError("\n".join([f"{file}: {count}", *(f"  {problem}" for problem in report.problems)]))
+    state = f"{len(cluster.hosts)} hosts are ready for `ray up`" if report.members is None else "the cluster is up"
+    _note(state)
+
+
 @app.command()
 def methods(as_json: Json = False) -> None:
     """The methods, and the presets that train them."""
@@ -365,9 +390,7 @@ def _runner(workers: int) -> "Iterator[Runner]":
         yield on_cluster(capacity, workers)
 
 
-def _estimates(
-    estimates: "Sequence[Estimate]", certificate: "Certificate | None", title: str, as_json: bool
-) -> None:
+def _estimates(estimates: "Sequence[Estimate]", certificate: "Certificate | None", title: str, as_json: bool) -> None:
     if as_json:
         exact = [{"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, "quantity": e.quantity,
                   **e.diagnostics}
@@ -449,6 +472,19 @@ def _leaderboard_row(version: "RegisteredVersion") -> dict[str, Any]:
         "parameters": int(tags.get("parameters", 0)),
         "seconds": float(tags.get("train_seconds", 0)),
         "data": tags.get("data", ""),
+    }
+
+
+def _host_row(host: str, has: dict[str, Any], members: "Mapping[str, Sequence[float]] | None") -> dict[str, str]:
+    joined = (members or {}).get(host) or (members or {}).get(has["resolves"])
+    return {
+        "host": host,
+        "name": has["hostname"],
+        "python": ".".join(map(str, has["python"])),
+        **{name: has["versions"].get(name, "to be installed") for name in ("ray", "torch", "mlflow")},
+        "CPUs": str(has["cpus"]),
+        "GPUs": str(has["gpus"]),
+        "Ray": f"{joined[0]:g} CPUs, {joined[1]:g} GPUs" if joined else "-",
     }
 
 
