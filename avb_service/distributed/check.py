@@ -39,6 +39,7 @@ REFUSALS = {
     "timed out": "does not answer: switch it on, or mend the address or the firewall (port 22)",
     "No route": "cannot be reached: switch it on, or mend the address",
     "unreachable": "cannot be reached: switch it on, or mend the address",
+    "SyntaxError": "its python3 is far too old: install 3.11 or newer, the same minor version everywhere",
     "python3: not found": "has no python3: install 3.11 or newer, the same minor version everywhere",
 }
 

@@ -88,6 +88,7 @@ def test_a_folder_that_is_not_shared_is_named(cluster, homes):
         ("ssh: connect to host x port 22: Connection timed out", "does not answer: switch it on"),
         ("WARNING: UNPROTECTED PRIVATE KEY FILE!\nann@host: Permission denied", "chmod 600 {key}"),
         ("bash: line 1: exec: python3: not found", "has no python3: install 3.11"),
+        ("SyntaxError: invalid syntax", "python3 is far too old"),
         ("something new", "could not be asked: something new"),
     ],
 )
