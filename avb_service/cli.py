@@ -140,10 +140,10 @@ def tune(
     if not as_json:
         best = next(each for each in published if each.alias is not None)
         server = uri if uri.startswith("http") else None
-        pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@champion ./champion"
+        pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@{best.alias} ./{best.alias}"
         print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}")
         print(f"browse runs and figures: {server or 'avb ui'}")
-        print(f"fetch the champion: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}")
+        print(f"fetch the {best.alias}: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}")
 
 
 @app.command()

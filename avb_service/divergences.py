@@ -38,9 +38,13 @@ class Divergence:
 
 
 def _jeffrey_conjugate(t: Tensor) -> Tensor:
-    """W(e^(1-t)) + 1 / W(e^(1-t)) + t - 2, with W(e^y) as Wright's omega, which does not overflow."""
-    w = torch.as_tensor(wrightomega((1 - t).detach().double().cpu().numpy())).to(t)
-    return w + 1 / w + t - 2
+    """W(e^(1-t)) + 1 / W(e^(1-t)) + t - 2, as u t - f(u) at its maximiser u = 1 / W(e^(1-t)).
+
+    The maximiser may be held fixed: the derivative of a supremum is that of what is maximised.
+    """
+    w = wrightomega((1 - t).detach().double().cpu().numpy())  # W(e^y), without overflow
+    u = torch.as_tensor(1 / w).to(t)
+    return u * (t - u.log()) + u.log()
 
 
 LOG2 = math.log(2)
@@ -66,10 +70,9 @@ DIVERGENCES: Mapping[str, Divergence] = {
         "squared Hellinger distance", lambda u: (u.sqrt() - 1).square(), lambda t: t / (1 - t),
         lambda v: -torch.expm1(-v), torch.expm1, 0.0,
     ),
-    # the paper's g(v) = v would need f* in training; g(v) = f'(e^v) is as good, and f*(g(v)) is elementary
     "jeffrey": Divergence(
         "KL(P || Q) + KL(Q || P)", lambda u: (u - 1) * u.log(), _jeffrey_conjugate,
-        lambda v: v + 1 - torch.exp(-v), lambda v: torch.exp(v) + v - 1, 0.0,
+        lambda v: v, _jeffrey_conjugate, 0.0,
     ),
     "jensen_shannon": Divergence(
         "2 JS(P, Q)", lambda u: u * u.log() - (1 + u) * torch.log((1 + u) / 2), lambda t: -torch.log(2 - torch.exp(t)),
