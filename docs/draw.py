@@ -1,0 +1,88 @@
+"""Draw the pictures of docs/methods.md: `python -m docs.draw NAME`, from the root of the project.
+
+Each trains a preset in this process and keeps some of its figures, at the end or at the rounds that are named.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from avb_service.experiment import OBJECTIVE, OF_DRAWS, Experiment
+from avb_service.settings import read_config
+
+FOLDER = Path(__file__).parent / "pictures"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is trained, and what is drawn of it.
+
+    Attributes:
+        preset: trained with the assignments.
+        figures: by their names in `figures.draw`.
+        rounds: when; at the end where none are given.
+        assignments: as for `--set`.
+    """
+
+    preset: str
+    figures: tuple[str, ...]
+    rounds: tuple[int, ...] = ()
+    assignments: tuple[str, ...] = ()
+
+
+class Album:
+    """A recorder that keeps the figures of a drawing, and shows how far training is."""
+
+    def __init__(self, name: str, drawing: Drawing) -> None:
+        self.name, self.drawing = name, drawing
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Shown, not kept."""
+        shown = ", ".join(f"{key} {metrics[key]:.2f}" for key in (OBJECTIVE, OF_DRAWS) if key in metrics)
+        Console().print(f"{self.name}  round {step}  {shown}")
+
+    def log_figure(self, name: str, picture: bytes, step: int | None = None) -> None:
+        """Kept, if the drawing has it: `NAME_FIGURE.png`, with the round where there are several."""
+        if name in self.drawing.figures and (not self.drawing.rounds or step in self.drawing.rounds):
+            at = f"_{step}" if self.drawing.rounds else ""
+            (FOLDER / f"{self.name}_{name}{at}.png").write_bytes(picture)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Not kept."""
+
+
+DRAWINGS = {
+    "vae_onehot4": Drawing("vae_onehot4", ("latents",)),
+    "avb_onehot4": Drawing("avb_onehot4", ("latents",)),
+    "avb_ac_onehot4": Drawing("avb_ac_onehot4", ("latents",)),
+    "avb_onehot8": Drawing("avb_onehot4", ("latents",), assignments=("data.name=onehot-8",)),
+    "avb_binary8": Drawing("avb_onehot4", ("latents",), assignments=("data.name=binary-8",)),
+    "avb_ac_mnist2": Drawing(
+        "avb_ac_mnist", ("latents", "manifold", "interpolation"), (500, 2000, 8000),
+        ("algorithm.latent_dim=2", "training.rounds=8000", "training.report_every=500"),
+    ),
+    "avb_ac_mnist10": Drawing(
+        "avb_ac_mnist", ("latents", "traversal"),
+        assignments=("algorithm.latent_dim=10", "training.rounds=6000", "training.report_every=2000"),
+    ),
+}  # fmt: skip
+
+
+def main(names: Annotated[list[str], typer.Argument(help=", ".join(DRAWINGS))]) -> None:
+    """Train and draw."""
+    if unknown := [name for name in names if name not in DRAWINGS]:
+        raise typer.BadParameter(f"{', '.join(unknown)}: names are {', '.join(DRAWINGS)}")
+    for name in names:
+        drawing = DRAWINGS[name]
+        config = read_config(drawing.preset, [*drawing.assignments, "tracking.figures_every=1"])
+        with tempfile.TemporaryDirectory() as folder:
+            Experiment(config, Path(folder), recorder=Album(name, drawing)).fit()
+
+
+if __name__ == "__main__":
+    typer.run(main)
