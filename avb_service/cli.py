@@ -11,28 +11,25 @@ from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
+from avb_service import tables
 from avb_service.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
-    from avb_service.likelihood import Certificate, Estimate, Runner
+    from avb_service.likelihood import Runner
     from avb_service.likelihood.estimate import Progress
-    from avb_service.tracking import RegisteredVersion
 
 app = typer.Typer(
     help="Train, search, score and publish latent-variable models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-out = Console() if sys.stdout.isatty() else Console(width=120)
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -42,18 +39,6 @@ Model = Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/
 Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many test data.")]
 
 RUNS = Path("runs")
-
-# Of the leaderboard's columns: those that hold words, those that a narrow terminal has no room for, and what they mean.
-WORDS = ("model", "alias", "method", "data", "certificate")
-DETAILS = ("data", "log p(x) ~", "drawn <=", "gap", "params", "train")
-WIDE = 124
-NOTES = {
-    "model": "*: new.  ±: standard error over data.",
-    "log p(x) ~": "~: what an adversary believes; it bounds nothing.",
-    "drawn <=": "drawn <=, gap: upper bound on data that the model drew itself, and its distance from the lower one, "
-    "plus 2 s.e.",
-}
-
 
 clusters = typer.Typer(help="Look at the hosts of a cluster.", no_args_is_help=True)
 app.add_typer(clusters, name="cluster")
@@ -136,7 +121,7 @@ def tune(
                 published = conclude(search, _note, **scoring)
         except KeyboardInterrupt:
             raise Interrupted(f"search {search.folder.name} was interrupted; --resume continues it") from None
-    _leaderboard(read(uri), as_json, [each.uri for each in published])
+    tables.leaderboard(read(uri), as_json, [each.uri for each in published])
     if not as_json:
         best = next(each for each in published if each.alias is not None)
         server = uri if uri.startswith("http") else None
@@ -152,7 +137,7 @@ def leaderboard(as_json: Json = False) -> None:
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
 
-    _leaderboard(read(check_server()), as_json)
+    tables.leaderboard(read(check_server()), as_json)
 
 
 @app.command()
@@ -188,14 +173,16 @@ def evaluate(
     with _runner(workers) as run, _progress(as_json) as progress:
         evaluator = loaded.evaluator(config, noise, run=run, store=keep, progress=progress)
         x = loaded.check(x)
+        for name in set(estimator or []) - {"parzen"}:
+            evaluator.require(name)
         estimates, certificate = ([], None) if estimator else evaluator.assess(x, config.budget)
         for name in estimator or []:
             estimates += loaded.parzen(x, data_root) if name == "parzen" else [evaluator.score(name, x)]
+    tables.estimates(estimates, certificate, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
     if figure is not None:
         from avb_service.figures import bounds, to_png
 
         figure.write_bytes(to_png(bounds(estimates, certificate.bracket if certificate else None)))
-    _estimates(estimates, certificate, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
 
 
 @app.command()
@@ -289,7 +276,7 @@ def check(
     if as_json:
         print(json.dumps(asdict(report), indent=2))
     elif report.hosts:
-        _table([_host_row(host, has, report.members) for host, has in report.hosts.items()], False, "Hosts")
+        tables.hosts(report.hosts, report.members)
     if report.problems:
         count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
         raise UserError("\n".join([f"{file}: {count}", *(f"  {problem}" for problem in report.problems)]))
@@ -310,7 +297,7 @@ def methods(as_json: Json = False) -> None:
         {"name": name, "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0], "presets": presets[name]}
         for name, method in TABLE.items()
     ]
-    _table(rows, as_json, "Methods")
+    tables.lines(rows, as_json, "Methods")
 
 
 @app.command()
@@ -322,7 +309,7 @@ def datasets(as_json: Json = False) -> None:
         {"name": name, "about": source.about, "values": source.values or "as in the file"}
         for name, source in SOURCES.items()
     ]
-    _table(rows, as_json, "Data sets")
+    tables.lines(rows, as_json, "Data sets")
 
 
 def main() -> None:
@@ -348,16 +335,6 @@ def _note(text: str) -> None:
 
 def _say(as_json: bool, row: object, text: str) -> None:
     print(json.dumps(row, indent=2) if as_json else text)
-
-
-def _table(rows: "Sequence[dict[str, Any]]", as_json: bool, title: str) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*(", ".join(value) if isinstance(value, list) else str(value) for value in row.values()))
-    out.print(table)
 
 
 @contextmanager
@@ -388,105 +365,3 @@ def _runner(workers: int) -> "Iterator[Runner]":
 
     with cluster(_note) as capacity:
         yield on_cluster(capacity, workers)
-
-
-def _estimates(estimates: "Sequence[Estimate]", certificate: "Certificate | None", title: str, as_json: bool) -> None:
-    if as_json:
-        exact = [{"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, "quantity": e.quantity,
-                  **e.diagnostics}
-                 for e in estimates]  # fmt: skip
-        print(json.dumps({"estimates": exact, "certificate": certificate.tree() if certificate else None}, indent=2))
-        return
-    rows = [
-        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
-         "data": len(e.per_datum)}
-        for e in estimates
-    ]  # fmt: skip
-    _table(rows, False, title)
-    if certificate is not None:
-        checks = [
-            {"check": check.meaning, "measured": f"{check.value:.3g}", "limit": f"{check.relation} {check.limit:.3g}",
-             "passed": "yes" if check.passed else "NO"}
-            for check in certificate.checks
-        ]  # fmt: skip
-        _table(checks, False, f"Certificate of ais: {certificate.verdict}")
-        out.print("It holds for data that the model itself draws; no upper bound holds for real data.", markup=False)
-
-
-def _leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = ()) -> None:
-    """Sorted by the held-out lower bound; what only an adversary believes stands in a column of its own."""
-    rows = [_leaderboard_row(version) for version in versions]
-    rows.sort(key=lambda row: -(row["log p(x) >="] if row["log p(x) >="] is not None else -float("inf")))
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    if not rows:
-        out.print("no model is registered yet")
-        return
-    lines = [_leaderboard_cells(row, row["model"] in new) for row in rows]
-    names = [name for name in lines[0] if out.width >= WIDE or name not in DETAILS]
-    table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in names:
-        table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*(line[name] for name in names))
-    out.print(table)
-    out.print("\n".join(note for name, note in NOTES.items() if name in names), markup=False)
-
-
-def _leaderboard_cells(row: dict[str, Any], new: bool) -> dict[str, str]:
-    """What a person sees of a row."""
-    error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
-    return {
-        "model": row["model"].removeprefix("models:/") + (" *" if new else ""),
-        "alias": row["alias"],
-        "method": row["method"],
-        "data": row["data"],
-        "d": row["latent"],
-        "log p(x) >=": _number(row["log p(x) >="]) + error,
-        "log p(x) ~": _number(row["log p(x) ~"]),
-        "drawn <=": _number(row["simulated <="]),
-        "gap": _number(row["gap"]),
-        "certificate": row["certificate"],
-        "params": f"{row['parameters'] / 1000:.0f}k",
-        "train": f"{row['seconds']:.0f} s",
-    }
-
-
-def _leaderboard_row(version: "RegisteredVersion") -> dict[str, Any]:
-    from avb_service.tracking.publish import HELD_OUT
-
-    metrics, tags = version.metrics, version.tags
-    return {
-        "model": version.uri,
-        "alias": ", ".join(version.aliases),
-        "method": tags.get("method", ""),
-        "latent": tags.get("latent_dim", ""),
-        "log p(x) >=": metrics.get(HELD_OUT),
-        "stderr": metrics.get(f"{HELD_OUT}.stderr"),
-        "log p(x) ~": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
-        "simulated <=": metrics.get("certificate/simulated.upper"),
-        "gap": metrics.get("certificate/gap"),
-        "certificate": tags.get("certificate", ""),
-        "promotion": tags.get("promotion", ""),
-        "parameters": int(tags.get("parameters", 0)),
-        "seconds": float(tags.get("train_seconds", 0)),
-        "data": tags.get("data", ""),
-    }
-
-
-def _host_row(host: str, has: dict[str, Any], members: "Mapping[str, Sequence[float]] | None") -> dict[str, str]:
-    joined = (members or {}).get(host) or (members or {}).get(has["resolves"])
-    return {
-        "host": host,
-        "name": has["hostname"],
-        "python": ".".join(map(str, has["python"])),
-        **{name: has["versions"].get(name, "to be installed") for name in ("ray", "torch", "mlflow")},
-        "CPUs": str(has["cpus"]),
-        "GPUs": str(has["gpus"]),
-        "Ray": f"{joined[0]:g} CPUs, {joined[1]:g} GPUs" if joined else "-",
-    }
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

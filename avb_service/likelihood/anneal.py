@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool1d, pad
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.config import Config
+from avb_service.distributions import likelihood_score
 
 Proposal = Callable[[Tensor], Distribution]  # data [b, ...] -> r(z|x), batch shape [b], event shape [D]
 
@@ -90,6 +91,16 @@ class Path:
             (gradient,) = torch.autograd.grad(log_p.sum(), u)
         return State(u.detach(), log_p.detach(), gradient)
 
+    def gradient(self, u: Tensor) -> Tensor:
+        """Of log p(x,z) by u [C, b, D], without log p(x,z) itself."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            z = self.z(u)
+            parameters, score = likelihood_score(self.model.likelihood(z), self.x)
+            log_prior = self.model.prior().log_prob(z)
+            (gradient,) = torch.autograd.grad((parameters, log_prior), u, (score, torch.ones_like(log_prior)))
+        return gradient
+
     def draw(self, chains: int) -> State:
         """Chains that start from r."""
         return self.at(torch.randn(chains, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device))
@@ -139,12 +150,13 @@ def integrate(
 
     Source: Neal 2011, eq. 2.28 to 2.30.
     """
-    size = step[:, None]
-    momentum = momentum + 0.5 * size * _force(state, beta)
-    for remaining in reversed(range(leapfrog)):
-        state = path.at(state.u + size * momentum)
-        momentum = momentum + (1.0 if remaining else 0.5) * size * _force(state, beta)
-    return state, momentum
+    size, u = step[:, None], state.u
+    momentum = momentum + 0.5 * size * _force(u, state.gradient, beta)
+    for _ in range(leapfrog - 1):
+        u = u + size * momentum
+        momentum = momentum + size * _force(u, path.gradient(u), beta)
+    end = path.at(u + size * momentum)
+    return end, momentum + 0.5 * size * _force(end.u, end.gradient, beta)
 
 
 def anneal(path: Path, start: State, betas: Tensor, steps: Tensor, leapfrog: int, rate: float = 0.0) -> Annealed:
@@ -224,9 +236,9 @@ def smooth(steps: Tensor) -> Tensor:
     return avg_pool1d(padded, 2 * half + 1, stride=1).mT.exp()
 
 
-def _force(state: State, beta: float) -> Tensor:
-    """The gradient of log f_beta by u."""
-    return beta * state.gradient - (1 - beta) * state.u
+def _force(u: Tensor, gradient: Tensor, beta: float) -> Tensor:
+    """The gradient of log f_beta by u, from that of log p(x,z)."""
+    return beta * gradient - (1 - beta) * u
 
 
 def _log_density(path: Path, state: State, beta: float, momentum: Tensor) -> Tensor:

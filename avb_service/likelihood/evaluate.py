@@ -88,15 +88,24 @@ class Evaluator:
         Raises:
             UserError: there is no such estimator, or it does not apply to the model.
         """
-        if name not in ESTIMATORS:
-            raise UserError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)}")
+        self.require(name)
         task = Task(self.model, Make(name, self.config), x, self.config.seed, self.config.memory_mib)
         return estimate(task, run=self.run, store=self.store, progress=self.progress(name))
+
+    def require(self, name: str) -> None:
+        """Make sure that an estimator fits the model.
+
+        Raises:
+            UserError: there is no such estimator, or it does not apply; names what the model lacks, and what to use.
+        """
+        if name not in ESTIMATORS:
+            raise UserError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)} and parzen")
+        Make(name, self.config)(self.model)
 
     def applies(self, name: str) -> bool:
         """Whether an estimator fits the model."""
         try:
-            Make(name, self.config)(self.model)
+            self.require(name)
         except UserError:
             return False
         return True
@@ -115,7 +124,7 @@ class Evaluator:
         few = self.config.quadrature_data
         names = [name for name in BUDGETS[budget] if self.applies(name)]
         if not names:
-            Make(OBJECTIVES[0], self.config)(self.model)  # says why not
+            self.require(OBJECTIVES[0])  # says why not
         return [self.score(name, x[:few] if name == "quadrature" else x) for name in names]
 
     def assess(self, x: Tensor, budget: Budget) -> tuple[list[Estimate], Certificate | None]:

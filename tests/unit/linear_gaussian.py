@@ -34,15 +34,18 @@ class PCA(LatentVariableModel):
         dim: of z.
         q: makes the posterior that the model is to have of the exact one.
         noise: s.
+        pixels: of a datum.
+        dtype: of the parameters; what is exact is computed in float64.
     """
 
     def __init__(
-        self, dim: int, q: Callable[[MultivariateNormal], Posterior] = lambda exact: exact, noise: float = 0.7
+        self, dim: int, q: Callable[[MultivariateNormal], Posterior] = lambda exact: exact, noise: float = 0.7,
+        pixels: int = PIXELS, dtype: torch.dtype = torch.float64,
     ) -> None:
-        super().__init__(None, SPEC)
+        super().__init__(None, DataSpec((1, 1, pixels), "real", 0, torch.zeros(1, 1, pixels)))
         with seeded("pPCA"):
-            self.w = nn.Parameter(torch.randn(PIXELS, dim, dtype=torch.float64))
-            self.mu = torch.randn(PIXELS, dtype=torch.float64)
+            self.w = nn.Parameter(torch.randn(pixels, dim, dtype=dtype))
+            self.mu = torch.randn(pixels, dtype=dtype)
         self.noise, self.q = noise, q
 
     def players(self) -> tuple[Player, ...]:
@@ -53,10 +56,10 @@ class PCA(LatentVariableModel):
 
     def likelihood(self, z: Tensor) -> Distribution:
         mean = (z @ self.w.mT + self.mu)[..., None, None, :]
-        return Independent(Normal(mean, self.noise), 3)
+        return Independent(Normal(mean, self.noise, validate_args=False), 3)
 
     def exact_posterior(self, x: Tensor) -> MultivariateNormal:
-        precision = torch.eye(self.w.shape[1], dtype=torch.float64) + self.w.mT @ self.w / self.noise**2
+        precision = torch.eye(self.w.shape[1], dtype=self.w.dtype) + self.w.mT @ self.w / self.noise**2
         covariance = torch.linalg.inv(precision)
         mean = (x.flatten(1) - self.mu) @ self.w @ covariance / self.noise**2
         return MultivariateNormal(mean, covariance.expand(len(x), *covariance.shape))
@@ -65,8 +68,9 @@ class PCA(LatentVariableModel):
         return self.q(self.exact_posterior(x))
 
     def exact(self, x: Tensor) -> Tensor:
-        covariance = self.w @ self.w.mT + self.noise**2 * torch.eye(PIXELS, dtype=torch.float64)
-        return MultivariateNormal(self.mu, covariance).log_prob(x.flatten(1)).detach()
+        w, mu = self.w.detach().double(), self.mu.double()
+        covariance = w @ w.mT + self.noise**2 * torch.eye(len(w), dtype=torch.float64)
+        return MultivariateNormal(mu, covariance).log_prob(x.flatten(1).double())
 
 
 def widened(factor: float, shift: float = 0.0) -> Callable[[MultivariateNormal], MultivariateNormal]:

@@ -5,62 +5,42 @@ import random
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from linear_gaussian import PCA, data, widened
+from torch import Tensor
 
-from avb_service.algorithm import DataSpec, LatentVariableModel, Player
+from avb_service.algorithm import DataSpec
+from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.errors import DataError
 from avb_service.likelihood.ais import ais
-from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, integrate, pilot_chains, temperatures, transition
+from avb_service.likelihood.anneal import (
+    AnnealConfig,
+    Path,
+    Proposal,
+    anneal,
+    integrate,
+    pilot_chains,
+    temperatures,
+    transition,
+)
 from avb_service.likelihood.bdmc import bdmc
 from avb_service.likelihood.certificate import CertificateConfig, certify
 from avb_service.likelihood.estimate import Estimate, Scorer, Task, estimate, serially
 from avb_service.likelihood.importance import iwae
 from avb_service.likelihood.proposals import PilotConfig, from_prior, refined
-from avb_service.maths import standard_normal
+from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import seeded
 
 PIXELS, DIM = 20, 5
 
 
-class PCA(LatentVariableModel):
-    """Probabilistic PCA: p(x|z) = N(W z, s^2)."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32, dim: int = DIM) -> None:
-        super().__init__(None, DataSpec((1, 1, PIXELS), "real", 0, torch.zeros(1, 1, PIXELS)))
-        with seeded("pPCA"):
-            self.w = nn.Parameter(torch.randn(PIXELS, dim, dtype=dtype))
-        self.noise = 0.5
-
-    def players(self) -> tuple[Player, ...]:
-        return ()
-
-    def prior(self) -> Distribution:
-        return standard_normal(self.w.shape[1], self.w)
-
-    def likelihood(self, z: Tensor) -> Distribution:
-        return Independent(Normal((z @ self.w.mT)[..., None, None, :], self.noise, validate_args=False), 3)
-
-    def posterior(self, x: Tensor) -> MultivariateNormal:
-        identity = torch.eye(self.w.shape[1], dtype=self.w.dtype)
-        covariance = torch.linalg.inv(identity + self.w.mT @ self.w / self.noise**2)
-        mean = x.flatten(1) @ self.w @ covariance / self.noise**2
-        return MultivariateNormal(mean, covariance.expand(len(x), *covariance.shape))
-
-    def exact(self, x: Tensor) -> Tensor:
-        w = self.w.detach().double()
-        covariance = w @ w.mT + self.noise**2 * torch.eye(PIXELS, dtype=torch.float64)
-        return MultivariateNormal(torch.zeros(PIXELS).double(), covariance).log_prob(x.flatten(1).double())
-
-    def narrow(self, x: Tensor) -> MultivariateNormal:
-        """A proposal that misses most of the posterior, as a collapsed encoder does."""
-        exact = self.posterior(x)
-        return MultivariateNormal(exact.loc + 0.3, scale_tril=0.1 * exact.scale_tril)
+def pca(dtype: torch.dtype = torch.float32, dim: int = DIM) -> PCA:
+    """In the precision in which models are trained."""
+    return PCA(dim, noise=0.5, pixels=PIXELS, dtype=dtype)
 
 
-def draw(model: PCA, n: int) -> Tensor:
-    with seeded("data"), torch.no_grad():
-        return model.sample(n)
+def narrow(model: PCA) -> Proposal:
+    """A proposal that misses most of the posterior, as a collapsed encoder does."""
+    return lambda x: widened(0.1, shift=0.3)(model.exact_posterior(x))
 
 
 def run(model: PCA, make, x: Tensor, **options) -> Estimate:
@@ -75,8 +55,8 @@ def path_of(model: PCA, x: Tensor, proposal) -> Path:
 
 
 def test_chains_from_the_exact_posterior_are_exact_each():
-    model = PCA()
-    x = draw(model, 20)
+    model = pca()
+    x = data(model, 20)
     exact = model.exact(x)
 
     def make(model: PCA) -> Scorer:
@@ -92,7 +72,7 @@ def test_chains_from_the_exact_posterior_are_exact_each():
 
 
 def test_the_start_from_the_prior_brackets_the_truth_and_the_gap_falls_with_temperatures():
-    model, gaps = PCA(), []
+    model, gaps = pca(), []
     for count in (10, 40, 160):
         recipe = AnnealConfig(temperatures=count)
         result = run(model, lambda model, r=recipe: bdmc(model, from_prior(model), r, "sigmoid"), torch.arange(50))
@@ -101,7 +81,7 @@ def test_the_start_from_the_prior_brackets_the_truth_and_the_gap_falls_with_temp
 
 
 def test_the_bounds_of_bdmc_stand_on_both_sides_of_the_exact_value():
-    model = PCA()
+    model = pca()
     recipe = AnnealConfig(temperatures=20)
     start = refined(model, PilotConfig(temperatures=30))
     result = run(model, lambda model: bdmc(model, start, recipe), torch.arange(200))
@@ -113,8 +93,8 @@ def test_the_bounds_of_bdmc_stand_on_both_sides_of_the_exact_value():
 
 
 def test_a_refined_start_is_close_to_the_exact_value():
-    model = PCA()
-    x = draw(model, 60)
+    model = pca()
+    x = data(model, 60)
     exact = model.exact(x)
     annealed = run(model, lambda model: ais(model, refined(model, PilotConfig()), AnnealConfig()), x)
     weighted = run(model, lambda model: iwae(model, refined(model, PilotConfig()), 256), x)
@@ -128,9 +108,9 @@ def test_a_refined_start_is_close_to_the_exact_value():
 
 def mean_weight(rate: float) -> tuple[float, float]:
     """E[w / p(x)] over many short chains, and its standard error."""
-    model = PCA(torch.float64, dim=1)
+    model = pca(torch.float64, dim=1)
     model.noise = 1.0
-    x = draw(model, 1).expand(20_000, -1, -1, -1)
+    x = data(model, 1).expand(20_000, -1, -1, -1)
     with seeded("weights"), torch.no_grad():
         path = path_of(model, x, from_prior(model))
         betas, steps = temperatures(20, "sigmoid", x), torch.ones(20, len(x), dtype=torch.float64)
@@ -153,6 +133,20 @@ def test_the_mean_weight_is_more_than_one_where_kernels_adapt_inside_the_run():
 # Hamiltonian dynamics.
 
 
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
+def test_the_gradient_by_itself_is_the_one_beside_the_density(observation):
+    trunk = MLPConfig(hidden=(16,))
+    section = {"latent_dim": 3, "observation": {"name": observation}}
+    with seeded("gradient"):
+        spec = DataSpec((1, 4, 5), "binary", 1, torch.full((1, 4, 5), 0.5))
+        model = VAE(VAEConfig(**section, encoder=trunk, decoder=trunk), spec)
+        x = torch.randint(2, (6, 1, 4, 5)).float()
+        path = Path(model, x, model.posterior(x))
+        u = torch.randn(8, 6, 3)
+    torch.testing.assert_close(path.gradient(u), path.at(u).gradient, rtol=1e-6, atol=1e-6)
+    assert path.gradient(u).abs().max() > 0.1
+
+
 def leapfrog(path: Path, u: Tensor, momentum: Tensor, step: float, count: int) -> tuple[Tensor, Tensor]:
     """The trajectory inside `transition`, by itself."""
     size = torch.full((u.shape[1],), step, dtype=u.dtype)
@@ -161,8 +155,8 @@ def leapfrog(path: Path, u: Tensor, momentum: Tensor, step: float, count: int) -
 
 
 def test_trajectories_are_reversible():
-    model = PCA(torch.float64)
-    x = draw(model, 4)
+    model = pca(torch.float64)
+    x = data(model, 4)
     with seeded("reversible"):
         path = path_of(model, x, from_prior(model))
         u, momentum = torch.randn(2, 3, 4, DIM, dtype=torch.float64)
@@ -173,8 +167,8 @@ def test_trajectories_are_reversible():
 
 
 def test_the_energy_error_falls_as_the_square_of_the_step():
-    model = PCA(torch.float64)
-    x = draw(model, 8)
+    model = pca(torch.float64)
+    x = data(model, 8)
     with seeded("energy"):
         path = path_of(model, x, from_prior(model))
         u, momentum = torch.randn(2, 16, 8, DIM, dtype=torch.float64)
@@ -191,8 +185,8 @@ def test_the_energy_error_falls_as_the_square_of_the_step():
 
 
 def test_a_transition_keeps_the_posterior():
-    model = PCA(torch.float64)
-    x = draw(model, 1).expand(400, -1, -1, -1)
+    model = pca(torch.float64)
+    x = data(model, 1).expand(400, -1, -1, -1)
     posterior = model.posterior(x)
     with seeded("invariant"), torch.no_grad():
         path = path_of(model, x, from_prior(model))
@@ -206,9 +200,9 @@ def test_a_transition_keeps_the_posterior():
 
 
 def test_pilot_chains_find_the_step_size_for_their_acceptance():
-    model = PCA()
+    model = pca()
     with seeded("pilot"), torch.no_grad():
-        path = path_of(model, draw(model, 20), from_prior(model))
+        path = path_of(model, data(model, 20), from_prior(model))
         pilot = pilot_chains(path, temperatures(100, "sigmoid", path.mean), AnnealConfig())
     assert 0.7 < pilot.acceptance.mean() < 0.9
     assert pilot.steps[-1].mean() < 0.5 * pilot.steps[0].mean(), "the posterior is narrower than the prior"
@@ -232,16 +226,16 @@ def scoring(model: PCA, proposal, recipe: AnnealConfig):
 
 
 def test_a_refined_recipe_gets_its_certificate():
-    model = PCA(dim=2)
+    model = pca(dim=2)
     score = scoring(model, refined(model, PilotConfig()), AnnealConfig())
-    certificate = certify(score, draw(model, 50), 8, CertificateConfig(real=50))
+    certificate = certify(score, data(model, 50), 8, CertificateConfig(real=50))
     assert certificate.passed, certificate.reason
     assert certificate.verdict == "PASS"
 
 
 def test_a_proposal_that_is_too_narrow_gets_none():
-    model = PCA()
-    certificate = certify(scoring(model, model.narrow, AnnealConfig()), draw(model, 40), 8, CertificateConfig(real=40))
+    model = pca()
+    certificate = certify(scoring(model, narrow(model), AnnealConfig()), data(model, 40), 8, CertificateConfig(real=40))
     assert certificate.verdict == "lower bound only"
     failed = {check.name for check in certificate.checks if not check.passed}
     assert {"gap", "starts"} <= failed
@@ -249,9 +243,9 @@ def test_a_proposal_that_is_too_narrow_gets_none():
 
 
 def test_too_few_simulated_data_give_no_certificate():
-    model = PCA(dim=2)
+    model = pca(dim=2)
     score = scoring(model, refined(model, PilotConfig(temperatures=20)), AnnealConfig(temperatures=10))
-    certificate = certify(score, draw(model, 20), 8, CertificateConfig(simulated=50, real=20))
+    certificate = certify(score, data(model, 20), 8, CertificateConfig(simulated=50, real=20))
     assert [check.name for check in certificate.checks if not check.passed][:1] == ["simulated_data"]
 
 
@@ -275,8 +269,8 @@ class Quick:
 
 
 def test_killed_twenty_times_the_table_is_the_same_to_the_bit(tmp_path):
-    model = PCA()
-    x = draw(model, 3000)
+    model = pca()
+    x = data(model, 3000)
     undisturbed = run(model, Quick(), x)
     chance, scored = random.Random(0), []
 
@@ -301,8 +295,8 @@ def test_killed_twenty_times_the_table_is_the_same_to_the_bit(tmp_path):
 
 
 def test_blocks_done_in_any_order_give_the_same_table():
-    model = PCA()
-    x = draw(model, 300)
+    model = pca()
+    x = data(model, 300)
 
     def backwards(task: Task, blocks):
         yield from reversed(list(serially(task, blocks)))
@@ -311,8 +305,8 @@ def test_blocks_done_in_any_order_give_the_same_table():
 
 
 def test_a_damaged_block_is_scored_again(tmp_path, caplog):
-    model = PCA()
-    x = draw(model, 120)
+    model = pca()
+    x = data(model, 120)
     first = run(model, Quick(), x, store=tmp_path)
     victim = sorted(tmp_path.rglob("*.safetensors"))[1]
     victim.write_bytes(victim.read_bytes()[:-9])
@@ -322,8 +316,8 @@ def test_a_damaged_block_is_scored_again(tmp_path, caplog):
 
 
 def test_another_model_does_not_find_the_blocks_of_the_first(tmp_path):
-    model = PCA()
-    x = draw(model, 60)
+    model = pca()
+    x = data(model, 60)
     first = run(model, Quick(), x, store=tmp_path)
     with torch.no_grad():
         model.w.mul_(1.1)
@@ -331,14 +325,14 @@ def test_another_model_does_not_find_the_blocks_of_the_first(tmp_path):
 
 
 def test_progress_counts_every_datum():
-    model, seen = PCA(), []
-    run(model, quick, draw(model, 120), progress=lambda done, total: seen.append((done, total)))
+    model, seen = pca(), []
+    run(model, quick, data(model, 120), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 120), (50, 120), (100, 120), (120, 120)]
 
 
 def test_a_datum_that_is_not_a_number_is_named():
-    model = PCA()
-    x = draw(model, 70)
+    model = pca()
+    x = data(model, 70)
     x[63] = math.nan
     with pytest.raises(DataError, match="of datum 63 is not a number"):
         run(model, quick, x)
@@ -346,4 +340,4 @@ def test_a_datum_that_is_not_a_number_is_named():
 
 def test_no_data_are_refused():
     with pytest.raises(DataError, match="given 0, expected at least 1"):
-        run(PCA(), quick, torch.zeros(0, 1, 1, PIXELS))
+        run(pca(), quick, torch.zeros(0, 1, 1, PIXELS))

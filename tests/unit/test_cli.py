@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from avb_service import cli
+from avb_service import cli, tables
 from avb_service.tracking import RegisteredVersion
 
 pytestmark = [
@@ -127,10 +127,25 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     tags = {"method": "avb_ac", "latent_dim": "16", "data": "digits", "certificate": "PASS", "parameters": "88000",
             "train_seconds": "194"}  # fmt: skip
     version = RegisteredVersion("digits-smoke", 12, ("champion",), None, 0.0, tags, metrics)
-    monkeypatch.setattr(cli, "out", Console(file=io.StringIO(), width=width, color_system=None))
-    cli._leaderboard([version], False, [version.uri])
-    heading, _, row = cli.out.file.getvalue().splitlines()[2:5]
+    monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=width, color_system=None))
+    tables.leaderboard([version], False, [version.uri])
+    heading, _, row = tables.out.file.getvalue().splitlines()[2:5]
     assert row.split()[:7] == ["digits-smoke/12", "*", "champion", "avb_ac", *(["digits"] if not absent else []), "16",
                                "-22.07", "±"][:7]  # fmt: skip
     assert "…" not in row + heading
     assert {name for name in ("gap", "params", "certificate") if name not in heading} == absent
+
+
+def test_parzen_windows_stand_beside_those_of_the_training_data_and_in_a_column_of_their_own(monkeypatch):
+    tags = {"method": "gan", "latent_dim": "16", "data": "digits", "certificate": "none"}
+    metrics = {"test/parzen": 301.25, "test/parzen_training": 415.5}
+    versions = [
+        RegisteredVersion("gan", 1, (), None, 0.0, tags, metrics),
+        RegisteredVersion("vae", 1, (), None, 0.0, {"method": "vae"}, {"test/log_likelihood": -22.0}),
+    ]
+    monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
+    tables.leaderboard(versions, False)
+    shown = tables.out.file.getvalue()
+    assert "301.2 (415.5)" in shown and "no log p(x)" in shown
+    assert shown.index("vae/1") < shown.index("gan/1"), "what has no likelihood is ranked below what has one"
+    assert "log p(x) ~" not in shown, "nobody has an adversary here"

@@ -1,0 +1,179 @@
+"""What commands print as tables, or as JSON for programs.
+
+Floor 8. Nothing heavy is imported before it is needed, so that help answers at once.
+"""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from avb_service.likelihood import Certificate, Estimate
+    from avb_service.tracking import RegisteredVersion
+
+out = Console() if sys.stdout.isatty() else Console(width=120)
+
+# Of the leaderboard's columns: those that hold words; those that a terminal may have no room for, the first to go
+# first; and what they mean.
+WORDS = ("model", "alias", "method", "data", "certificate")
+DETAILS = ("params", "train", "gap", "drawn <=", "data", "log p(x) ~", "Parzen (training)")
+NOTES = {
+    "model": "*: new.  ±: standard error over data.",
+    "log p(x) ~": "~: what an adversary believes; it bounds nothing.",
+    "drawn <=": "drawn <=, gap: upper bound on data that the model drew itself, and its distance from the lower one, "
+    "plus 2 s.e.",
+    "Parzen (training)": "Parzen: a density around samples, and beside it that around training data; no log p(x).",
+}
+
+
+def lines(rows: "Sequence[Mapping[str, Any]]", as_json: bool, title: str) -> None:
+    """Rows that have the same keys."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(", ".join(value) if isinstance(value, list) else str(value) for value in row.values()))
+    out.print(table)
+
+
+def estimates(found: "Sequence[Estimate]", certificate: "Certificate | None", title: str, as_json: bool) -> None:
+    """Likelihoods, each with its kind and error bar, and what the certificate says."""
+    if as_json:
+        exact = [
+            {"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, "quantity": e.quantity,
+             **e.diagnostics}
+            for e in found
+        ]  # fmt: skip
+        print(json.dumps({"estimates": exact, "certificate": certificate.tree() if certificate else None}, indent=2))
+        return
+    rows = [
+        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
+         "data": len(e.per_datum)}
+        for e in found
+    ]  # fmt: skip
+    lines(rows, False, title)
+    if certificate is not None:
+        checks = [
+            {"check": check.meaning, "measured": f"{check.value:.3g}", "limit": f"{check.relation} {check.limit:.3g}",
+             "passed": "yes" if check.passed else "NO"}
+            for check in certificate.checks
+        ]  # fmt: skip
+        lines(checks, False, f"Certificate of ais: {certificate.verdict}")
+        out.print("It holds for data that the model itself draws; no upper bound holds for real data.", markup=False)
+
+
+def hosts(found: "Mapping[str, Mapping[str, Any]]", members: "Mapping[str, Sequence[float]] | None") -> None:
+    """What each host of a cluster has.
+
+    Args:
+        found: by address, what `distributed.check` has seen there.
+        members: CPUs and GPUs of those that have joined Ray, by address; None before `ray up`.
+    """
+    lines([_host(address, has, members or {}) for address, has in found.items()], False, "Hosts")
+
+
+def _host(address: str, has: "Mapping[str, Any]", members: "Mapping[str, Sequence[float]]") -> dict[str, str]:
+    joined = members.get(address) or members.get(has["resolves"])
+    return {
+        "host": address,
+        "name": has["hostname"],
+        "python": ".".join(map(str, has["python"])),
+        **{name: has["versions"].get(name, "to be installed") for name in ("ray", "torch", "mlflow")},
+        "CPUs": str(has["cpus"]),
+        "GPUs": str(has["gpus"]),
+        "Ray": f"{joined[0]:g} CPUs, {joined[1]:g} GPUs" if joined else "-",
+    }
+
+
+def leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = ()) -> None:
+    """Sorted by the held-out lower bound; what only an adversary believes stands in a column of its own.
+
+    Args:
+        versions: what is registered.
+        as_json: for programs.
+        new: URIs of those to be marked.
+    """
+    rows = [_row(version) for version in versions]
+    rows.sort(key=lambda row: -(row["log p(x) >="] if row["log p(x) >="] is not None else -float("inf")))
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        out.print("no model is registered yet")
+        return
+    cells = [_cells(row, row["model"] in new) for row in rows]
+    names = [name for name in cells[0] if name not in DETAILS or any(line[name] for line in cells)]
+    endless = out.options.update(width=10_000)
+    for detail in DETAILS:
+        if out.measure(_board(names, cells), options=endless).maximum <= out.width:
+            break
+        names = [name for name in names if name != detail]
+    out.print(_board(names, cells))
+    out.print("\n".join(note for name, note in NOTES.items() if name in names), markup=False)
+
+
+def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]") -> Table:
+    """The table with some of the columns."""
+    table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
+    for line in cells:
+        table.add_row(*(line[name] for name in names))
+    return table
+
+
+def _cells(row: dict[str, Any], new: bool) -> dict[str, str]:
+    """What a person sees of a row."""
+    error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
+    training = "" if row["parzen_training"] is None else f" ({row['parzen_training']:.1f})"
+    return {
+        "model": row["model"].removeprefix("models:/") + (" *" if new else ""),
+        "alias": row["alias"],
+        "method": row["method"],
+        "data": row["data"],
+        "d": row["latent"],
+        "log p(x) >=": _number(row["log p(x) >="]) + error,
+        "log p(x) ~": _number(row["log p(x) ~"]),
+        "Parzen (training)": _number(row["parzen"], ".1f") + training,
+        "drawn <=": _number(row["simulated <="]),
+        "gap": _number(row["gap"]),
+        "certificate": row["certificate"],
+        "params": f"{row['parameters'] / 1000:.0f}k",
+        "train": f"{row['seconds']:.0f} s",
+    }
+
+
+def _row(version: "RegisteredVersion") -> dict[str, Any]:
+    """What a program sees of a version."""
+    from avb_service.tracking.publish import HELD_OUT
+
+    metrics, tags = version.metrics, version.tags
+    return {
+        "model": version.uri,
+        "alias": ", ".join(version.aliases),
+        "method": tags.get("method", ""),
+        "latent": tags.get("latent_dim", ""),
+        "log p(x) >=": metrics.get(HELD_OUT),
+        "stderr": metrics.get(f"{HELD_OUT}.stderr"),
+        "log p(x) ~": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
+        "parzen": metrics.get("test/parzen"),
+        "parzen_training": metrics.get("test/parzen_training"),
+        "simulated <=": metrics.get("certificate/simulated.upper"),
+        "gap": metrics.get("certificate/gap"),
+        "certificate": tags.get("certificate", ""),
+        "promotion": tags.get("promotion", ""),
+        "parameters": int(tags.get("parameters", 0)),
+        "seconds": float(tags.get("train_seconds", 0)),
+        "data": tags.get("data", ""),
+    }
+
+
+def _number(value: float | None, digits: str = ".2f") -> str:
+    return "" if value is None else f"{value:{digits}}"
