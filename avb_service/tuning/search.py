@@ -4,7 +4,7 @@ Floor 9.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -95,26 +95,46 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
 
     The search ranks trials by a bound that is cheap; its best few are ranked again by what their budget buys.
 
-    What an interrupted call has registered is not registered again.
+    Every step asks what is there already, so a call that was interrupted anywhere is brought to its end by another:
+    what has been scored or registered is not done again.
 
     Args:
         search: whose trials have run.
         on_step: told what is being done.
         scoring: who scores the data, and who is told; options of `likelihood.Evaluator`.
     """
-    reached = [trial for trial in search.trials() if trial.objective is not None]
     search.best()  # says why, where there is none
-    leaders = {trial.config.algorithm.name: trial for trial in reversed(reached)}
-    if len(search.published()) < len(leaders):
+    reached = [trial for trial in search.trials() if trial.objective is not None]
+    registered = [trial for trial in reached if trial.job.name in search.published()]
+    if _methods(registered) != _methods(reached):
         contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
-        records: dict[str, LikelihoodRecord] = {}
-        for trial in {trial.job.name: trial for trial in (*contenders, *leaders.values())}.values():
-            on_step(f"scoring {trial.job.name} on held-out data")
-            records[trial.job.name] = trial.job.assess(**scoring)
-        champion = max(contenders, key=lambda trial: _held_out(records[trial.job.name]))
-        _register(search, {**leaders, champion.config.algorithm.name: champion}, champion, records)
+        leaders = _leaders(reached)
+        records = _assess([*contenders, *leaders.values()], on_step, scoring)
+        best = max(contenders, key=lambda trial: _held_out(records[trial.job.name]))
+        _register(search, _leaders([best, *reached]).values(), best, records)
     search.run.finish()
     return list(search.published().values())
+
+
+def _methods(trials: Iterable[Trial]) -> set[str]:
+    return {trial.config.algorithm.name for trial in trials}
+
+
+def _leaders(trials: Sequence[Trial]) -> dict[str, Trial]:
+    """The first of each method."""
+    return {trial.config.algorithm.name: trial for trial in reversed(trials)}
+
+
+def _assess(
+    trials: Iterable[Trial], on_step: Callable[[str], None], scoring: Mapping[str, Any]
+) -> dict[str, LikelihoodRecord]:
+    """Held-out likelihoods, by trial; each is scored once."""
+    records: dict[str, LikelihoodRecord] = {}
+    for trial in trials:
+        if (name := trial.job.name) not in records:
+            on_step(f"scoring {name} on held-out data")
+            records[name] = trial.job.assess(**scoring)
+    return records
 
 
 def _held_out(record: LikelihoodRecord) -> float:
@@ -122,11 +142,11 @@ def _held_out(record: LikelihoodRecord) -> float:
 
 
 def _register(
-    search: Search, leaders: Mapping[str, Trial], champion: Trial, records: Mapping[str, LikelihoodRecord]
+    search: Search, trials: Iterable[Trial], champion: Trial, records: Mapping[str, LikelihoodRecord]
 ) -> None:
     """Publish what is not yet published, and note each at once."""
     published = search.published()
-    for trial in leaders.values():
+    for trial in trials:
         name = trial.job.name
         if name not in published:
             published[name] = trial.job.publish(records[name], candidate=trial is champion)
