@@ -27,7 +27,7 @@ class NoisyModel(LatentVariableModel):
     """
 
     def __init__(self, model: Algorithm, noise: float) -> None:
-        name = type(model).__name__
+        name = model.config.name
         if isinstance(model, LatentVariableModel):
             raise UserError(f"{name} has a p(x|z) of its own; leave the noise out")
         if not isinstance(model, DecodingModel):
@@ -56,6 +56,6 @@ class NoisyModel(LatentVariableModel):
             UserError: always; says what does without.
         """
         raise UserError(
-            f"{type(self.generator).__name__} has no posterior q(z|x) under this noise: use ais, ais_prior or "
+            f"{self.config.name} has no posterior q(z|x) under this noise: use ais, ais_prior or "
             "iwae_refined, which ask for none"
         )

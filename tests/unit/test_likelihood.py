@@ -8,7 +8,7 @@ from known_adversary import BASIS, BINARY, INPUT, SMALL
 from linear_gaussian import PCA, data, mean_field
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, Player
+from avb_service.algorithm import Algorithm, AlgorithmConfig, Player
 from avb_service.algorithms.avb import AVB, AVBConfig
 from avb_service.algorithms.avb_ac import AVBAC, AVBACConfig
 from avb_service.algorithms.vae import VAE, VAEConfig
@@ -150,10 +150,10 @@ def vae(latent_dim: int) -> VAE:
 
 def test_estimators_that_do_not_apply_say_so():
     x = torch.zeros(3, 1, 1, 4)
-    with pytest.raises(UserError, match=r"Sampler defines no p\(x\|z\)"):
-        latent_variable_model(Sampler(None, BINARY))
-    with pytest.raises(UserError, match=r"Sampler defines no p\(x\|z\)"):
-        Evaluator(Sampler(None, BINARY), settings()).evaluate(x, "quick")
+    with pytest.raises(UserError, match=r"sampler defines no p\(x\|z\)"):
+        latent_variable_model(Sampler(AlgorithmConfig(name="sampler"), BINARY))
+    with pytest.raises(UserError, match=r"sampler defines no p\(x\|z\)"):
+        Evaluator(Sampler(AlgorithmConfig(name="sampler"), BINARY), settings()).evaluate(x, "quick")
     with pytest.raises(UserError, match="elbo needs a posterior with a density.*use elbo_adversarial.*iwae"):
         Evaluator(AVB(AVBConfig(**SMALL, encoder=INPUT), BINARY), settings()).score("elbo", x)
     with pytest.raises(UserError, match="elbo_adversarial needs an adversary.*which VAE has not: use elbo"):

@@ -4,16 +4,19 @@ import math
 
 import pytest
 import torch
+from known_adversary import BINARY
 from linear_gaussian import PCA, SPEC, data
 from torch import Tensor
 from torch.distributions import Distribution
 
-from avb_service.algorithm import Algorithm, DecodingModel, Player
+from avb_service.algorithm import Algorithm, AlgorithmConfig, DecodingModel, Player
+from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.errors import UserError
 from avb_service.figures import bounds
 from avb_service.likelihood import Evaluator, LikelihoodConfig, LikelihoodRecord, NoisyModel
+from avb_service.networks.trunks import MLPConfig
 
-NOISE = 0.7
+NOISE, SMALL = 0.7, MLPConfig(hidden=(4,))
 CONFIG = LikelihoodConfig.parse({"importance_draws": 64, "certificate": {"real": 20}})
 
 
@@ -21,7 +24,7 @@ class Generator(DecodingModel):
     """g(z) = W z + mu: with noise, probabilistic PCA."""
 
     def __init__(self) -> None:
-        super().__init__(None, SPEC)
+        super().__init__(AlgorithmConfig(name="generator"), SPEC)
         self.linear = PCA(2, noise=NOISE)
 
     def players(self) -> tuple[Player, ...]:
@@ -88,23 +91,23 @@ def test_a_generator_gets_its_certificate(x):
 
 @pytest.mark.parametrize("name", ["iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "elbo_corrected"])
 def test_what_asks_for_a_posterior_is_refused_with_what_does_not(name, x):
-    message = r"Generator has no posterior q\(z\|x\) under this noise: use ais, ais_prior or iwae_refined"
+    message = r"generator has no posterior q\(z\|x\) under this noise: use ais, ais_prior or iwae_refined"
     with pytest.raises(UserError, match=message):
         Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).score(name, x)
 
 
 def test_without_a_noise_the_refusal_says_that_one_can_be_named(x):
-    with pytest.raises(UserError, match=r"Generator defines no p\(x\|z\).*name the noise.*--noise 0.1.*use parzen"):
+    with pytest.raises(UserError, match=r"generator defines no p\(x\|z\).*name the noise.*--noise 0.1.*use parzen"):
         Evaluator(GENERATOR, CONFIG).score("ais", x)
-    with pytest.raises(UserError, match=r"Sampler defines no p\(x\|z\), so it has no log-likelihood: use parzen"):
-        Evaluator(Sampler(None, SPEC), CONFIG).evaluate(x)
+    with pytest.raises(UserError, match=r"sampler defines no p\(x\|z\), so it has no log-likelihood: use parzen"):
+        Evaluator(Sampler(AlgorithmConfig(name="sampler"), SPEC), CONFIG).evaluate(x)
 
 
 def test_a_noise_that_means_nothing_is_refused():
-    with pytest.raises(UserError, match=r"PCA has a p\(x\|z\) of its own; leave the noise out"):
-        NoisyModel(PCA(2), 0.1)
-    with pytest.raises(UserError, match="Sampler makes no data of codes"):
-        NoisyModel(Sampler(None, SPEC), 0.1)
+    with pytest.raises(UserError, match=r"vae has a p\(x\|z\) of its own; leave the noise out"):
+        NoisyModel(VAE(VAEConfig(encoder=SMALL, decoder=SMALL), BINARY), 0.1)
+    with pytest.raises(UserError, match="sampler makes no data of codes"):
+        NoisyModel(Sampler(AlgorithmConfig(name="sampler"), SPEC), 0.1)
     for noise in (0.0, -0.1, math.nan, math.inf):
         with pytest.raises(UserError, match=f"a noise of {noise}, expected a positive standard deviation"):
             NoisyModel(GENERATOR, noise)
