@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock
 from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from avb_service.bayes import EightSchools
 from avb_service.config import Config
@@ -67,7 +68,8 @@ class DataConfig(Config):
         test: likewise, where the source has no official test split.
         seed: of the splits and of static binarisation.
         limit: use only so many training data.
-        image_size: crop images in folders (and celeba, there 64 by default) to a square and resize it to this side.
+        image_size: crop images to a centred square and resize it to this side (celeba: 64 by default); levels become
+            bytes.
         resident_gib: data larger than this are streamed from disk instead of being kept on the device.
         download: fetch missing files of a named source, where they can be fetched.
         other: the second source, for a method that translates between two; its data are not paired with the first's.
@@ -251,9 +253,12 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         DataError: data that are missing, damaged, too few, or not what they should be.
     """
-    train, validation, test, levels = SOURCES[config.name].load(config)
-    if config.limit is not None and config.limit < len(train):
-        train = train.only(torch.arange(config.limit))
+    parts = SOURCES[config.name].load(config)
+    if config.limit is not None and config.limit < len(parts.train):
+        parts = parts._replace(train=parts.train.only(torch.arange(config.limit)))
+    if config.image_size is not None:
+        parts = _of_size(parts, config.image_size, config.name)
+    train, validation, test, levels = parts
     if config.binarisation == "static" and levels != 1:
         train = _binarised(train, levels, config.seed, "train")
         validation = _binarised(validation, levels, config.seed, "validation")
@@ -313,6 +318,37 @@ def _binarised(split: Split, levels: int, seed: int, purpose: str) -> Split:
     noise = generator("cpu", seed, "static binarisation", purpose)
     parts = [binarise(thresholds(part, levels), noise).to(torch.uint8) for part in split.parts()]
     return Split(torch.cat(parts), split.labels)
+
+
+def _of_size(parts: Parts, size: int, name: str) -> Parts:
+    """Images resized to a side, as bytes unless they are real-valued; those of that size already are left alone.
+
+    Raises:
+        DataError: vectors, or more than is kept in memory.
+    """
+    height, width = parts.train.pixels.shape[2:]
+    if (height, width) == (size, size):
+        return parts
+    if min(height, width) == 1:
+        raise DataError(f"data.image_size {size} resizes images, and {name} holds vectors of {width}; leave it out")
+    train, validation, test = (_resized(split, parts.levels, size) for split in parts[:3])
+    return Parts(train, validation, test, 255 if parts.levels else 0)
+
+
+def _resized(split: Split, levels: int, size: int) -> Split:
+    if isinstance(split.pixels, Mapped):
+        raise DataError(
+            "data.image_size keeps the resized images in memory, and these are larger than data.resident_gib; raise it"
+        )
+    resized: list[Tensor] = []
+    for part in split.parts():
+        height, width = part.shape[2:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = part[..., top : top + side, left : left + side].float() / max(levels, 1)
+        image = interpolate(square, (size, size), mode="bilinear", antialias=True)
+        resized.append((255 * image).round_().clamp_(0, 255).to(torch.uint8) if levels else image)
+    return Split(torch.cat(resized), split.labels)
 
 
 def _mean(split: Split, levels: int) -> Tensor:

@@ -474,3 +474,41 @@ def test_cache_that_cannot_be_written_is_an_error_of_the_data(tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
     with pytest.raises(DataError, match="cannot cache images in .*XDG_CACHE_HOME"):
         load(file(folder))
+
+
+# Sizes, and two sources.
+
+
+def test_images_of_any_source_are_resized_to_bytes(tmp_path):
+    small, given = load(DataConfig(name="digits", image_size=16)), load(DataConfig(name="digits"))
+    assert small.spec[:3] == ((1, 16, 16), "levels", 255)
+    assert small.train.pixels.dtype == torch.uint8
+    assert torch.equal(small.train.labels, given.train.labels)
+    means = small.train.pixels.double().mean((1, 2, 3)) / 255, given.train.pixels.double().mean((1, 2, 3)) / 16
+    assert (means[0] - means[1]).abs().max() < 0.02  # bilinear weights add up to one but for the edges
+    assert load(DataConfig(name="digits", image_size=8)).spec.levels == 16, "what has the size is left as it is"
+
+
+def test_resizing_takes_the_centred_square_without_aliases(tmp_path):
+    """Stripes finer than the new pixels become their mean, and what is beside the square is cut away."""
+    x = np.zeros((20, 8, 12), np.float32)
+    x[:, :, 2:10:2] = 1.0
+    x[:, :, :2] = x[:, :, 10:] = 100.0
+    np.save(tmp_path / "x.npy", x)
+    data = load(DataConfig(name="file", path=str(tmp_path / "x.npy"), image_size=2))
+    assert data.spec[:3] == ((1, 2, 2), "real", 0)
+    assert (data.train.pixels - 0.5).abs().max() < 0.1
+
+
+def test_vectors_and_what_is_not_in_memory_are_not_resized():
+    with pytest.raises(DataError, match=r"image_size 8 resizes images, and onehot-4 holds vectors of 4"):
+        load(DataConfig(name="onehot-4", image_size=8))
+    with pytest.raises(DataError, match="larger than data.resident_gib"):
+        load(DataConfig(name="digits", image_size=16, resident_gib=0.0))
+
+
+def test_two_sources_of_one_shape_go_together_and_others_are_refused():
+    both = load(DataConfig(name="digits", image_size=16, other=DataConfig(name="digits", image_size=16, seed=1)))
+    assert both.other is not None and both.other.spec.shape == both.spec.shape
+    with pytest.raises(DataError, match=r"digits \[1, 8, 8\] levels and digits \[1, 16, 16\] levels; set image_size"):
+        load(DataConfig(name="digits", other=DataConfig(name="digits", image_size=16)))
