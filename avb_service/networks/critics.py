@@ -3,9 +3,10 @@
 Floor 1.
 """
 
+import torch
 from torch import Tensor, nn
 
-from avb_service.networks.trunks import ImageShape, TrunkConfig
+from avb_service.networks.trunks import ImageShape, TrunkConfig, layers
 
 
 class Critic(nn.Module):
@@ -24,3 +25,23 @@ class Critic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """A number for each datum [B, C, H, W], [B]."""
         return self.head(self.features(x))[:, 0]
+
+
+class PairCritic(nn.Module):
+    """D(x, z) before any output activation: features of x and the code, side by side, through further layers.
+
+    Args:
+        trunk: the features.
+        shape: of x, (C, H, W).
+        latent_dim: D.
+        joint: widths of the further layers.
+    """
+
+    def __init__(self, trunk: TrunkConfig, shape: ImageShape, latent_dim: int, joint: tuple[int, ...]) -> None:
+        super().__init__()
+        self.features, width = trunk.features(shape)
+        self.joint = nn.Sequential(*layers((width + latent_dim, *joint), "leaky_relu"), nn.Linear(joint[-1], 1))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """A number for each pair of a datum [B, C, H, W] and a code [B, D], [B]."""
+        return self.joint(torch.cat([self.features(x), z], -1))[:, 0]
