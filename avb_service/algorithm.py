@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from avb_service.config import Config
-from avb_service.distributions import DataSpec, ImplicitPosterior, Values
+from avb_service.distributions import Concatenated, DataSpec, ImplicitPosterior, Values
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -191,6 +191,18 @@ class Algorithm(nn.Module, ABC):
         """
 
 
+class TranslatingModel(Algorithm):
+    """A method that turns data of a second source into what it models, and back."""
+
+    @abstractmethod
+    def translate(self, other: Tensor) -> Tensor:
+        """Data of the second source [B, C, H, W] as data of the modelled kind, [B, C, H, W]."""
+
+    @abstractmethod
+    def translate_back(self, x: Tensor) -> Tensor:
+        """Data of the modelled kind [B, C, H, W] as data of the second source, [B, C, H, W]."""
+
+
 class DecodingModel(Algorithm):
     """A method that makes data of codes: x = g(z), z ~ p(z)."""
 
@@ -205,6 +217,14 @@ class DecodingModel(Algorithm):
     def sample(self, n: int) -> Tensor:
         """N draws x = g(z), z ~ p(z), [n, C, H, W]."""
         return self.decode(self.prior().sample((n,))).detach()
+
+
+class CodedModel(DecodingModel):
+    """A method whose codes begin with c, one of K and numbers, which is read off the data again; the rest is noise."""
+
+    @abstractmethod
+    def recognise(self, x: Tensor) -> Concatenated:
+        """Q(c|x) for data [B, C, H, W], batch shape [B]; its first part is over K categories, as one-hot vectors."""
 
 
 class EncodingModel(DecodingModel):

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    OneHotCategorical,
+    constraints,
+)
 
 from avb_service.config import Config
 
@@ -220,6 +229,54 @@ def likelihood_score(p: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits, x - torch.sigmoid(logits)
     log_p = p.log_prob(x)
     return log_p, torch.ones_like(log_p)
+
+
+class OneOfK(OneHotCategorical):
+    """One-hot vectors [K] from logits [..., K]; torch's own checks its logits even where told not to.
+
+    NaN has to reach the engine, which stops the run and names the player.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._categorical = Categorical(logits=logits, validate_args=False)
+        Distribution.__init__(self, logits.shape[:-1], logits.shape[-1:], validate_args=False)
+
+
+class Concatenated(Distribution):
+    """Independent vectors side by side.
+
+    Args:
+        parts: distributions of one batch shape, with event shapes [D_1], [D_2], ...
+    """
+
+    arg_constraints: dict = {}
+
+    def __init__(self, *parts: Distribution) -> None:
+        self.parts = parts
+        self.sizes = [part.event_shape[0] for part in parts]
+        super().__init__(parts[0].batch_shape, torch.Size([sum(self.sizes)]), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Each part's own; discrete where one of them is."""
+        return constraints.cat([part.support for part in self.parts], -1, self.sizes)
+
+    @property
+    def mean(self) -> Tensor:
+        """Means side by side, [..., D]."""
+        return torch.cat([part.mean for part in self.parts], -1)
+
+    def split(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a vector, [..., D_1], [..., D_2], ..."""
+        return value.split(self.sizes, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Sum over the parts, [...]."""
+        return sum((p.log_prob(v) for p, v in zip(self.parts, self.split(value), strict=True)), value.new_zeros(()))
+
+    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+        """Draws [*sample_shape, ..., D]."""
+        return torch.cat([part.sample(torch.Size(sample_shape)) for part in self.parts], -1)
 
 
 class ImplicitPosterior:

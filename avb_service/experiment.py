@@ -162,9 +162,13 @@ class Experiment:
 
     def data(self, split: str, limit: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Data [n, C, H, W] and labels of a split as evaluation sees them: binarised once, always alike."""
-        chosen: Split = getattr(self.dataset, split)
-        binarisation, seed = self.config.data.binarisation, self.config.likelihood.seed
-        return fixed(chosen, self.dataset.spec, binarisation, seed, self.device, self.dtype, limit)
+        return self._fixed(self.dataset, self.config.data, split, limit)
+
+    def other(self, split: str, limit: int | None = None) -> tuple[Tensor, Tensor | None] | None:
+        """The same of the second source; none where there is one source."""
+        if self.dataset.other is None or self.config.data.other is None:
+            return None
+        return self._fixed(self.dataset.other, self.config.data.other, split, limit)
 
     def assess(self, **options: Any) -> LikelihoodRecord:  # noqa: ANN401
         """Score the model on held-out data by what its configuration's budget buys; without p(x|z), by Parzen windows.
@@ -194,7 +198,8 @@ class Experiment:
 
         x, labels = self.data("validation", FIGURE_DATA)
         history = {name: [(int(round_), value) for round_, value in points] for name, points in self.history.items()}
-        return draw(self.engine.model, x, labels, history)
+        other = self.other("validation", FIGURE_DATA)
+        return draw(self.engine.model, x, labels, history, other=None if other is None else other[0])
 
     def surgery(self) -> dict[str, float]:
         """The mean ELBO of validation data taken apart; nothing where the model has no likelihood."""
@@ -227,6 +232,11 @@ class Experiment:
             "rounds": str(self.engine.round),
             "train_seconds": f"{self.seconds:.1f}",
         }
+
+    def _fixed(self, dataset: Dataset, data: DataConfig, split: str, limit: int | None) -> tuple[Tensor, Tensor | None]:
+        chosen: Split = getattr(dataset, split)
+        seed = self.config.likelihood.seed
+        return fixed(chosen, dataset.spec, data.binarisation, seed, self.device, self.dtype, limit)
 
     def _source(self, dataset: Dataset, data: DataConfig, seed: int) -> Source:
         training = self.config.training

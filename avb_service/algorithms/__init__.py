@@ -10,9 +10,11 @@ from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
 from avb_service.algorithms.avb_joint import AVBJoint
 from avb_service.algorithms.bernoulli_vae import BernoulliVAE
+from avb_service.algorithms.cyclegan import CycleGAN
 from avb_service.algorithms.f_gan import FGAN
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.gumbel_vae import GumbelVAE
+from avb_service.algorithms.infogan import InfoGAN
 from avb_service.algorithms.lsgan import LSGAN
 from avb_service.algorithms.sbn import MeanFieldSBN, WakeSleepSBN
 from avb_service.algorithms.vae import VAE
@@ -24,9 +26,11 @@ TABLE: dict[str, type[Algorithm]] = {
     "avb_ac": AVBAC,
     "avb_joint": AVBJoint,
     "bernoulli_vae": BernoulliVAE,
+    "cyclegan": CycleGAN,
     "f_gan": FGAN,
     "gan": GAN,
     "gumbel_vae": GumbelVAE,
+    "infogan": InfoGAN,
     "lsgan": LSGAN,
     "sbn_mean_field": MeanFieldSBN,
     "sbn_wake_sleep": WakeSleepSBN,

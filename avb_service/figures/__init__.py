@@ -7,7 +7,7 @@ generators as they were.
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, DecodingModel, EncodingModel
+from avb_service.algorithm import Algorithm, CodedModel, DecodingModel, EncodingModel, TranslatingModel
 from avb_service.figures.bounds import bounds
 from avb_service.figures.canvas import to_array, to_png
 from avb_service.figures.curves import History, training_curves
@@ -15,10 +15,12 @@ from avb_service.figures.grids import has_plane, interpolation, manifold, recons
 from avb_service.figures.latents import latents
 from avb_service.figures.points import are_points, points
 from avb_service.figures.probe import continuous
+from avb_service.figures.traversal import codes, cycles, traversal
 
 
 def draw(
-    model: Algorithm, x: Tensor, labels: Tensor | None = None, history: History | None = None, seed: int = 0
+    model: Algorithm, x: Tensor, labels: Tensor | None = None, history: History | None = None, seed: int = 0,
+    other: Tensor | None = None,
 ) -> dict[str, Figure]:
     """All figures that the model can have, by name.
 
@@ -28,6 +30,7 @@ def draw(
         labels: classes, [B], where the data has them.
         history: what training reported, see `training_curves`.
         seed: of all noise.
+        other: data of the second source, [B, C, H, W], where there is one.
     """
     figures = {"samples": points(model, x, seed) if are_points(model.spec) else samples(model, seed=seed)}
     if isinstance(model, EncodingModel):
@@ -37,12 +40,18 @@ def draw(
             figures["interpolation"] = interpolation(model, x, seed=seed)
     if isinstance(model, DecodingModel) and has_plane(model):
         figures["manifold"] = manifold(model, seed=seed)
+    if isinstance(model, DecodingModel) and continuous(model.prior()):
+        figures["traversal"] = traversal(model, seed=seed)
+    if isinstance(model, CodedModel):
+        figures["codes"] = codes(model, seed=seed)
+    if isinstance(model, TranslatingModel):
+        figures["cycles"] = cycles(model, x, other)
     if history:
         figures["training_curves"] = training_curves(history)
     return figures
 
 
 __all__ = [
-    "History", "bounds", "draw", "interpolation", "latents", "manifold", "points", "reconstructions", "samples",
-    "to_array", "to_png", "training_curves",
+    "History", "bounds", "codes", "cycles", "draw", "interpolation", "latents", "manifold", "points", "reconstructions",
+    "samples", "to_array", "to_png", "training_curves", "traversal",
 ]  # fmt: skip

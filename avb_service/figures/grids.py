@@ -24,8 +24,8 @@ def samples(model: Algorithm, n: int = 64, seed: int = 0) -> Figure:
             tiles, subtitle = model.decode(model.prior().sample((n,))), "means of p(x|z) for z ~ p(z)"
         else:
             tiles, subtitle = model.sample(n), "draws from the model"
-    tiles, scale = _intensity(tiles, tiles, model.spec)
-    return mosaic(tiles, "Samples", subtitle + scale, [columns_for(n, *_extent(tiles))])
+    tiles, scale = intensity(tiles, tiles, model.spec)
+    return mosaic(tiles, "Samples", subtitle + scale, [columns_for(n, *extent(tiles))])
 
 
 def reconstructions(model: EncodingModel, x: Tensor, seed: int = 0) -> Figure:
@@ -39,8 +39,8 @@ def reconstructions(model: EncodingModel, x: Tensor, seed: int = 0) -> Figure:
     x = beside(model, x[:PAIRS])
     with still(model, "reconstructions", seed):
         returned = model.reconstruct(x)
-    (x, scale), (returned, _) = _intensity(x, x, model.spec), _intensity(returned, x, model.spec)
-    height, width = _extent(x)
+    (x, scale), (returned, _) = intensity(x, x, model.spec), intensity(returned, x, model.spec)
+    height, width = extent(x)
     columns = columns_for(len(x), 2 * height, width)
     rows = []
     for above, below in zip(x.split(columns), returned.split(columns), strict=True):
@@ -79,7 +79,7 @@ def interpolation(model: EncodingModel, x: Tensor, rows: int = 8, steps: int = 9
         between = model.decode(path.flatten(0, 1)).unflatten(0, (rows, steps))
     first, last = ends.chunk(2)
     tiles = torch.cat([first[:, None], between, last[:, None]], 1).flatten(0, 1)
-    tiles, scale = _intensity(tiles, ends, model.spec)
+    tiles, scale = intensity(tiles, ends, model.spec)
     kind = "spherical" if spherical else "linear"
     subtitle = f"{kind} paths of codes between the data at the ends" + scale
     return mosaic(tiles, "Interpolation", subtitle, [1, steps, 1])
@@ -105,7 +105,7 @@ def manifold(model: DecodingModel, side: int = 20, seed: int = 0) -> Figure:
         axes = quantiles(prior, (torch.arange(side) + 0.5) / side)
         up, right = torch.meshgrid(axes[:, 1].flip(0), axes[:, 0], indexing="ij")
         tiles = model.decode(torch.stack([right, up], -1).flatten(0, 1))
-    tiles, scale = _intensity(tiles, tiles, model.spec)
+    tiles, scale = intensity(tiles, tiles, model.spec)
     low, high = (number(bound.item(), ".1f") for bound in axes[[0, -1], 0])
     subtitle = f"means of p(x|z), z₁ to the right, z₂ upwards, {low} to {high}" + scale
     return mosaic(tiles, "Manifold", subtitle, [side], gap=2)
@@ -117,7 +117,7 @@ def has_plane(model: DecodingModel) -> bool:
     return tuple(prior.event_shape) == (2,) and continuous(prior)
 
 
-def _extent(tiles: Tensor) -> tuple[int, int]:
+def extent(tiles: Tensor) -> tuple[int, int]:
     """Height and width at which a tile is shown."""
     channels, height, width = tiles.shape[1:]
     return height, width if channels == 3 else channels * width
@@ -134,7 +134,7 @@ def _arc(start: Tensor, end: Tensor, at: Tensor) -> Tensor:
     return torch.where(defined, turned * torch.lerp(*lengths, at), torch.lerp(start, end, at))
 
 
-def _intensity(values: Tensor, reference: Tensor, spec: DataSpec) -> tuple[Tensor, str]:
+def intensity(values: Tensor, reference: Tensor, spec: DataSpec) -> tuple[Tensor, str]:
     """Values as intensities in [0, 1], and what the subtitle says of the scale: real values span the reference's."""
     values = values.detach().float().cpu()
     if spec.values != "real":

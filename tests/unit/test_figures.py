@@ -10,12 +10,22 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Categorical, Distribution, Independent, MixtureSameFamily, Normal
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    OneHotCategorical,
+)
 
-from avb_service.algorithm import Algorithm, LatentVariableModel, Player
-from avb_service.distributions import DataSpec
+from avb_service.algorithm import Algorithm, CodedModel, LatentVariableModel, Player, TranslatingModel
+from avb_service.distributions import Concatenated, DataSpec
 from avb_service.errors import DataError
 from avb_service.figures import (
+    codes,
+    cycles,
     draw,
     interpolation,
     latents,
@@ -25,6 +35,7 @@ from avb_service.figures import (
     to_array,
     to_png,
     training_curves,
+    traversal,
 )
 from avb_service.figures import points as figure_of_points
 from avb_service.figures.canvas import HEADER, MARGIN, STRIP, columns_for, mosaic
@@ -163,11 +174,11 @@ def test_seed_and_model_change_the_picture(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        (Linear(2), {"samples", "reconstructions", "latents", "interpolation", "manifold"}),
-        (Linear(4), {"samples", "reconstructions", "latents", "interpolation"}),
-        (Linear(1), {"samples", "reconstructions", "latents", "interpolation"}),
+        (Linear(2), {"samples", "reconstructions", "latents", "interpolation", "manifold", "traversal"}),
+        (Linear(4), {"samples", "reconstructions", "latents", "interpolation", "traversal"}),
+        (Linear(1), {"samples", "reconstructions", "latents", "interpolation", "traversal"}),
         (Bits(2), {"samples", "reconstructions", "latents"}),
-        (Mixture(2), {"samples", "reconstructions", "latents", "interpolation", "manifold"}),
+        (Mixture(2), {"samples", "reconstructions", "latents", "interpolation", "manifold", "traversal"}),
         (Implicit(None, spec((3, 8, 8))), {"samples"}),
     ],
 )
@@ -382,3 +393,91 @@ def test_single_numbers_are_two_densities():
 def test_images_are_no_points():
     with pytest.raises(DataError, match=r"1 or 2 real numbers, given \[3, 8, 8\]"):
         figure_of_points(Implicit(None, spec((3, 8, 8))), torch.zeros(2, 3, 8, 8))
+
+
+# Single numbers of a code, and translations.
+
+
+def test_a_traversal_changes_one_number_in_each_row() -> None:
+    model = Linear(3)
+    figure = traversal(model, steps=5)
+    z = model.seen.unflatten(0, (3, 5))
+    for d in range(3):
+        assert (z[d, 1:, d] > z[d, :-1, d]).all()
+        others = [k for k in range(3) if k != d]
+        code = torch.cat([z[1, 0, :1], z[0, 0, 1:]])  # that which the rows have in common
+        assert z[d][:, others].eq(code[others]).all()
+    torch.testing.assert_close(z[0, 2, 0], torch.tensor(0.0), msg="the middle is the median")
+    assert to_png(figure) == to_png(traversal(model, steps=5))
+
+
+def test_discrete_codes_have_no_traversal() -> None:
+    with pytest.raises(DataError, match="discrete"):
+        traversal(Bits(2))
+    assert "traversal" not in draw(Bits(2), torch.rand(4, 1, 8, 8).round())
+    assert "traversal" in draw(Linear(2), torch.rand(4, 1, 8, 8).round())
+
+
+class Coded(CodedModel):
+    """Three categories, two continuous codes, four numbers of noise."""
+
+    def __init__(self) -> None:
+        super().__init__(None, spec((1, 2, 2), "levels"))
+
+    def players(self) -> tuple[Player, ...]:
+        return ()
+
+    def prior(self) -> Concatenated:
+        return Concatenated(*self.recognise(torch.zeros(1)).parts, standard_normal(4, torch.zeros(1)))
+
+    def recognise(self, x: Tensor) -> Concatenated:
+        return Concatenated(OneHotCategorical(torch.ones(3)), standard_normal(2, torch.zeros(1)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        self.seen = z
+        return torch.sigmoid(z[..., :4]).unflatten(-1, (1, 2, 2))
+
+
+def test_columns_are_categories_and_rows_the_other_codes() -> None:
+    model = Coded()
+    figures = draw(model, torch.rand(4, 1, 2, 2))
+    assert {"codes", "samples"} == figures.keys()
+    codes(model, steps=5)
+    z = model.seen.unflatten(0, (15, 3))
+    assert z[..., :3].eq(torch.eye(3)).all()
+    rest = z[:, 0, 3:]
+    assert z[..., 3:].eq(rest[:, None]).all(), "a row differs by the category alone"
+    assert len(rest[:5].unique(dim=0)) == 5
+    for code, row in ((0, 5), (1, 10)):
+        swept = rest[row : row + 5]
+        assert (swept[1:, code] > swept[:-1, code]).all()
+        fixed = [k for k in range(6) if k != code]
+        assert swept[:, fixed].eq(rest[0, fixed]).all()
+
+
+class Shift(TranslatingModel):
+    """Adds on the way there what it takes away on the way back."""
+
+    def __init__(self) -> None:
+        super().__init__(None, spec((1, 4, 4), "levels"))
+
+    def players(self) -> tuple[Player, ...]:
+        return ()
+
+    def translate(self, other: Tensor) -> Tensor:
+        return other + 0.5
+
+    def translate_back(self, x: Tensor) -> Tensor:
+        return x - 0.5
+
+    def sample(self, n: int) -> Tensor:
+        return torch.full((n, 1, 4, 4), 0.5)
+
+
+def test_cycles_lead_there_and_back() -> None:
+    x, y = torch.full((3, 1, 4, 4), 0.75), torch.full((3, 1, 4, 4), 0.25)
+    figure = to_array(cycles(Shift(), x, y))
+    column = figure[HEADER:-MARGIN, MARGIN + 8, 0]
+    shades = [int(v) for i, v in enumerate(column) if v != 255 and (i == 0 or column[i - 1] != v)]
+    assert shades == [191, 64, 191, 64, 191, 64]
+    assert "cycles" in draw(Shift(), x)

@@ -1,0 +1,142 @@
+"""CycleGAN: translation between two sets of images that are not paired (Zhu et al. 2017)."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import l1_loss
+
+from avb_service.algorithm import (
+    AlgorithmConfig,
+    Batch,
+    DataSpec,
+    Loss,
+    Player,
+    ScheduleConfig,
+    TranslatingModel,
+    TurnConfig,
+)
+from avb_service.distributions import Values
+from avb_service.networks.critics import Critic
+from avb_service.networks.history import History
+from avb_service.networks.translator import TranslatorConfig
+from avb_service.networks.trunks import ConvConfig, TrunkConfig
+
+DECAYING = TurnConfig(lr=2e-4, betas=(0.5, 0.999), schedule=ScheduleConfig(decay="linear", decay_from=0.5))
+
+
+class CycleGANConfig(AlgorithmConfig):
+    """Settings of CycleGAN.
+
+    Attributes:
+        translator: of both directions.
+        discriminator: of both domains.
+        cycle: lambda, the weight of what is lost on the way there and back.
+        history: how many generated images the discriminators are shown besides the present ones.
+        sources: how many images of the source are kept, for `sample` to translate.
+        adversary: the turn of the discriminators.
+        model: the turn of the translators.
+    """
+
+    two_sources: ClassVar[bool] = True
+    name: Literal["cyclegan"] = "cyclegan"
+    translator: TranslatorConfig = TranslatorConfig()
+    discriminator: TrunkConfig = ConvConfig(activation="leaky_relu")
+    cycle: Annotated[float, Field(ge=0)] = 10.0
+    history: Annotated[int, Field(ge=1)] = 50
+    sources: Annotated[int, Field(ge=1)] = 512
+    adversary: TurnConfig = DECAYING
+    model: TurnConfig = DECAYING
+
+    def objection(self, values: Values) -> str | None:
+        """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
+        if values == "binary":
+            return "translator: cyclegan makes data by gradient, and binary data let none through; set " \
+                   "data.binarisation: none"  # fmt: skip
+        return None
+
+
+class CycleGAN(TranslatingModel):
+    """Two least-squares GANs, G: Y -> X and F: X -> Y, that undo one another (eq. 3).
+
+    X is the data that are modelled, Y the second source: the model's draws are G(y) for data y of it.
+    """
+
+    Config: ClassVar[type[AlgorithmConfig]] = CycleGANConfig
+
+    def __init__(self, config: CycleGANConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.forth, self.back = config.translator.build(spec), config.translator.build(spec)
+        self.critic = Critic(config.discriminator, spec.shape)
+        self.critic_other = Critic(config.discriminator, spec.shape)
+        self.made, self.made_other = History(config.history, spec.shape), History(config.history, spec.shape)
+        self.sources = History(config.sources, spec.shape)
+
+    def players(self) -> tuple[Player, ...]:
+        """Both discriminators, then both translators."""
+        adversary = Player(
+            name="adversary", objective=self.adversary_loss, networks=(self.critic, self.critic_other),
+            turn=self.config.adversary, absorb=self.remember,
+        )  # fmt: skip
+        model = Player(
+            name="model", objective=self.model_loss, networks=(self.forth, self.back), turn=self.config.model
+        )
+        return adversary, model
+
+    def adversary_loss(self, batch: Batch) -> Loss:
+        """Half of E[(D(x) - 1)^2] + E[D(G(y))^2], in both domains; G(y) is as often an old image as a present one."""
+        x, y = batch.x, self.source(batch)
+        made, made_other = self.translate(y), self.translate_back(x)
+        value = _least_squares(self.critic, x, self._mixed(made, self.made))
+        value = value + _least_squares(self.critic_other, y, self._mixed(made_other, self.made_other))
+        statistics = {"made": made[:1].detach(), "made_other": made_other[:1].detach(), "sources": y}
+        return Loss(value, {"loss": value.detach()}, statistics)
+
+    def model_loss(self, batch: Batch) -> Loss:
+        """E[(D(G(y)) - 1)^2] in both domains + lambda (E|F(G(y)) - y| + E|G(F(x)) - x|), per pixel."""
+        x, y = batch.x, self.source(batch)
+        made, made_other = self.translate(y), self.translate_back(x)
+        deception = (self.critic(made) - 1).square().mean() + (self.critic_other(made_other) - 1).square().mean()
+        cycle = l1_loss(self.translate_back(made), y) + l1_loss(self.translate(made_other), x)
+        value = deception + self.config.cycle * cycle
+        return Loss(value, {"loss": deception.detach(), "cycle": cycle.detach()})
+
+    def remember(self, statistics: Mapping[str, Tensor]) -> None:
+        """One generated image a slice and domain, so that the history reaches many steps back; all data seen of Y."""
+        self.made.push(statistics["made"].flatten(0, 1))
+        self.made_other.push(statistics["made_other"].flatten(0, 1))
+        self.sources.push(statistics["sources"].flatten(0, 1))
+
+    def _mixed(self, made: Tensor, history: History) -> Tensor:
+        """Each image, or one of the history in its place, at even odds."""
+        old = torch.rand(len(made), 1, 1, 1, device=made.device) < 0.5 * float(history.pushed > 0)
+        return torch.where(old, history.draw(len(made)), made.detach())
+
+    def source(self, batch: Batch) -> Tensor:
+        """The batch's data of Y, [B, C, H, W].
+
+        Raises:
+            TypeError: it has none.
+        """
+        if batch.other is None:
+            raise TypeError("CycleGAN translates between two sources, and the batch has one")
+        return batch.other
+
+    def translate(self, other: Tensor) -> Tensor:
+        """G(y)."""
+        return self.forth(other)
+
+    def translate_back(self, x: Tensor) -> Tensor:
+        """F(x)."""
+        return self.back(x)
+
+    def sample(self, n: int) -> Tensor:
+        """G(y) for data y of the source that training saw last, [n, C, H, W]."""
+        return self.translate(self.sources.draw(n)).detach()
+
+
+def _least_squares(critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
+    """Mao et al. 2017, as Zhu et al. halve it for the discriminators."""
+    return ((critic(real) - 1).square().mean() + critic(fake).square().mean()) / 2

@@ -1,0 +1,146 @@
+"""InfoGAN: codes that can be read off the data again (Chen et al. 2016)."""
+
+import math
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal, Uniform
+from torch.nn.functional import logsigmoid
+
+from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig
+from avb_service.distributions import Concatenated, OneOfK, Values
+from avb_service.maths import standard_normal
+from avb_service.networks.critics import Critic
+from avb_service.networks.generator import Generator
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width, layers
+
+
+class InfoGANConfig(AlgorithmConfig):
+    """Settings of InfoGAN.
+
+    Attributes:
+        categories: K, values of the categorical code.
+        continuous: how many codes there are that are uniform on [-1, 1].
+        noise_dim: size of the noise, which nobody reads off.
+        recogniser: widths between the discriminator's features and Q(c|x).
+        weight: lambda of the categorical code's information.
+        continuous_weight: lambda of the continuous codes', whose differential entropy is on another scale.
+        adversary: the turn of the discriminator and Q.
+        model: the turn of the generator.
+    """
+
+    name: Literal["infogan"] = "infogan"
+    categories: Annotated[int, Field(ge=2)] = 10
+    continuous: Annotated[int, Field(ge=1)] = 2
+    noise_dim: Width = 16
+    generator: TrunkConfig = MLPConfig()
+    discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
+    recogniser: tuple[Width, ...] = (128,)
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    continuous_weight: Annotated[float, Field(ge=0)] = 0.1
+    adversary: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
+    model: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
+
+    @property
+    def latent_dim(self) -> int:
+        """Size of (c, z) as the generator sees it."""
+        return self.categories + self.continuous + self.noise_dim
+
+    def objection(self, values: Values) -> str | None:
+        """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
+        if values == "binary":
+            return "generator: infogan makes data by gradient, and binary data let none through; set " \
+                   "data.binarisation: none"  # fmt: skip
+        return None
+
+
+class InfoGAN(CodedModel):
+    """min_{G,Q} max_D V(D, G) - lambda L_I(G, Q) (eq. 6); Q is a head on D's features, and both train in D's turn."""
+
+    Config: ClassVar[type[AlgorithmConfig]] = InfoGANConfig
+
+    def __init__(self, config: InfoGANConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.generator = Generator(config.latent_dim, spec, config.generator)
+        self.discriminator = Critic(config.discriminator, spec.shape)
+        widths = (self.discriminator.head.in_features, *config.recogniser)
+        out = nn.Linear(widths[-1], config.categories + 2 * config.continuous)
+        self.recogniser = nn.Sequential(*layers(widths, "leaky_relu"), out)
+        # torch's own initialisation shrinks the difference between two codes at every layer: Q would find nothing to
+        # read, and the generator would not be paid for showing it. The paper normalises batches instead.
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def players(self) -> tuple[Player, ...]:
+        """Discriminator and Q, which share features; then the generator."""
+        adversary = Player(
+            name="adversary", objective=self.adversary_loss, networks=(self.discriminator, self.recogniser),
+            turn=self.config.adversary,
+        )  # fmt: skip
+        model = Player(name="model", objective=self.model_loss, networks=(self.generator,), turn=self.config.model)
+        return adversary, model
+
+    def adversary_loss(self, batch: Batch) -> Loss:
+        """-E_p(x)[log D(x)] - E_p(c,z)[log(1 - D(G(c,z)))] - lambda L_I."""
+        z = self.prior().sample((len(batch.x),))
+        h = self.discriminator.features(torch.cat([batch.x, self.generator(z)]))
+        t_real, t_fake = self.discriminator.head(h)[:, 0].chunk(2)
+        loss = -(logsigmoid(t_real) + logsigmoid(-t_fake)).mean()
+        weighted, _ = self.information(z, h[len(z) :])
+        accuracy = ((t_real > 0).float().mean() + (t_fake < 0).float().mean()) / 2
+        return Loss(loss - weighted, {"loss": loss.detach(), "accuracy": accuracy})
+
+    def model_loss(self, batch: Batch) -> Loss:
+        """-E_p(c,z)[log D(G(c,z))] - lambda L_I: the form that does not saturate."""
+        z = self.prior().sample((len(batch.x),))
+        h = self.discriminator.features(self.generator(z))
+        deception = -logsigmoid(self.discriminator.head(h)).mean()
+        weighted, terms = self.information(z, h)
+        return Loss(deception - weighted, {"loss": deception.detach(), **terms})
+
+    def information(self, z: Tensor, h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats: times lambda, and as it is.
+
+        Args:
+            z: codes and noise, [B, D].
+            h: the discriminator's features of G(c,z), [B, F].
+        """
+        category, continuous, _ = self.prior().split(z)
+        q_category, q_continuous = self.of_features(h).parts
+        categorical = math.log(self.config.categories) + q_category.log_prob(category).mean()
+        differential = self.config.continuous * math.log(2) + q_continuous.log_prob(continuous).mean()
+        weighted = self.config.weight * categorical + self.config.continuous_weight * differential
+        total = categorical + differential
+        return weighted, {"information": total.detach(), "information_categorical": categorical.detach()}
+
+    def prior(self) -> Concatenated:
+        """p(c) p(z): one of K, uniform on [-1, 1], N(0, I)."""
+        like = self.discriminator.head.weight
+        one = like.new_ones(self.config.continuous)
+        return Concatenated(
+            OneOfK(like.new_zeros(self.config.categories)),
+            Independent(Uniform(-one, one, validate_args=False), 1, validate_args=False),
+            standard_normal(self.config.noise_dim, like=like),
+        )  # fmt: skip
+
+    def decode(self, z: Tensor) -> Tensor:
+        """G(c, z) for codes and noise side by side."""
+        return self.generator(z)
+
+    def recognise(self, x: Tensor) -> Concatenated:
+        """Q(c|x): categorical, and a factorised Gaussian of each datum."""
+        return self.of_features(self.discriminator.features(x))
+
+    def of_features(self, h: Tensor) -> Concatenated:
+        """Q(c|x) of the discriminator's features of x, [B, F]."""
+        sizes = [self.config.categories, self.config.continuous, self.config.continuous]
+        logits, mean, log_scale = self.recogniser(h).split(sizes, -1)
+        # A scale below e^-4 would pay for a code that is told from its neighbours, which nobody can see.
+        scale = torch.exp(4 * torch.tanh(log_scale / 4))
+        return Concatenated(
+            OneOfK(logits),
+            Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False),
+        )

@@ -1,0 +1,77 @@
+"""Whether InfoGAN's categories are the digits, which it never saw named: `python -m benchmarks.infogan_codes`.
+
+Test data are put in the category that Q(c|x) finds most probable, and categories matched with classes one to one so
+that most data agree (Hungarian method); beside it, each category by its commonest class.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from avb_service.algorithm import CodedModel
+from avb_service.experiment import Experiment
+from avb_service.settings import read_config
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of categories with classes.
+
+    Attributes:
+        matched: fraction of data whose category is matched with their class, one to one.
+        majority: fraction of data that are of the commonest class in their category.
+    """
+
+    matched: float
+    majority: float
+
+
+def agreement(categories: Tensor, labels: Tensor) -> Agreement:
+    """How well categories [N] agree with labels [N]."""
+    table = np.zeros((int(categories.max()) + 1, int(labels.max()) + 1))
+    np.add.at(table, (categories.numpy(), labels.numpy()), 1)
+    matched = table[linear_sum_assignment(table, maximize=True)].sum()
+    return Agreement(matched / len(labels), table.max(1).sum() / len(labels))
+
+
+def read_off(model: CodedModel, x: Tensor) -> Tensor:
+    """The most probable category of data [N, ...], [N]."""
+    with torch.no_grad():
+        return model.recognise(x).parts[0].probs.argmax(-1)
+
+
+def main() -> None:
+    """Train, print the agreement at every report, and leave the final figures where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", nargs="?", default="infogan_mnist")
+    parser.add_argument("--set", action="append", metavar="PATH=VALUE")
+    parser.add_argument("--figures", type=Path, help="draw to this folder")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Experiment(read_config(options.preset, options.set), Path(folder))
+        x, labels = experiment.data("test")
+
+        def report(round_: int, metrics: object) -> None:
+            found = agreement(read_off(experiment.engine.model, x), labels)
+            information = experiment.history["train/model/information_categorical"][-1][1]
+            print(f"round {round_}: matched {found.matched:.3f}, majority {found.majority:.3f}, "
+                  f"information {information:.2f} nats, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
+            if options.figures is not None:
+                from avb_service.figures import to_png
+
+                options.figures.mkdir(parents=True, exist_ok=True)
+                for name, figure in experiment.draw().items():
+                    (options.figures / f"{name}.png").write_bytes(to_png(figure))
+
+        experiment.fit(report)
+
+
+if __name__ == "__main__":
+    main()

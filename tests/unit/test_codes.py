@@ -1,0 +1,73 @@
+"""InfoGAN's parts: codes side by side, the bound on what is read off, and how categories are matched with classes."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal, OneHotCategorical, Uniform
+
+from avb_service.algorithm import Batch, DataSpec
+from avb_service.algorithms.infogan import InfoGAN, InfoGANConfig
+from avb_service.distributions import Concatenated
+from avb_service.figures.probe import continuous
+from avb_service.maths import standard_normal
+from benchmarks.infogan_codes import agreement
+
+
+def test_vectors_side_by_side():
+    uniform = Independent(Uniform(-torch.ones(2), torch.ones(2)), 1)
+    p = Concatenated(OneHotCategorical(torch.tensor([0.25, 0.75])), uniform, standard_normal(3, torch.zeros(1)))
+    z = p.sample((5, 4))
+    assert z.shape == (5, 4, 7)
+    assert p.event_shape == (7,) and p.batch_shape == ()
+    assert z[..., :2].sum(-1).eq(1).all() and z[..., 2:4].abs().le(1).all()
+    category = torch.log(z[..., :2] @ torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(p.log_prob(z), category - 2 * math.log(2) + Normal(0, 1).log_prob(z[..., 4:]).sum(-1))
+    assert [part.shape[-1] for part in p.split(z)] == [2, 2, 3]
+    torch.testing.assert_close(p.mean, torch.tensor([0.25, 0.75, 0, 0, 0, 0, 0]))
+    assert not continuous(p), "codes between two categories are no codes"
+    assert continuous(Concatenated(uniform, standard_normal(3, torch.zeros(1))))
+
+
+@pytest.fixture
+def model() -> InfoGAN:
+    torch.manual_seed(0)
+    config = InfoGANConfig.parse({"name": "infogan", "categories": 4, "continuous": 1, "noise_dim": 3})
+    return InfoGAN(config, DataSpec((1, 4, 4), "levels", 255, torch.full((1, 4, 4), 0.5)))
+
+
+def test_the_information_is_at_most_the_entropy_of_the_code(model):
+    """It is log K where Q knows the category, 0 where it guesses evenly, and below 0 where it is sure and wrong."""
+    z = model.prior().sample((50,))
+    found = []
+    for certainty in (100.0, 0.0, -100.0):
+        logits = torch.cat([certainty * z[:, :4], torch.zeros(50, 2)], -1)
+        model.of_features = lambda h, logits=logits: Concatenated(  # type: ignore[method-assign]
+            OneHotCategorical(logits=logits[:, :4]), Independent(Normal(logits[:, 4:5], 1.0), 1)
+        )
+        found.append(model.information(z, torch.zeros(50, 1))[1]["information_categorical"].item())
+    assert found[0] == pytest.approx(math.log(4), abs=1e-4)
+    assert found[1] == pytest.approx(0, abs=1e-5)
+    assert found[2] < -50
+
+
+def test_the_generator_is_paid_for_codes_that_can_be_read(model):
+    """The loss is what D is deceived by, less lambda times the information."""
+    batch = Batch(torch.rand(20, 1, 4, 4), None, 0, torch.Generator())
+    torch.manual_seed(1)
+    loss = model.model_loss(batch)
+    torch.manual_seed(1)
+    z = model.prior().sample((20,))
+    weighted, terms = model.information(z, model.discriminator.features(model.decode(z)))
+    torch.testing.assert_close(loss.value, loss.terms["loss"] - weighted)
+    continuous_ = terms["information"] - terms["information_categorical"]
+    torch.testing.assert_close(weighted, terms["information_categorical"] + 0.1 * continuous_)
+
+
+def test_categories_are_matched_with_classes_one_to_one():
+    """Categories 0, 1, 2 hold classes AAB, AC, CC: one to one at most 2 + 0 + 2, by the commonest 2 + 1 + 2."""
+    categories, labels = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 0, 2, 2, 2])
+    found = agreement(categories, labels)
+    assert found.matched == pytest.approx(4 / 7)
+    assert found.majority == pytest.approx(5 / 7)
+    assert agreement((labels + 1) % 3, labels).matched == 1.0

@@ -1,0 +1,97 @@
+"""CycleGAN's parts: its history of images, its translators, and what it refuses."""
+
+import pytest
+import torch
+
+from avb_service.algorithm import Batch, DataSpec
+from avb_service.algorithms.cyclegan import CycleGAN, CycleGANConfig
+from avb_service.networks.history import History
+from avb_service.networks.translator import TranslatorConfig
+
+SHAPE = (1, 4, 4)
+
+
+def spec(values: str = "levels") -> DataSpec:
+    return DataSpec(SHAPE, values, 255, torch.full(SHAPE, 0.5))
+
+
+def numbered(*numbers: int) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)[:, None, None, None].expand(-1, *SHAPE)
+
+
+def held(history: History) -> list[int]:
+    return sorted(history.data[:, 0, 0, 0].int().tolist())
+
+
+def test_a_history_keeps_the_newest():
+    history = History(4, SHAPE)
+    assert history.draw(3).eq(0).all(), "blank before any was pushed"
+    history.push(numbered(1, 2))
+    assert set(history.draw(200)[:, 0, 0, 0].tolist()) == {1, 2}
+    history.push(numbered(3, 4, 5))
+    assert held(history) == [2, 3, 4, 5]
+    history.push(numbered(*range(10, 21)))
+    assert held(history) == [17, 18, 19, 20]
+    history.push(numbered(21))
+    assert held(history) == [18, 19, 20, 21], "the oldest went"
+
+
+def test_a_history_goes_on_where_floats_can_no_longer_count():
+    history = History(6, SHAPE)
+    history.push(numbered(*range(1, 7)))
+    history.pushed.fill_(2**20 - 2 - (2**20 - 2) % 6 + 6)  # as after so many: a multiple of 6
+    history.push(numbered(7, 8))
+    assert held(history) == [3, 4, 5, 6, 7, 8]
+    history.push(numbered(9))
+    assert held(history) == [4, 5, 6, 7, 8, 9]
+    assert 6 <= history.pushed < 2**20
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 5), (1, 1, 6)])
+@pytest.mark.parametrize("values", ["levels", "real"])
+def test_a_translator_changes_no_shape_and_starts_near_the_identity(shape, values):
+    torch.manual_seed(0)
+    translator = TranslatorConfig(channels=4, blocks=1).build(DataSpec(shape, values, 255, torch.zeros(shape)))
+    x = torch.rand(50, *shape)
+    with torch.no_grad():
+        y = translator(x)
+    assert y.shape == x.shape
+    assert values == "real" or (y.ge(0).all() and y.le(1).all())
+    assert torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] > 0.8
+
+
+@pytest.fixture
+def model() -> CycleGAN:
+    torch.manual_seed(0)
+    return CycleGAN(CycleGANConfig.parse({"name": "cyclegan", "translator": {"channels": 4, "blocks": 1}}), spec())
+
+
+def test_the_loss_of_two_identities_is_deception_alone(model):
+    """There and back again loses nothing then, whatever lambda."""
+    model.translate = model.translate_back = lambda x: x  # type: ignore[method-assign]
+    x, y = torch.rand(6, *SHAPE), torch.rand(6, *SHAPE)
+    loss = model.model_loss(Batch(x, None, 0, torch.Generator(), y))
+    assert loss.terms["cycle"] == 0
+    expected = (model.critic(y) - 1).square().mean() + (model.critic_other(x) - 1).square().mean()
+    torch.testing.assert_close(loss.value, expected)
+
+
+def test_a_cycle_is_counted_per_pixel_ten_times(model):
+    model.translate, model.translate_back = (lambda x: x + 0.25), (lambda x: x)  # type: ignore[method-assign]
+    loss = model.model_loss(Batch(torch.rand(6, *SHAPE), None, 0, torch.Generator(), torch.rand(6, *SHAPE)))
+    assert loss.terms["cycle"].item() == pytest.approx(0.5)
+    torch.testing.assert_close(loss.value, loss.terms["loss"] + 10 * loss.terms["cycle"])
+
+
+def test_draws_are_translations_of_the_source(model):
+    model.sources.push(numbered(1, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(model.sample(3), model.translate(numbered(1, 1, 1)))
+
+
+def test_old_images_are_mixed_in_at_even_odds(model):
+    made = torch.zeros(4000, *SHAPE)
+    assert model._mixed(made, model.made).eq(0).all(), "none are old yet"
+    model.made.push(numbered(1))
+    share = model._mixed(made, model.made)[:, 0, 0, 0].mean().item()
+    assert abs(share - 0.5) < 4 * 0.5 / 4000**0.5
