@@ -22,7 +22,8 @@ from avb_service.likelihood.anneal import transition
 from avb_service.seeding import seeded
 from avb_service.settings import read_config
 
-CHAINS, WARM_UP, KEPT, LEAPFROG, STEP = 200, 500, 2000, 8, 0.25
+CHAINS, WARM_UP, KEPT, LEAPFROG, STEP = 200, 500, 2000, 10, 0.15
+SPREAD = 0.5  # of the first states: where tau is in the hundreds, no step of this size is accepted
 LEVELS = (0.05, 0.5, 0.95)
 
 
@@ -38,11 +39,11 @@ def long_hmc(model: AVBJoint, x: Tensor) -> tuple[Tensor, float]:
     """Draws from the posterior [n, D], from the prior's coordinates, and the acceptance."""
     with seeded("eight schools"):
         path = AnnealingPath(model, x, model.prior())
-        state, accepted = path.draw(CHAINS), []
-        kept = []
+        state = path.at(SPREAD * torch.randn(CHAINS, 1, model.decoder.dim))
+        kept, accepted = [], []
         for i in range(WARM_UP + KEPT):
             state, acceptance = transition(path, state, 1.0, torch.tensor([STEP]), LEAPFROG)
-            if i >= WARM_UP:
+            if i >= WARM_UP and i % 10 == 0:
                 kept.append(path.z(state.u)[:, 0])
                 accepted.append(acceptance.mean())
     return torch.cat(kept), torch.stack(accepted).mean().item()
