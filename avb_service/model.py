@@ -59,7 +59,7 @@ class LoadedModel:
 
         Args:
             split: train, validation or test.
-            limit: only so many; as configured where not given.
+            limit: only so many; of the test data as many as configured where not given.
             root: folder of the data here.
 
         Raises:
@@ -67,7 +67,9 @@ class LoadedModel:
         """
         config = self.config.data.model_copy(update={"root": root})
         dataset = load(config)
-        seed, limit = self.config.likelihood.seed, limit or self.config.likelihood.test_data
+        seed = self.config.likelihood.seed
+        if split == "test":
+            limit = limit or self.config.likelihood.test_data
         return fixed(getattr(dataset, split), dataset.spec, config.binarisation, seed, limit=limit)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
@@ -138,9 +140,12 @@ class LoadedModel:
         """The data in the model's precision.
 
         Raises:
-            DataError: they have another shape, or values that the model cannot have produced; names the first.
+            DataError: they have another shape, or values that the model cannot have produced, of which the first is
+                named; or they are binarised and those that it was trained on were not.
         """
         spec = self.algorithm.spec
+        if not isinstance(x, Tensor):
+            raise DataError(f"data as {type(x).__name__}, expected a torch.Tensor [B, C, H, W]")
         if x.dim() != 4 or tuple(x.shape[1:]) != tuple(spec.shape):
             raise DataError(f"data of shape {list(x.shape)}, expected [B, {', '.join(map(str, spec.shape))}]")
         x = x.to(next(self.algorithm.parameters()))
@@ -149,6 +154,9 @@ class LoadedModel:
             index = tuple((~allowed).nonzero()[0].tolist())
             where = f"datum {index[0]} holds {x[index].item():g} at {list(index[1:])}"
             raise DataError(f"{where}, expected {EXPECTED[spec.values]}")
+        if spec.values == "levels" and spec.levels > 1 and x.any() and ((x == 0) | (x == 1)).all():
+            levels = f"{spec.levels + 1} levels of grey, 0 to 1"
+            raise DataError(f"binarised data, every value 0 or 1; the model was trained on {levels}")
         return x
 
 

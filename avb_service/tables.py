@@ -22,12 +22,12 @@ out = Console() if sys.stdout.isatty() else Console(width=120)
 # Of the leaderboard's columns: those that hold words; those that a terminal may have no room for, the first to go
 # first; and what they mean.
 WORDS = ("model", "alias", "method", "data", "certificate")
-DETAILS = ("params", "train", "gap", "drawn <=", "data", "log p(x) ~", "Parzen (training)")
+DETAILS = ("params", "train", "drawn <=", "data", "gap", "log p(x) ~", "Parzen (training)")
 NOTES = {
     "model": "*: new.  ±: standard error over data.",
     "log p(x) ~": "~: what an adversary believes; it bounds nothing.",
-    "drawn <=": "drawn <=, gap: upper bound on data that the model drew itself, and its distance from the lower one, "
-    "plus 2 s.e.",
+    "drawn <=": "drawn <=: upper bound on data that the model drew itself.",
+    "gap": "gap: between the two bounds on such data, plus 2 s.e.",
     "Parzen (training)": "Parzen: a density around samples, and beside it that around training data; no log p(x).",
 }
 
@@ -57,6 +57,11 @@ def estimates(found: "Sequence[Estimate]", certificate: "Certificate | None", ti
         {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
          "data": len(e.per_datum)}
         for e in found
+    ]  # fmt: skip
+    rows += [
+        {"estimator": f"{e.name}, upper", "nats per datum": f"{e.diagnostics['upper']:.3f}",
+         "kind": e.meaning.replace("lower", "upper"), "data": len(e.per_datum)}
+        for e in found if e.quantity == "simulated"
     ]  # fmt: skip
     lines(rows, False, title)
     if certificate is not None:

@@ -53,4 +53,4 @@ def bdmc(
             "acceptance": forward.acceptance,
         }  # fmt: skip
 
-    return Scorer("bdmc", "lower_bound", 2 * recipe.chains, score)
+    return Scorer("bdmc", "lower_bound", 2 * recipe.chains, score, quantity="simulated")

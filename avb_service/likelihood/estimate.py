@@ -25,11 +25,12 @@ from avb_service.errors import DataError, UserError
 from avb_service.seeding import seeded
 
 Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
-Quantity = Literal["log_likelihood", "own_elbo", "parzen_density"]
+Quantity = Literal["log_likelihood", "simulated", "own_elbo", "parzen_density"]
 Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
 NATS = "nats"
 OF: dict[Quantity, str] = {
-    "log_likelihood": "", "own_elbo": " on q's own ELBO", "parzen_density": " of a density around samples",
+    "log_likelihood": "", "simulated": " on data that the model drew itself", "own_elbo": " on q's own ELBO",
+    "parzen_density": " of a density around samples",
 }  # fmt: skip
 BLOCK = 50  # data at most: enough for full matrix products, few enough to be shared out and lost
 

@@ -118,9 +118,11 @@ class Evaluator:
         """What the budget buys, on data [n, ...]; first the one that is most to be believed among bounds.
 
         Raises:
-            UserError: the model has no likelihood, or none that can be estimated.
+            UserError: the model has no likelihood, or none that can be estimated; or there is no such budget.
         """
         latent_variable_model(self.model)
+        if budget not in BUDGETS:
+            raise UserError(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
         few = self.config.quadrature_data
         names = [name for name in BUDGETS[budget] if self.applies(name)]
         if not names:

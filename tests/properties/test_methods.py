@@ -307,6 +307,8 @@ def test_a_model_without_a_likelihood_carries_parzen_windows_and_is_scored_under
     for budget in ("quick", "standard"):
         with pytest.raises(UserError, match="defines no p"):
             loaded.log_likelihood(x, budget)
+    for told, found in zip(record.estimates, loaded.parzen(x), strict=True):
+        assert torch.equal(told.per_datum, found.per_datum)
     if isinstance(loaded.algorithm, DecodingModel):
         try:
             found = loaded.log_likelihood(x, noise=0.3)

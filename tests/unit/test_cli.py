@@ -136,6 +136,19 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     assert {name for name in ("gap", "params", "certificate") if name not in heading} == absent
 
 
+def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatch):
+    from torch import tensor
+
+    from avb_service.likelihood import Estimate
+
+    columns = {"nats": tensor([-24.0, -26.0]), "upper": tensor([-23.5, -25.0])}
+    monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
+    tables.estimates([Estimate.of("bdmc", "lower_bound", columns, "simulated")], None, "a model", False)
+    lower, upper = (line for line in tables.out.file.getvalue().splitlines() if "bdmc" in line)
+    assert "-25.000" in lower and "lower bound on data that the model drew itself" in lower
+    assert "-24.250" in upper and "upper bound on data that the model drew itself" in upper
+
+
 def test_parzen_windows_stand_beside_those_of_the_training_data_and_in_a_column_of_their_own(monkeypatch):
     tags = {"method": "gan", "latent_dim": "16", "data": "digits", "certificate": "none"}
     metrics = {"test/parzen": 301.25, "test/parzen_training": 415.5}

@@ -1,0 +1,77 @@
+"""What a loaded model refuses to score, and how it says so."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from avb_service.errors import DataError, UserError
+from avb_service.experiment import load_data
+from avb_service.model import LoadedModel, build
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def binary(small) -> LoadedModel:
+    config = small("vae", {"likelihood.test_data": 5})
+    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+
+
+@pytest.fixture(scope="module")
+def grey(small) -> LoadedModel:
+    changes = {"data.binarisation": "none", "algorithm.observation": {"name": "gaussian"}}
+    config = small("vae", changes)
+    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+
+
+def broken(value: float) -> Tensor:
+    x = torch.zeros(4, *SHAPE)
+    x[2, 0, 3, 5] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 1, 28, 28), r"data of shape \[2, 1, 28, 28\], expected \[B, 1, 8, 8\]"),
+        (torch.zeros(*SHAPE), r"data of shape \[1, 8, 8\], expected \[B, 1, 8, 8\]"),
+        (torch.zeros(2, 64), r"data of shape \[2, 64\]"),
+        (torch.zeros(0, *SHAPE), "no data to score: given 0"),
+        (torch.zeros(2, *SHAPE).numpy(), "data as ndarray, expected a torch.Tensor"),
+        (broken(math.nan), r"datum 2 holds nan at \[0, 3, 5\], expected 0 or 1"),
+        (broken(math.inf), r"datum 2 holds inf at \[0, 3, 5\], expected 0 or 1"),
+        (broken(-1.0), r"datum 2 holds -1 at \[0, 3, 5\], expected 0 or 1"),
+        (broken(0.4), r"datum 2 holds 0.4 at \[0, 3, 5\], expected 0 or 1 \(the model was trained on binarised data\)"),
+    ],
+    ids=["size", "one image", "flat", "none", "numpy", "nan", "inf", "out of range", "not binarised"],
+)  # fmt: skip
+def test_data_that_do_not_fit_are_named(binary, x, message):
+    with pytest.raises(DataError, match=message):
+        binary.log_likelihood(x)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.7, -0.1])
+def test_grey_values_out_of_range_are_named(grey, value):
+    with pytest.raises(DataError, match=rf"datum 2 holds {value:g} at \[0, 3, 5\], expected numbers in \[0, 1\]"):
+        grey.check(broken(value))
+
+
+def test_binarised_data_are_not_scored_by_a_model_of_grey_ones(grey, binary):
+    with pytest.raises(DataError, match="binarised data, every value 0 or 1; the model was trained on 17 levels"):
+        grey.log_likelihood(binary.data("test")[0])
+    x, _ = grey.data("test")
+    assert torch.equal(grey.check(x), x)
+    assert torch.equal(grey.check(torch.zeros(2, *SHAPE)), torch.zeros(2, *SHAPE)), "black images are what they are"
+
+
+def test_a_budget_that_does_not_exist_is_refused(binary):
+    with pytest.raises(UserError, match="no budget 'lavish'; there are quick, standard, certified"):
+        binary.log_likelihood(torch.zeros(2, *SHAPE), "lavish")
+
+
+def test_the_limit_of_test_data_is_one_of_test_data(binary):
+    assert len(binary.data("test")[0]) == 5
+    assert len(binary.data("train")[0]) > 100
+    assert len(binary.data("test", 3)[0]) == 3
