@@ -38,13 +38,9 @@ class Divergence:
 
 
 def _jeffrey_conjugate(t: Tensor) -> Tensor:
-    """W(e^(1-t)) + 1 / W(e^(1-t)) + t - 2, as u t - f(u) at its maximiser u = 1 / W(e^(1-t)).
-
-    The maximiser may be held fixed: the derivative of a supremum is that of what is maximised.
-    """
-    w = wrightomega((1 - t).detach().double().cpu().numpy())  # W(e^y), without overflow
-    u = torch.as_tensor(1 / w).to(t)
-    return u * (t - u.log()) + u.log()
+    """W(e^(1-t)) + 1 / W(e^(1-t)) + t - 2."""
+    w = torch.as_tensor(wrightomega((1 - t).detach().double().cpu().numpy())).to(t)  # W(e^y), without overflow
+    return w + 1 / w + t - 2
 
 
 LOG2 = math.log(2)
@@ -70,9 +66,10 @@ DIVERGENCES: Mapping[str, Divergence] = {
         "squared Hellinger distance", lambda u: (u.sqrt() - 1).square(), lambda t: t / (1 - t),
         lambda v: -torch.expm1(-v), torch.expm1, 0.0,
     ),
+    # With the paper's g(v) = v a critic has to say -q/p where q >> p; here it says log p/q, and f*(g(v)) has no W.
     "jeffrey": Divergence(
         "KL(P || Q) + KL(Q || P)", lambda u: (u - 1) * u.log(), _jeffrey_conjugate,
-        lambda v: v, _jeffrey_conjugate, 0.0,
+        lambda v: v - torch.expm1(-v), lambda v: v + torch.expm1(v), 0.0,
     ),
     "jensen_shannon": Divergence(
         "2 JS(P, Q)", lambda u: u * u.log() - (1 + u) * torch.log((1 + u) / 2), lambda t: -torch.log(2 - torch.exp(t)),

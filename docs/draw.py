@@ -15,6 +15,7 @@ from rich.console import Console
 from avb_service.experiment import OBJECTIVE, OF_DRAWS, Experiment
 from avb_service.settings import read_config
 
+SHOWN = (OBJECTIVE, OF_DRAWS, "validation/modes_found", "validation/good_draws")
 FOLDER = Path(__file__).parent / "pictures"
 
 
@@ -43,7 +44,7 @@ class Album:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Shown, not kept."""
-        shown = ", ".join(f"{key} {metrics[key]:.2f}" for key in (OBJECTIVE, OF_DRAWS) if key in metrics)
+        shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in SHOWN if key in metrics)
         Console().print(f"{self.name}  round {step}  {shown}")
 
     def log_figure(self, name: str, picture: bytes, step: int | None = None) -> None:
@@ -70,6 +71,13 @@ DRAWINGS = {
         "avb_ac_mnist", ("latents", "traversal"),
         assignments=("algorithm.latent_dim=10", "training.rounds=6000", "training.report_every=2000"),
     ),
+    **{name: Drawing(name, ("samples",)) for name in (
+        "gan_gaussians8", "gan_gaussians25", "lsgan_gaussians8", "gan_digits", "lsgan_digits", "f_gan_digits",
+    )},
+    "gan_gaussians8_collapsed": Drawing("gan_gaussians8", ("samples",), assignments=(
+        "training.rounds=2000", "training.batch_size=128", "training.ema=null", "algorithm.adversary.lr=1e-4",
+        "algorithm.model.lr=3e-3",
+    )),
 }  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from avb_service.divergences import DIVERGENCES
 from benchmarks.divergence_fits import fit, optimum
 
-LANDED = ("kl", "reverse_kl", "pearson", "neyman", "squared_hellinger", "jensen_shannon")  # docs/methods.md: the rest
-MEAN, SCALE = 0.05, 0.03  # three times the largest errors that were measured: 0.016 and 0.009
+LANDED = tuple(name for name in DIVERGENCES if name != "total_variation")  # docs/methods.md: why it has not
+MEAN, SCALE = 0.05, 0.03  # twice the largest errors that were measured: 0.021 and 0.015
+EXCESS = 0.002  # nats; five times the largest that was measured, and a hundredth of the smallest optimum
 
 
 @pytest.mark.science
@@ -14,5 +16,6 @@ MEAN, SCALE = 0.05, 0.03  # three times the largest errors that were measured: 0
 def test_f_gan_finds_the_gaussian_of_the_smallest_divergence(name):
     torch.set_num_threads(1)
     found, best = fit(name), optimum(name)
+    assert found.value - best.value < EXCESS
     assert found.mean == pytest.approx(best.mean, abs=MEAN)
     assert found.scale == pytest.approx(best.scale, abs=SCALE)
