@@ -157,6 +157,10 @@ class AlgorithmConfig(Config):
         """Why the method cannot model data with such values, as `path: reason`, if so."""
         return None
 
+    def shortage(self, data: int) -> str | None:
+        """Why the method cannot learn from so few training data, as `path: reason`, if so."""
+        return None
+
 
 class Algorithm(nn.Module, ABC):
     """A method of training a generative model.

@@ -366,10 +366,11 @@ def load_data(config: ExperimentConfig) -> Dataset:
 
 
 def check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
-    """Make sure that the model can have produced the data.
+    """Make sure that the model can have produced the data, and can learn from so many.
 
     Raises:
-        UserError: it cannot have.
+        UserError: it cannot.
     """
-    if objection := config.algorithm.objection(dataset.spec.values):
+    algorithm = config.algorithm
+    if objection := algorithm.objection(dataset.spec.values) or algorithm.shortage(len(dataset.train)):
         raise DataError(f"algorithm.{objection}")

@@ -3,9 +3,11 @@
 Floor 5.
 """
 
+import math
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import to_rgb
@@ -14,11 +16,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, MultivariateNormal
 
 from avb_service.algorithm import EncodingModel
 from avb_service.figures.canvas import FAINT, HAIRLINE, INK, PALETTE, TEXT, WIDTH, blank, place, tidy
-from avb_service.figures.probe import beside, normal, still
+from avb_service.figures.probe import beside, components, normal, still
 from avb_service.seeding import derive_seed
 
 PLANE, EMBEDDED = 2000, 500  # points: t-SNE of 500 takes a second
@@ -52,7 +54,7 @@ def latents(model: EncodingModel, x: Tensor, labels: Tensor | None = None, seed:
     how = f"{dim}-D codes" if dim <= 2 else f"t-SNE of {dim}-D codes"
     subtitle = f"{how}, {len(x)} data" + (f" × {draws} draws" if draws > 1 else "")
     if dim == 2:
-        subtitle += ", circles: 1 and 2 σ of p(z)" if elsewhere is None else ", grey: draws of p(z)"
+        subtitle += f", {_meaning(prior)}"
     figure, axes = _frame(dim, subtitle, float(np.abs(codes).max()))
     if dim == 2:
         _draw_prior(axes, prior, elsewhere)
@@ -82,14 +84,35 @@ def _frame(dim: int, subtitle: str, reach: float) -> tuple[Figure, Axes]:
 
 
 def _draw_prior(axes: Axes, prior: Distribution, draws: np.ndarray | None) -> None:
-    """Ellipses of a Gaussian prior, draws of any other."""
-    marginals = normal(prior)
-    if marginals is None and draws is not None:
-        axes.scatter(draws[:, 0], draws[:, 1], s=3, color=HAIRLINE, linewidths=0, zorder=0)
+    """Ellipses of a Gaussian prior and of a mixture's components, draws of any other."""
+    marginals, parts = normal(prior), components(prior)
     if marginals is not None:
         (x, y), (width, height) = marginals.loc.tolist(), (2 * marginals.scale).tolist()
         for k in (1, 2):
             axes.add_patch(Ellipse((x, y), k * width, k * height, fill=False, color="#b5b5b5", linewidth=0.8, zorder=0))
+    elif parts is not None:
+        _draw_components(axes, *parts)
+    elif draws is not None:
+        axes.scatter(draws[:, 0], draws[:, 1], s=3, color=HAIRLINE, linewidths=0, zorder=0)
+
+
+def _draw_components(axes: Axes, weights: Tensor, gaussians: MultivariateNormal) -> None:
+    """One standard deviation of each component, the darker the more of the mixture it is."""
+    variances, directions = torch.linalg.eigh(gaussians.covariance_matrix.double().cpu())
+    shares = (weights / weights.max()).tolist()
+    ellipses = zip(shares, gaussians.loc.tolist(), variances.sqrt().tolist(), directions, strict=True)
+    for share, (x, y), (short, long), axis in ellipses:
+        angle = math.degrees(math.atan2(axis[1, 1], axis[0, 1]))
+        look: dict[str, Any] = {"color": INK, "alpha": 0.15 + 0.5 * share, "linewidth": 0.9, "zorder": 3}
+        axes.add_patch(Ellipse((x, y), 2 * long, 2 * short, angle=angle, fill=False, **look))
+
+
+def _meaning(prior: Distribution) -> str:
+    """What `_draw_prior` has drawn, in words."""
+    if normal(prior) is not None:
+        return "circles: 1 and 2 σ of p(z)"
+    parts = components(prior)
+    return "grey: draws of p(z)" if parts is None else f"ellipses: 1 σ of the {len(parts[0])} components of p(z)"
 
 
 def _classes(x: Tensor, labels: Tensor | None) -> tuple[np.ndarray | None, str]:

@@ -9,7 +9,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from avb_service.seeding import seeded
 
@@ -41,6 +41,13 @@ def normal(prior: Distribution) -> Normal | None:
     """The prior's marginals, [D], where it is a factorised Gaussian."""
     base = prior.base_dist if isinstance(prior, Independent) else prior
     return base if isinstance(base, Normal) else None
+
+
+def components(prior: Distribution) -> tuple[Tensor, MultivariateNormal] | None:
+    """The weights [K] and the Gaussians, batch shape [K], of a mixture of them; none of any other prior."""
+    if not isinstance(prior, MixtureSameFamily) or not isinstance(prior.component_distribution, MultivariateNormal):
+        return None
+    return prior.mixture_distribution.probs, prior.component_distribution
 
 
 def continuous(prior: Distribution) -> bool:

@@ -15,9 +15,12 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from avb_service.algorithm import LatentVariableModel
 from avb_service.errors import UserError
 from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, pilot_chains, temperatures, transition
+from avb_service.likelihood.estimate import evaluating
 from avb_service.likelihood.needs import prior_name, some_posterior
-from avb_service.maths import cholesky, fit_gaussian, standard_normal
+from avb_service.maths import cholesky, fit_gaussian
+from avb_service.seeding import seeded
 
+PRIOR_DRAWS = 4096
 RIDGE = 1e-4  # of the mean variance, so that a covariance always has a factor
 
 
@@ -56,7 +59,7 @@ def fitted(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
 
 
 def from_prior(model: LatentVariableModel) -> Proposal:
-    """N(0, I), whatever the posterior; the prior where that is Gaussian, as it mostly is."""
+    """The prior, whatever the posterior; where it is no Gaussian, the one with its moments, taken from draws."""
     prior = model.prior()
     if getattr(prior.support, "is_discrete", False):
         raise UserError(
@@ -65,7 +68,9 @@ def from_prior(model: LatentVariableModel) -> Proposal:
         )
     if isinstance(prior, MultivariateNormal) or isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
         return lambda x: prior.expand((len(x),))
-    return lambda x: standard_normal(prior.event_shape[0], x).expand((len(x),))
+    with evaluating(model), seeded("proposals", "prior"):
+        whole = fit_gaussian(prior.sample((PRIOR_DRAWS, 1)))
+    return lambda x: whole.expand((len(x),))
 
 
 def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
