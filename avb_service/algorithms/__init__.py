@@ -13,6 +13,7 @@ from avb_service.algorithms.avb_joint import AVBJoint
 from avb_service.algorithms.bernoulli_vae import BernoulliVAE
 from avb_service.algorithms.cyclegan import CycleGAN
 from avb_service.algorithms.f_gan import FGAN
+from avb_service.algorithms.flow_vae import FlowVAE
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.gumbel_vae import GumbelVAE
 from avb_service.algorithms.infogan import InfoGAN
@@ -30,6 +31,7 @@ TABLE: dict[str, type[Algorithm]] = {
     "bernoulli_vae": BernoulliVAE,
     "cyclegan": CycleGAN,
     "f_gan": FGAN,
+    "flow_vae": FlowVAE,
     "gan": GAN,
     "gumbel_vae": GumbelVAE,
     "infogan": InfoGAN,
