@@ -20,6 +20,7 @@ from avb_service.algorithms.infogan import InfoGAN
 from avb_service.algorithms.lsgan import LSGAN
 from avb_service.algorithms.sbn import MeanFieldSBN, WakeSleepSBN
 from avb_service.algorithms.vae import VAE
+from avb_service.algorithms.vq_vae import VQVAE
 
 TABLE: dict[str, type[Algorithm]] = {
     "aae": AAE,
@@ -39,4 +40,5 @@ TABLE: dict[str, type[Algorithm]] = {
     "sbn_mean_field": MeanFieldSBN,
     "sbn_wake_sleep": WakeSleepSBN,
     "vae": VAE,
+    "vq_vae": VQVAE,
 }
