@@ -5,8 +5,8 @@ Floor 3.
 
 from avb_service.algorithm import Algorithm
 from avb_service.algorithms.aae import AAE
-from avb_service.algorithms.ali import ALI
 from avb_service.algorithms.ae_gmm import AutoencoderMixture
+from avb_service.algorithms.ali import ALI
 from avb_service.algorithms.avb import AVB
 from avb_service.algorithms.avb_ac import AVBAC
 from avb_service.algorithms.avb_joint import AVBJoint
@@ -24,8 +24,8 @@ from avb_service.algorithms.vq_vae import VQVAE
 
 TABLE: dict[str, type[Algorithm]] = {
     "aae": AAE,
-    "ali": ALI,
     "ae_gmm": AutoencoderMixture,
+    "ali": ALI,
     "avb": AVB,
     "avb_ac": AVBAC,
     "avb_joint": AVBJoint,
