@@ -288,15 +288,17 @@ def check(
 def methods(as_json: Json = False) -> None:
     """The methods, and the presets that train them."""
     from avb_service.algorithms import TABLE
+    from avb_service.model import abilities
     from avb_service.settings import preset_names, read_preset
 
     presets: dict[str, list[str]] = {name: [] for name in TABLE}
     for preset in preset_names():
         presets[read_preset(preset)["algorithm"]["name"]].append(preset)
     rows = [
-        {"name": name, "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0], "presets": presets[name]}
+        {"name": name, "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0], **abilities(method),
+         "presets": presets[name]}
         for name, method in TABLE.items()
-    ]
+    ]  # fmt: skip
     tables.lines(rows, as_json, "Methods")
 
 

@@ -5,17 +5,18 @@ Floor 6.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, DataSpec, EncodingModel
+from avb_service.algorithm import Algorithm, DataSpec, DecodingModel, EncodingModel, LatentVariableModel
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import ModelFolder
 from avb_service.config import Tree
 from avb_service.data.datasets import load
 from avb_service.data.stream import fixed
+from avb_service.distributions import Values
 from avb_service.errors import DataError, UserError
 from avb_service.likelihood import (
     Budget,
@@ -172,6 +173,24 @@ def encoding_model(model: Algorithm) -> EncodingModel:
             f"{model.config.name} has no encoder, so it neither encodes nor reconstructs data; methods that do: {able}"
         )
     return model
+
+
+def abilities(method: type[Algorithm]) -> dict[str, str]:
+    """What a method can do with its default settings, for people: where draws come from, codes, kinds of log p(x)."""
+    if issubclass(method, LatentVariableModel):
+        config = method.Config.parse({})
+        values = next(each for each in get_args(Values) if config.objection(each) is None)
+        vector = DataSpec((1, 1, 8), values, {"binary": 1, "levels": 255, "real": 0}[values], torch.zeros(1, 1, 8))
+        with seeded("abilities"):
+            kinds = Evaluator(method(config, vector), LikelihoodConfig()).kinds()
+        likelihood = ", ".join(kinds).replace("_", " ")
+    else:
+        likelihood = "lower bound, under a noise that you name" if issubclass(method, DecodingModel) else "none"
+    return {
+        "samples": "of p(z)" if issubclass(method, DecodingModel) else "translations",
+        "encodes": "yes" if issubclass(method, EncodingModel) else "no",
+        "log p(x)": likelihood,
+    }
 
 
 def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:

@@ -110,6 +110,12 @@ class Evaluator:
             return False
         return True
 
+    def kinds(self) -> list[str]:
+        """What log p(x) can be had as, for this model: exact, lower_bound, estimate."""
+        scorers = [Make(name, self.config)(self.model) for name in BUDGETS["certified"] if self.applies(name)]
+        found = {s.kind for s in scorers if s.quantity == "log_likelihood" and isinstance(s.kind, str)}
+        return [kind for kind in ("exact", "lower_bound", "estimate") if kind in found]
+
     def objective(self, x: Tensor) -> Estimate:
         """The figure that searches compare by."""
         return self.score(next(filter(self.applies, OBJECTIVES)), x)

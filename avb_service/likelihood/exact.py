@@ -209,7 +209,7 @@ def _affine(model: LatentVariableModel) -> tuple[Tensor, Tensor, Tensor]:
     mean, factor = means[0], (means[1 : dim + 1] - means[0]).mT
     error = (means[dim + 1 :] - mean - codes[dim + 1 :].double() @ factor.mT).abs().amax()
     size = (means - mean).abs().amax()
-    if error > LINEAR * size:
+    if not (error <= LINEAR * size and size.isfinite()):
         raise _not_linear(model, f"this mean is not affine in z, off by {error:.2g} where it moves by {size:.2g}")
     return mean, factor, scales[0]
 

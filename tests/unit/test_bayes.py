@@ -50,6 +50,11 @@ def test_annealing_finds_the_evidence_of_the_eight_schools(tmp_path):
     assert estimate.value == pytest.approx(log_evidence(), abs=0.05)  # 64 chains with an effective size near 50
 
 
+def test_a_mean_that_leaves_the_numbers_is_not_taken_for_an_affine_one(tmp_path):
+    model = Experiment(read_config("avb_joint_eight_schools"), tmp_path).algorithm
+    assert not Evaluator(model, LikelihoodConfig()).applies("ppca")
+
+
 class Correlated(BayesianModel):
     """A density that is nothing but a function: a correlated Gaussian, not normalised."""
 
