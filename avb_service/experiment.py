@@ -202,11 +202,13 @@ class Experiment:
         return draw(self.engine.model, x, labels, history, other=None if other is None else other[0])
 
     def surgery(self) -> dict[str, float]:
-        """The mean ELBO of validation data taken apart; nothing where the model has no likelihood."""
+        """The mean ELBO of validation data taken apart; nothing without a likelihood, or of a single datum."""
         model, likelihood = self.engine.model, self.config.likelihood
         if not isinstance(model, LatentVariableModel):
             return {}
         x, _ = self.data("validation", likelihood.validation_data)
+        if len(x) < 2:
+            return {}
         return surgery(model, x, likelihood.elbo_draws, likelihood.seed).metrics("validation")
 
     def record_figures(self, recorder: Recorder, step: int | None = None) -> None:
