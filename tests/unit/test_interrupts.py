@@ -9,9 +9,9 @@ from avb_service.distributed.interrupts import interruptible
 
 @pytest.fixture
 def handler():
-    """What was there before, and has to be there after."""
-    before = signal.getsignal(signal.SIGINT)
-    yield before
+    """Python's own, as in a foreground process: what is there before a block, and has to be there after."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
     signal.signal(signal.SIGINT, before)
 
 
