@@ -114,6 +114,15 @@ def read_manifest(folder: Path) -> dict[str, str]:
     return checksums
 
 
+def fingerprint(folder: Path) -> str:
+    """One SHA-256 for all files of a folder.
+
+    Raises:
+        DataError: as `read_manifest`.
+    """
+    return hashlib.sha256(json.dumps(read_manifest(folder), sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """What a published model consists of.

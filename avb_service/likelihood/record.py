@@ -115,7 +115,8 @@ class LikelihoodRecord:
             for each in self.estimates
         ]
         certificate = asdict(self.certificate) if self.certificate else None
-        return json.dumps({"basis": dict(self.basis), "estimates": estimates, "certificate": certificate}).encode()
+        tree = {"basis": dict(self.basis), "estimates": estimates, "certificate": certificate}
+        return json.dumps(tree, sort_keys=True).encode()  # the same bytes, whether just found or read from its store
 
     @classmethod
     def from_json(cls, content: bytes) -> "LikelihoodRecord":

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from avb_service.checkpoint import fingerprint
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import LikelihoodRecord, known
@@ -16,6 +17,7 @@ from avb_service.tracking.registry import leaderboard, pull, register, set_alias
 from avb_service.tracking.runs import Run
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+CONTENT, REASON = "sha256", "promotion"  # tags of a version
 HELD_OUT = "test/log_likelihood"  # the most believable figure, exact or a lower bound
 
 
@@ -39,7 +41,7 @@ class Published:
 def publish(
     experiment: Experiment, record: LikelihoodRecord, run: Run, folder: Path, candidate: bool = True
 ) -> Published:
-    """Register an assessed model; make it champion if it has earned that.
+    """Register an assessed model; make it champion if it has earned that. What is registered already stays as it is.
 
     Args:
         experiment: with the weights to publish loaded.
@@ -51,9 +53,35 @@ def publish(
     Raises:
         UserError: the registry refuses.
     """
+    model, uri = experiment.config.tracking.model, run.tracking_uri
     metrics = record.metrics("test")
     if record.held_out is not None:
         metrics |= known({HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr})
+    experiment.publish(folder, card(experiment, record), record)
+    content = fingerprint(folder)
+    mine = (row for row in leaderboard(uri) if row.name == model and row.run_id == run.run_id)
+    before = next((row for row in mine if row.tags.get(CONTENT) == content), None)  # by a call that was cut off
+    alias: str | None = None
+    reason = "not a candidate"
+    if before is not None and before.aliases:
+        alias, reason = before.aliases[0], before.tags[REASON]
+    elif candidate:
+        alias, reason = _promotion(model, record, uri)
+    if before is None:
+        _show(experiment, record, run, metrics)
+        tags = {**experiment.tags(), CONTENT: content, REASON: reason, "certificate": _verdict(record)}
+        step = experiment.engine.round
+        version = register(model, folder, run.run_id, step=step, metrics=metrics, tags=tags, uri=uri)
+    else:
+        version = before.version
+    if alias is not None:
+        set_alias(model, alias, version, uri, tags={REASON: reason})
+    run.finish()
+    return Published(f"models:/{model}/{version}", alias, reason, metrics)
+
+
+def _show(experiment: Experiment, record: LikelihoodRecord, run: Run, metrics: Mapping[str, float]) -> None:
+    """Record what was found of the model in its run: tables, figures, metrics."""
     for estimate in record.estimates:
         columns = {name: column.tolist() for name, column in estimate.columns.items()}
         numbers = list(range(len(estimate.per_datum)))
@@ -65,15 +93,6 @@ def publish(
 
         gap = record.certificate.bracket if record.certificate else None
         run.log_figure("bounds", to_png(bounds(bounding, gap)))
-    model = experiment.config.tracking.model
-    alias, reason = _promotion(model, record, run.tracking_uri) if candidate else (None, "not a candidate")
-    experiment.publish(folder, card(experiment, record), record)
-    version = register(
-        model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
-        tags={**experiment.tags(), "promotion": reason, "certificate": _verdict(record)}, uri=run.tracking_uri,
-    )  # fmt: skip
-    run.finish()
-    return Published(f"models:/{model}/{version}", alias, reason, metrics)
 
 
 def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:
@@ -109,7 +128,7 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
         if override is None:
             raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")
         reason = f"overridden ({override}), although {reason}"
-    set_alias(name, CHAMPION, version, uri, tags={"promotion": reason})
+    set_alias(name, CHAMPION, version, uri, tags={REASON: reason})
     return reason
 
 

@@ -44,13 +44,14 @@ def status(search: Search) -> str:
 
 
 @pytest.mark.parametrize(
-    ("where", "times"), [("assess", 2), ("publish", 0), ("publish", 1), ("finish", 0)],
-    ids=["while scoring", "before registering", "between two", "after the last is noted"],
+    ("where", "times"), [("assess", 2), ("publish", 0), ("publish", 1), ("keep", 0), ("keep", 1), ("finish", 0)],
+    ids=["while scoring", "before registering", "between two", "before the first is noted", "before the last is noted",
+         "after the last is noted"],
 )  # fmt: skip
 def test_an_interrupted_end_is_brought_to_its_end_and_repeats_nothing(search, monkeypatch, where, times):
     calls: list[str] = []
     with monkeypatch.context() as patched:
-        target = Run if where == "finish" else Job
+        target = {"finish": Run, "keep": Search}.get(where, Job)
         act = getattr(target, where)
 
         def mortal(self, *args, **kwargs):
