@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: tune test lint types science benchmarks clean
+.PHONY: tune test lint types science benchmarks audit clean
 
 tune: $(VENV)/ready
 	$(BIN)/avb tune --space tune_spaces/digits.yaml
@@ -33,6 +33,13 @@ $(VENV)/ready: pyproject.toml setup.py
 benchmarks: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.ray_train
+
+# Published advisories against what is installed, asked of PyPI; in an environment of its own, since auditors have
+# dependencies too.
+audit: $(VENV)/ready
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --upgrade pip pip-audit
+	$(VENV)/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 clean:
 	rm -rf $(VENV)

@@ -254,13 +254,46 @@ def figures(model: Model, directory: Path, data_root: str | None = None, as_json
 
 
 @app.command()
-def ui(host: str = "127.0.0.1", port: int = 5000) -> None:
-    """Serve the MLflow UI for the tracking file."""
+def ui(
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    secrets: Annotated[Path | None, typer.Option(help="Ask for a login; deploy/secrets.sh makes this folder.")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(envvar="AVB_ARTIFACTS", help="A folder or bucket; beside a SQLite file unless given.")
+    ] = None,
+) -> None:
+    """Serve the MLflow UI for the tracking file, or for the database in MLFLOW_TRACKING_URI."""
     from avb_service.tracking import check_server, server_command
 
-    command = server_command(host, port, check_server())
+    command = server_command(host, port, secrets=secrets, artifacts=artifacts)
+    os.environ.update(command.environment)  # the way into the database may be among the secrets
+    check_server()
     err.print(f"http://{host}:{port}", markup=False)
-    os.execvpe(command.arguments[0], command.arguments, {**os.environ, **command.environment})
+    os.execvp(command.arguments[0], command.arguments)
+
+
+@app.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Made by this; absent or empty.")], as_json: Json = False
+) -> None:
+    """Copy the runs, models and users of a tracking file into a folder, also while a server runs on it."""
+    from avb_service.tracking.backup import backup as save
+
+    saved = save(folder)
+    _say(as_json, asdict(saved), f"{saved} are in {folder}; avb restore {folder} brings them back")
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="What `avb backup` made.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Put aside what is there already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a backup back, verified, to where MLFLOW_TRACKING_URI says; stop the server there first."""
+    from avb_service.tracking.backup import restore as bring_back
+
+    restored = bring_back(folder, replace=replace)
+    _say(as_json, asdict(restored), f"{restored} are back at {restored.place}")
 
 
 @clusters.command()

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 
 from avb_service.errors import UserError
+from avb_service.tracking import login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,12 +37,12 @@ def tracking_uri(uri: str | None = None) -> str:
     Workers run in directories of their own, so a relative path is resolved here, once.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}runs/mlflow.db"
-    return f"{SQLITE}{quote(str(_database(uri)), safe='/ ')}" if uri.startswith(SQLITE) else uri.rstrip("/")
+    return f"{SQLITE}{quote(str(database_path(uri)), safe='/ ')}" if uri.startswith(SQLITE) else uri.rstrip("/")
 
 
 def artifact_root(uri: str) -> Path | None:
     """The folder of artifacts beside a SQLite file; None where a server decides."""
-    return _database(uri).parent / "artifacts" if uri.startswith(SQLITE) else None
+    return database_path(uri).parent / "artifacts" if uri.startswith(SQLITE) else None
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -51,7 +52,7 @@ def connect(uri: str) -> "MlflowClient":
 
     if not uri.startswith(SQLITE):
         return MlflowClient(uri, registry_uri=uri)
-    with _alone(_database(uri)):
+    with _alone(database_path(uri)):
         return MlflowClient(uri, registry_uri=uri)
 
 
@@ -112,22 +113,46 @@ class ServerCommand(NamedTuple):
     environment: dict[str, str]
 
 
-def server_command(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> ServerCommand:
+def server_command(
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    uri: str | None = None,
+    *,
+    secrets: Path | None = None,
+    artifacts: str | None = None,
+) -> ServerCommand:
     """The command that serves the MLflow UI for a SQLite file or another database.
 
+    Args:
+        host: the address that it listens on.
+        port: where it listens.
+        uri: the database, as `tracking_uri` reads it.
+        secrets: a folder that `read_secrets` reads; with it, the server asks for a login.
+        artifacts: a folder or bucket; beside a SQLite file unless given.
+
     Raises:
-        UserError: the tracking URI is a server already.
+        UserError: the tracking URI is a server already or shows a password, the secrets cannot be used, or nobody says
+            where artifacts go.
     """
     uri = tracking_uri(uri)
+    if urlsplit(uri).password:
+        raise UserError("MLFLOW_TRACKING_URI shows a password to whoever lists processes: put it into a pgpass file")
     if uri.startswith(("http://", "https://")):
         raise UserError(f"{uri} is a server already: open it in a browser")
     root = artifact_root(uri)
+    place = artifacts or (root.as_uri() if root else None)
+    if place is None:
+        raise UserError(f"{uri} holds no artifacts: name a folder or bucket for them with --artifacts")
+    # Job execution would start eight processes of 225 MB each, for services that we do not offer.
+    environment = {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    if secrets is not None:
+        users = f"{SQLITE}{quote(str(database_path(uri).parent / login.DATABASE), safe='/ ')}" if root else uri
+        environment |= login.read_secrets(secrets) | login.write_settings(users)
     arguments = [
         sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", uri, *(["--artifacts-destination", root.as_uri()] if root else []),
+        "--backend-store-uri", uri, "--artifacts-destination", place, *(login.ARGUMENTS if secrets is not None else ()),
     ]  # fmt: skip
-    # Job execution would start eight processes of 225 MB each, for services that we do not offer.
-    return ServerCommand(arguments, {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    return ServerCommand(arguments, environment)
 
 
 def _prepare() -> None:
@@ -137,7 +162,8 @@ def _prepare() -> None:
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # which tables it creates is no news to anybody
 
 
-def _database(uri: str) -> Path:
+def database_path(uri: str) -> Path:
+    """The file that a SQLite URI names."""
     return Path(unquote(uri.removeprefix(SQLITE))).absolute()
 
 

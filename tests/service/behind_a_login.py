@@ -1,0 +1,45 @@
+"""A server as `avb ui --secrets` starts it, and what is asked of it."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import urllib3
+
+import avb_service
+from avb_service.tracking import server_command
+
+SECRETS = Path(__file__).parents[2] / "deploy" / "secrets.sh"
+
+
+@contextmanager
+def serving(store: str, secrets: Path, log: Path, artifacts: str | None = None) -> Iterator[str]:
+    """What `avb ui --secrets` starts, on a tracking file or another database."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = server_command(port=port, uri=store, secrets=secrets, artifacts=artifacts)
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command.arguments, env={**os.environ, **command.environment}, cwd=log.parent, stdout=file, stderr=file,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            patient = urllib3.Retry(total=None, connect=200, read=200, backoff_factor=0.1, backoff_max=0.5)
+            urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=patient)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def samples(uri: str, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    with monkeypatch.context() as patched:
+        patched.setenv("MLFLOW_TRACKING_URI", uri)
+        return avb_service.load("models:/kept@champion").sample(4, seed=3)
