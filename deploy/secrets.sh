@@ -4,20 +4,20 @@
 #
 #   secrets.sh FOLDER        then: avb ui --secrets FOLDER
 #
-#   admin_password           of MLflow's user admin, when the server starts for the first time
-#   flask_key                signs the forms of MLflow's pages
-#   postgres_password        of the database, and the same as `pgpass`, which its clients read
-#   s3_credentials           empty; for a bucket: [default], aws_access_key_id = ..., aws_secret_access_key = ...
-#   credentials              for those who use the server: copy it to ~/.mlflow/credentials
+#   mlflow_password       of MLflow's user avb, when the server starts for the first time
+#   mlflow_session_key    signs the forms of MLflow's pages
+#   postgres_password     of the database, and the same as `pgpass`, which its clients read
+#   s3_credentials        empty; for a bucket: [default], aws_access_key_id = ..., aws_secret_access_key = ...
+#   credentials           for those who use the server: copy it to ~/.mlflow/credentials
 set -euo pipefail
 umask 077
 mkdir -p "$1"
 cd "$1"
 
-for name in admin_password flask_key postgres_password; do
+for name in mlflow_password mlflow_session_key postgres_password; do
   if [ ! -s "$name" ]; then head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$name"; fi
 done
 touch s3_credentials
 echo "*:*:*:*:$(cat postgres_password)" > pgpass
-printf '[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = %s\n' "$(cat admin_password)" > credentials
-chmod 600 admin_password flask_key postgres_password pgpass s3_credentials credentials
+printf '[mlflow]\nmlflow_tracking_username = avb\nmlflow_tracking_password = %s\n' "$(cat mlflow_password)" > credentials
+chmod 600 mlflow_password mlflow_session_key postgres_password pgpass s3_credentials credentials

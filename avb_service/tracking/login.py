@@ -11,17 +11,17 @@ from pathlib import Path
 
 from avb_service.errors import UserError
 
-CONTENTS = {"admin_password": "MLFLOW_AUTH_ADMIN_PASSWORD", "flask_key": "MLFLOW_FLASK_SERVER_SECRET_KEY"}
+CONTENTS = {"mlflow_password": "MLFLOW_AUTH_ADMIN_PASSWORD", "mlflow_session_key": "MLFLOW_FLASK_SERVER_SECRET_KEY"}
 PATHS = {"pgpass": "PGPASSFILE", "s3_credentials": "AWS_SHARED_CREDENTIALS_FILE"}  # whoever needs them reads them
 ARGUMENTS = ("--app-name", "basic-auth")
-DATABASE = "basic_auth.db"  # users and what they may do; beside a SQLite file of runs, within another database
+DATABASE = "mlflow_users.db"  # users and what they may do; beside a SQLite file of runs, within another database
 
 
 def read_secrets(folder: Path) -> dict[str, str]:
     """What a server with a login needs in its environment.
 
     Args:
-        folder: holds `admin_password` and `flask_key`; where needed, `pgpass` and `s3_credentials` too.
+        folder: holds `mlflow_password` and `mlflow_session_key`; where needed, `pgpass` and `s3_credentials` too.
 
     Raises:
         UserError: a file is missing, empty, or others may read it.
@@ -47,7 +47,8 @@ def write_settings(users: str) -> dict[str, str]:
     settings["mlflow"] = {
         "default_permission": "NO_PERMISSIONS",
         "database_uri": users.replace("%", "%%"),  # MLflow interpolates
-        "admin_username": "admin",
+        "admin_username": "avb",
+        "auth_cache_ttl_seconds": "60",  # a password is not hashed again for every point of a curve
     }
     path = Path(tempfile.mkdtemp(prefix="avb-login-")) / "basic_auth.ini"
     with path.open("w", encoding="utf-8") as file:

@@ -112,22 +112,22 @@ def test_nobody_reads_without_a_login_and_the_password_is_not_shown(secrets, pas
             check_server(uri)
         shown = " ".join(path.read_bytes().decode() for path in Path("/proc").glob("*/cmdline"))
         assert f"{tmp_path}/mlflow.db" in shown
-        for secret in (password, (secrets / "flask_key").read_text()):
+        for secret in (password, (secrets / "mlflow_session_key").read_text()):
             assert secret not in shown + (tmp_path / "server.log").read_text()
 
 
 def test_secrets_that_others_may_read_are_refused(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    with pytest.raises(UserError, match=r"cannot read .*admin_password: .*secrets\.sh"):
+    with pytest.raises(UserError, match=r"cannot read .*mlflow_password: .*secrets\.sh"):
         server_command(uri=uri, secrets=tmp_path)
     subprocess.run([SECRETS, tmp_path], check=True)
-    for name in ("admin_password", "pgpass"):
+    for name in ("mlflow_password", "pgpass"):
         (tmp_path / name).chmod(0o640)
         with pytest.raises(UserError, match=rf"{name} may be read by others \(mode 640\): chmod 600"):
             server_command(uri=uri, secrets=tmp_path)
         (tmp_path / name).chmod(0o600)
-    (tmp_path / "flask_key").write_text("\n")
-    with pytest.raises(UserError, match="flask_key is empty"):
+    (tmp_path / "mlflow_session_key").write_text("\n")
+    with pytest.raises(UserError, match="mlflow_session_key is empty"):
         server_command(uri=uri, secrets=tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_a_database_is_served_with_a_password_file_and_not_a_password(secrets):
     assert command.environment["PGPASSFILE"] == str(secrets / "pgpass")
     settings = Path(command.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
     assert "NO_PERMISSIONS" in settings and "postgresql://mlflow@database/mlflow" in settings
-    assert (secrets / "admin_password").read_text() not in settings + " ".join(command.arguments)
+    assert (secrets / "mlflow_password").read_text() not in settings + " ".join(command.arguments)
 
 
 @pytest.fixture
