@@ -31,8 +31,11 @@ def serving(store: str, secrets: Path, log: Path, artifacts: str | None = None) 
             start_new_session=True,
         )  # fmt: skip
         try:
-            patient = urllib3.Retry(total=None, connect=200, read=200, backoff_factor=0.1, backoff_max=0.5)
-            urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=patient)
+            patient = urllib3.Retry(total=None, connect=400, read=400, backoff_factor=0.1, backoff_max=0.5)
+            try:
+                urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=patient)
+            except urllib3.exceptions.MaxRetryError:
+                pytest.fail(f"the server does not answer; its log:\n{log.read_text()[-3000:]}")
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(process.pid, signal.SIGTERM)

@@ -133,15 +133,15 @@ def test_secrets_that_others_may_read_are_refused(tmp_path):
 
 def test_a_database_is_served_with_a_password_file_and_not_a_password(secrets):
     with pytest.raises(UserError, match="shows a password") as refused:
-        server_command(uri="postgresql://mlflow:hunter22@database/mlflow", artifacts="/artifacts")
+        server_command(uri="postgresql+psycopg://mlflow:hunter22@database/mlflow", artifacts="/artifacts")
     assert "hunter22" not in str(refused.value)
     with pytest.raises(UserError, match="--artifacts"):
-        server_command(uri="postgresql://mlflow@database/mlflow")
-    command = server_command(uri="postgresql://mlflow@database/mlflow", secrets=secrets, artifacts="s3://bucket/avb")
+        server_command(uri="postgresql+psycopg://mlflow@database/mlflow")
+    command = server_command(uri="postgresql+psycopg://mlflow@database/mlflow", secrets=secrets, artifacts="s3://bucket/avb")
     assert command.arguments[-4:] == ["--artifacts-destination", "s3://bucket/avb", "--app-name", "basic-auth"]
     assert command.environment["PGPASSFILE"] == str(secrets / "pgpass")
     settings = Path(command.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
-    assert "NO_PERMISSIONS" in settings and "postgresql://mlflow@database/mlflow" in settings
+    assert "NO_PERMISSIONS" in settings and "postgresql+psycopg://mlflow@database/mlflow" in settings
     assert (secrets / "mlflow_password").read_text() not in settings + " ".join(command.arguments)
 
 

@@ -40,7 +40,7 @@ class Postgres:
 
     def uri(self, database: str) -> str:
         """As in deploy/compose.yaml."""
-        return f"postgresql://mlflow@127.0.0.1:{self.port}/{database}"
+        return f"postgresql+psycopg://mlflow@127.0.0.1:{self.port}/{database}"
 
 
 @pytest.fixture
