@@ -1,9 +1,10 @@
-"""A server as `avb ui --secrets` starts it, and what is asked of it."""
+"""A server that asks for a login, and what is asked of it."""
 
 import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,22 +14,22 @@ import torch
 import urllib3
 
 import avb_service
-from avb_service.tracking import server_command
 
 SECRETS = Path(__file__).parents[2] / "deploy" / "secrets.sh"
 
 
 @contextmanager
 def serving(store: str, secrets: Path, log: Path, artifacts: str | None = None) -> Iterator[str]:
-    """What `avb ui --secrets` starts, on a tracking file or another database."""
+    """`avb ui --secrets` on a tracking file or another database."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = server_command(port=port, uri=store, secrets=secrets, artifacts=artifacts)
+    ours = {"MLFLOW_TRACKING_URI": store, **({"AVB_ARTIFACTS": artifacts} if artifacts else {})}
+    arguments = ["ui", "--port", str(port), "--secrets", str(secrets)]
     with log.open("w") as file:
         process = subprocess.Popen(
-            command.arguments, env={**os.environ, **command.environment}, cwd=log.parent, stdout=file, stderr=file,
-            start_new_session=True,
+            [sys.executable, "-c", "from avb_service.cli import main; main()", *arguments],
+            env={**os.environ, **ours}, cwd=log.parent, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
         try:
             patient = urllib3.Retry(total=None, connect=400, read=400, backoff_factor=0.1, backoff_max=0.5)

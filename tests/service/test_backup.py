@@ -1,6 +1,7 @@
 """A store behind a login or without one is backed up while runs are written to it, and comes back."""
 
 import json
+import re
 import shutil
 import sqlite3
 import stat
@@ -15,7 +16,9 @@ import pytest
 import torch
 import urllib3
 from behind_a_login import SECRETS, samples, serving
+from typer.testing import CliRunner
 
+from avb_service.cli import app
 from avb_service.errors import DataError, UserError
 from avb_service.tracking import Run, check_server, leaderboard, register, server_command
 from avb_service.tracking.backup import ARTIFACTS, MANIFEST, RUNS, backup, restore
@@ -212,6 +215,16 @@ def test_what_is_there_is_not_overwritten_but_put_aside(store, saved, tmp_path):
     assert later in ids(aside)
     with pytest.raises(UserError, match="holds something already"):
         backup(saved, store)
+
+
+def test_two_commands_do_it(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    saved = CliRunner().invoke(app, ["backup", str(tmp_path / "backup"), "--json"])
+    assert json.loads(saved.stdout)["files"] == len(json.loads((tmp_path / "backup" / MANIFEST).read_text())["sha256"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
+    restored = CliRunner().invoke(app, ["restore", str(tmp_path / "backup")])
+    assert re.match(rf"\d+ files \(\d+\.\d MB\) are back at {tmp_path}/elsewhere/mlflow\.db", restored.stdout)
+    assert ids(tmp_path / "elsewhere") == ids(tmp_path / "store")
 
 
 def test_what_cannot_be_backed_up_is_said(tmp_path):

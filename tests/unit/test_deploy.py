@@ -65,9 +65,9 @@ def compose_accepts(services: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(COMPOSE).validate(services)
 
 
-@pytest.mark.parametrize("cloud", CLOUDS)
-def test_ray_accepts_the_clusters(cloud):
-    ray_accepts(read(f"{cloud}.yaml"))
+@pytest.mark.parametrize("name", [*(f"{cloud}.yaml" for cloud in CLOUDS), "../ray_cluster.yaml"])
+def test_ray_accepts_the_clusters(name):
+    ray_accepts(read(name))
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
