@@ -167,6 +167,8 @@ def evaluate(
     import avb_service
     from avb_service.settings import read_likelihood
 
+    if figure is not None:
+        _check_picture(figure)
     loaded = avb_service.load(model)
     config = read_likelihood(loaded.config.likelihood, settings, budget)
     x, _ = loaded.data("test", limit, data_root)
@@ -366,6 +368,16 @@ def guarded(command: typer.Typer) -> None:
 def _note(text: str) -> None:
     """Tell a person what is going on."""
     err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_picture(path: Path) -> None:
+    """Make sure that a picture can be written, before anything is computed for it."""
+    if path.suffix != ".png":
+        raise UserError(f"{path}: expected a name that ends in .png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _say(as_json: bool, row: object, text: str) -> None:

@@ -175,6 +175,21 @@ class DiscretisedLogisticObservation(ObservationModel):
         return torch.stack([mean, torch.zeros_like(mean)])
 
 
+class Grid(constraints.Constraint):
+    """The numbers {0, 1, ..., L} / L, whose probabilities are no density."""
+
+    is_discrete = True
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether numbers are of the grid, but for the rounding of floats."""
+        number = value * self.levels
+        return ((number - number.round()).abs() < 1e-3) & (value >= 0) & (value <= 1)
+
+
 class DiscretisedLogistic(Distribution):
     """A logistic density integrated over the cells of the grid {0, 1, ..., L} / L.
 
@@ -189,6 +204,11 @@ class DiscretisedLogistic(Distribution):
     def __init__(self, loc: Tensor, log_scale: Tensor, levels: int) -> None:
         self.loc, self.log_scale, self.levels = loc, log_scale, levels
         super().__init__(batch_shape=loc.shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The grid."""
+        return Grid(self.levels)
 
     @property
     def mean(self) -> Tensor:

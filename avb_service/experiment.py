@@ -32,7 +32,7 @@ from avb_service.likelihood import (
     parzen_rows,
     surgery,
 )
-from avb_service.likelihood.needs import has_standard_normal_prior
+from avb_service.likelihood.needs import has_standard_normal_prior, measure
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
 from avb_service.seeding import derive_seed, seeded
@@ -189,6 +189,8 @@ class Experiment:
                 model, train, validation, x, samples=likelihood.parzen_samples, seed=likelihood.seed,
                 memory_mib=likelihood.memory_mib,
             ))  # fmt: skip
+        if self.dataset.spec.values == "levels":  # all others have but one
+            basis["measure"] = measure(model)
         estimates, certificate = Evaluator(model, likelihood, **options).assess(x, likelihood.budget)
         return LikelihoodRecord(basis, tuple(estimates), certificate)
 

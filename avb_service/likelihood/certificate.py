@@ -21,7 +21,7 @@ Score = Callable[[str, Tensor], Estimate]  # (estimator, data) -> estimate
 
 
 class CertificateConfig(Config):
-    """What a certificate asks for, in nats per datum.
+    """What a certificate asks for, in nats per datum. Its limits can be tightened, and not loosened.
 
     Attributes:
         simulated: data drawn from the model; at least 200 for a certificate.
@@ -34,10 +34,10 @@ class CertificateConfig(Config):
 
     simulated: Annotated[int, Field(ge=2)] = ENOUGH
     real: Annotated[int, Field(ge=2)] = 100
-    gap: Annotated[float, Field(gt=0)] = 0.2
-    gap_95: Annotated[float, Field(gt=0)] = 1.0
-    drift: Annotated[float, Field(gt=0)] = 0.05
-    starts: Annotated[float, Field(gt=0)] = 0.2
+    gap: Annotated[float, Field(gt=0, le=0.2)] = 0.2
+    gap_95: Annotated[float, Field(gt=0, le=1.0)] = 1.0
+    drift: Annotated[float, Field(gt=0, le=0.05)] = 0.05
+    starts: Annotated[float, Field(gt=0, le=0.2)] = 0.2
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,8 @@ class _Blocks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        with _writing(folder):  # before anything is scored
+            folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, blocks: Sequence[range]) -> dict[range, Columns]:
         """Those blocks that are there; a damaged one is named and scored again."""
@@ -251,24 +253,28 @@ class _Blocks:
     def write(self, block: range, columns: Columns) -> None:
         path = self._path(block)
         temporary = path.with_suffix(".part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with _writing(path):
             with temporary.open("wb") as file:
                 file.write(safetensors.torch.save(dict(columns)))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write {path}: {reason}; make room or choose another place") from error
 
     def _path(self, block: range) -> Path:
         return self.folder / f"{block.start:08d}-{block.stop:08d}.safetensors"
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place") from error
+
+
 def _fingerprint(task: Task, scorer: Scorer) -> str:
-    """What the numbers depend on: weights, data, recipe, seed."""
+    """What the numbers depend on: weights and what they are the weights of, data, recipe, seed."""
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in task.model.state_dict().items()}
     digest = hashlib.sha256(safetensors.torch.save({**weights, "": task.x.cpu().contiguous()}))
-    digest.update(repr((scorer.name, task.make, task.seed, task.memory_mib)).encode())
+    digest.update(repr((scorer.name, task.make, task.seed, task.memory_mib, task.model.config)).encode())
     return digest.hexdigest()[:16]

@@ -45,3 +45,10 @@ def prior_name(model: LatentVariableModel) -> str:
     prior = model.prior()
     base = prior.base_dist if isinstance(prior, Independent) else prior
     return f"{type(base).__name__}, event shape {list(prior.event_shape)}"
+
+
+def measure(model: LatentVariableModel) -> str:
+    """What p(x|z) is for data on a grid {0, 1, ..., L} / L: probabilities, or a density, larger by log L a pixel."""
+    with evaluating(model), seeded("needs"):
+        p = model.likelihood(model.prior().sample((1,)))
+    return "probabilities of levels" if p.support.is_discrete else "a density"

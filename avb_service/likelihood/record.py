@@ -4,6 +4,7 @@ Floor 5.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from avb_service.likelihood.adversary import excess
 from avb_service.likelihood.certificate import Certificate
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
 
-MOST_BELIEVED = ("enumeration", "ppca", "ais", "iwae_refined", "iwae", "elbo")  # by the beginning of the name
+MOST_BELIEVED = ("enumeration", "ppca", "ais", "iwae_refined", "iwae", "elbo")  # but for draws and noise
 STANDARD_ERRORS = 2.0  # a difference of fewer is no difference
 
 
@@ -50,8 +51,8 @@ class LikelihoodRecord:
     """The held-out likelihoods of a model.
 
     Attributes:
-        basis: what they depend on beside the model: data, split, binarisation, seed. Models whose bases are equal can
-            be compared.
+        basis: what they depend on beside the model: data, split, binarisation, seed; and whether they are logs of
+            probabilities or of a density, where data can have either. Models whose bases are equal can be compared.
         estimates: all of them.
         certificate: of the annealed one; None where there is none.
     """
@@ -65,11 +66,11 @@ class LikelihoodRecord:
         """The most believable of those estimates that are exact or a lower bound, on all data."""
         return next((estimate for name in MOST_BELIEVED if (estimate := self.named(name)) is not None), None)
 
-    def named(self, prefix: str) -> Estimate | None:
-        """The first estimate of log p(x) whose name begins so, if it is exact or a lower bound."""
+    def named(self, name: str) -> Estimate | None:
+        """The first estimate of log p(x) by that estimator, if it is exact or a lower bound: `iwae` is `iwae_256`."""
         sound = (each for each in self.estimates
                  if each.quantity == "log_likelihood" and each.kind in ("exact", "lower_bound"))  # fmt: skip
-        return next((each for each in sound if each.name.startswith(prefix)), None)
+        return next((each for each in sound if re.fullmatch(rf"{name}(_\d+)?(\.noise_.+)?", each.name)), None)
 
     @property
     def objection(self) -> str | None:
@@ -84,20 +85,27 @@ class LikelihoodRecord:
         return None if self.certificate.passed else f"the certificate failed: {self.certificate.reason}"
 
     def against(self, other: "LikelihoodRecord") -> Comparison:
-        """A paired comparison by the most believable estimate that both have.
+        """A paired comparison: by what can be believed of either, else by the best estimate that both have.
+
+        What can be believed is close to log p(x), by whatever estimator; what both have in common may be a bound that
+        is loose for one of them.
 
         Raises:
             UserError: they were scored on other data, or have no estimate in common; names the difference.
         """
         if lines := [f"{key}: {self.basis.get(key)} and {other.basis.get(key)}"
                      for key in {**self.basis, **other.basis} if self.basis.get(key) != other.basis.get(key)]:
-            raise UserError("the two were scored on different data, so a difference would mean nothing; "
-                            + ", ".join(lines))  # fmt: skip
-        for name in MOST_BELIEVED:
-            mine, theirs = self.named(name), other.named(name)
-            if mine is not None and theirs is not None and mine.name == theirs.name:
+            raise UserError("the two were scored on different data, or by another measure, so a difference would mean "
+                            "nothing; " + ", ".join(lines))  # fmt: skip
+        pairs = [(self.held_out, other.held_out)] if self.objection is None and other.objection is None else [
+            (mine, theirs) for name in MOST_BELIEVED
+            if (mine := self.named(name)) and (theirs := other.named(name)) and mine.name == theirs.name
+        ]  # fmt: skip
+        for mine, theirs in pairs:
+            if mine is not None and theirs is not None:
                 difference, stderr = mean_and_stderr(mine.per_datum - theirs.per_datum)
-                return Comparison(mine.name, difference, stderr, len(mine.per_datum))
+                names = " and ".join(dict.fromkeys((mine.name, theirs.name)))
+                return Comparison(names, difference, stderr, len(mine.per_datum))
         raise UserError("the two have no exact figure or lower bound in common; evaluate both with the same budget")
 
     def metrics(self, split: str = "test") -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from avb_service.config import Config, Tree, override, read_yaml
+from avb_service.config import Config, Tree, flatten, override, read_yaml
 from avb_service.errors import ConfigError, UserError
 from avb_service.experiment import OBJECTIVE, OF_DRAWS, objective_of
 from avb_service.settings import ExperimentConfig, read_preset
@@ -144,6 +144,7 @@ class SpaceConfig(Config):
                 yield from (f"space.{path}: at {value!r} with {line}" for line in self._tried(preset, {path: value}))
         for preset, value in product(self.baselines, self.latent_sizes()):
             yield from (f"baselines: at {value} latents, {line}" for line in self._tried(preset, {LATENT: value}))
+        yield from self._unlike()
 
     def latent_sizes(self) -> tuple[Any, ...]:
         """What the best trial's latent size can be, so far as it is searched."""
@@ -170,12 +171,43 @@ class SpaceConfig(Config):
                 f"{self.objective.metric}; methods of the two kinds cannot be searched together"
             )
 
+    def _unlike(self) -> Iterator[str]:
+        """Where two trials would be scored on other data, or by another measure, so that nothing ranks them."""
+        first = flatten(_footing(self.trial(self.presets[0])))
+        tried = [(preset, preset, {}) for preset in (*self.presets[1:], *self.baselines)]
+        tried += [
+            (f"space.{path}: at {value!r}", preset, {path: value})
+            for preset, (path, domain) in product(self.presets, self.space.items()) for value in domain.endpoints()
+        ]
+        found: dict[str, None] = {}
+        for where, preset, values in tried:
+            try:
+                footing = flatten(_footing(self.trial(preset, values)))
+            except UserError:
+                continue  # a line of its own says why
+            lines = [f"{key} {footing.get(key)!r}" for key in first | footing if first.get(key) != footing.get(key)]
+            if lines:
+                found[
+                    f"{where} has {', '.join(lines)}, and {self.presets[0]} has not: figures of other data, or of "
+                    "another measure, rank nothing; give all trials the same"
+                ] = None
+        yield from found
+
     def _tree(self, preset: str, values: Mapping[str, Any]) -> Tree:
         tree = read_preset(preset)
         shared = {"tracking.model": self.model} if self.model and preset in self.presets else {}
         for path, value in {**shared, **self.set, **values}.items():
             tree = override(tree, path, value)
         return tree
+
+
+def _footing(config: ExperimentConfig) -> Tree:
+    """What the figures of trials depend on beside the models: the data that are scored, and what a number is of."""
+    tree = config.identity()
+    data = {key: value for key, value in tree["data"].items() if key != "limit"}
+    fixed = {key: tree["likelihood"][key] for key in ("seed", "validation_data")}
+    observation = getattr(config.algorithm, "observation", None)
+    return {"data": data, "likelihood": fixed, "algorithm.observation": observation and observation.name}
 
 
 def read_space(source: str | Path) -> SpaceConfig:

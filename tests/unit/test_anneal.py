@@ -10,7 +10,7 @@ from torch import Tensor
 
 from avb_service.algorithm import DataSpec
 from avb_service.algorithms.vae import VAE, VAEConfig
-from avb_service.errors import DataError
+from avb_service.errors import ConfigError, DataError, UserError
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import (
     AnnealConfig,
@@ -249,6 +249,14 @@ def test_too_few_simulated_data_give_no_certificate():
     assert [check.name for check in certificate.checks if not check.passed][:1] == ["simulated_data"]
 
 
+@pytest.mark.parametrize("limit", ["gap", "gap_95", "drift", "starts"])
+def test_a_limit_can_be_tightened_and_not_loosened(limit):
+    usual = getattr(CertificateConfig(), limit)
+    assert getattr(CertificateConfig.parse({limit: usual / 2}), limit) == usual / 2
+    with pytest.raises(ConfigError, match=f"{limit}: given"):
+        CertificateConfig.parse({limit: usual * 1.01})
+
+
 # Interruptions.
 
 
@@ -322,6 +330,14 @@ def test_another_model_does_not_find_the_blocks_of_the_first(tmp_path):
     with torch.no_grad():
         model.w.mul_(1.1)
     assert not torch.equal(run(model, Quick(), x, store=tmp_path).per_datum, first.per_datum)
+
+
+def test_a_place_where_nothing_can_be_kept_is_refused_before_anything_is_scored(tmp_path):
+    (tmp_path / "file").touch()
+    scored = []
+    with pytest.raises(UserError, match="cannot write .*file.*choose another place"):
+        run(pca(), Quick(), data(pca(), 60), store=tmp_path / "file", progress=lambda done, total: scored.append(done))
+    assert scored == []
 
 
 def test_progress_counts_every_datum():

@@ -54,6 +54,8 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
          ["not found", "--set data.root=FOLDER"]),
         (["tune", "--space", "nowhere.yaml"], ["cannot read nowhere.yaml"]),
         (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
+        (["evaluate", "models:/none@champion", "--figure", "x.pdf"], ["x.pdf", "ends in .png"]),
+        (["evaluate", "models:/none@champion", "--figure", "/dev/null/x.png"], ["cannot write /dev/null/x.png"]),
         (["pull", "models:/none@champion", "there"], ["there is no model models:/none@champion"]),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,

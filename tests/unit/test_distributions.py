@@ -261,3 +261,11 @@ def test_standard_normal_is_standard():
     p, z = standard_normal(3, like), torch.randn(5, 3, dtype=torch.float64, generator=generator("cpu", 0))
     torch.testing.assert_close(p.log_prob(z), -z.square().sum(-1) / 2 - 1.5 * math.log(2 * math.pi))
     assert p.sample().dtype == torch.float64
+
+
+def test_a_grid_holds_its_levels_and_nothing_else():
+    p = Independent(DiscretisedLogistic(torch.zeros(3), torch.zeros(3), 16), 1)
+    assert p.support.is_discrete
+    assert p.support.check(torch.tensor([0.0, 5 / 16, 1.0]))
+    for other in (1 / 3, -1 / 16, 17 / 16, math.nan):
+        assert not p.support.check(torch.tensor([0.0, other, 1.0]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from avb_service.errors import DataError, UserError
+from avb_service.experiment import Experiment
 from avb_service.likelihood import Certificate, Check, Estimate, LikelihoodRecord
 
 BASIS = {"data": "digits", "data_sha256": "ab", "split": "test", "binarisation": "dynamic", "seed": "0"}
@@ -51,10 +52,46 @@ def test_models_scored_on_other_data_are_not_compared():
         record(HARD).against(other)
 
 
+def test_logs_of_probabilities_and_of_a_density_are_not_compared(small, tmp_path):
+    """On the same grey data: 64 pixels of 17 levels, so that a density is larger by 64 log 16 = 177 nats."""
+    records = []
+    for name in ("gaussian", "discretised_logistic"):
+        settings = {"data.binarisation": "none", "algorithm.observation": {"name": name}}
+        experiment = Experiment(small("vae", settings), tmp_path / name)
+        experiment.fit()
+        records.append(experiment.assess())
+    assert [made.basis["measure"] for made in records] == ["a density", "probabilities of levels"]
+    with pytest.raises(UserError, match="another measure.*measure: a density and probabilities of levels"):
+        records[0].against(records[1])
+    assert "measure" not in Experiment(small("vae"), tmp_path / "binary").assess().basis, "binary data have but one"
+
+
 def test_models_without_a_common_figure_are_not_compared():
     other = record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),))
     with pytest.raises(UserError, match="no exact figure or lower bound in common"):
         record(HARD).against(other)
+
+
+def test_what_can_be_believed_of_either_is_compared_and_not_a_bound_that_is_loose_for_one():
+    """An annealed model whose own encoder has collapsed, and one with discrete codes, 9 nats behind it."""
+    annealed = record(HARD, estimates=(
+        estimate(HARD, "ais"), estimate(HARD - 0.3, "iwae_refined_256"), estimate(HARD - 17, "iwae_256"),
+    ))  # fmt: skip
+    values = HARD - 9
+    exact = (estimate(values, "iwae_256"), estimate(values - 1, "elbo"), estimate(values, "enumeration", "exact"))
+    comparison = annealed.against(record(HARD, estimates=exact, certificate=None))
+    assert comparison.estimator == "ais and enumeration"
+    assert comparison.difference == pytest.approx(9)
+    loose = record(HARD, estimates=annealed.estimates, gap=3.0).against(record(HARD, estimates=exact, certificate=None))
+    assert (loose.estimator, loose.difference) == ("iwae_256", pytest.approx(-8)), "what both have, draw for draw"
+
+
+def test_an_estimator_is_named_in_full():
+    made = record(HARD, estimates=(estimate(HARD, "ais_prior"), estimate(HARD - 1, "iwae_refined_9"),
+                                   estimate(HARD - 2, "iwae_9.noise_0.1")))  # fmt: skip
+    assert made.named("ais") is None
+    assert made.named("iwae").name == "iwae_9.noise_0.1"
+    assert made.named("iwae_refined").name == "iwae_refined_9"
 
 
 @pytest.mark.parametrize(

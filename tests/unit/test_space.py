@@ -77,6 +77,27 @@ def test_looking_for_the_worst_is_refused():
     assert any(line.startswith("objective.mode:") for line in problems(objective={"metric": OBJECTIVE, "mode": "min"}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"preset": ["avb_digits", "avb_mnist"]}, "avb_mnist has data.name 'mnist'"),
+        ({"baselines": ["vae_mnist"]}, "vae_mnist has data.name 'mnist'"),
+        ({"space": {"data.seed": {"choice": [0, 1]}}}, "space.data.seed: at 1 has data.seed 1"),
+        ({"space": {"likelihood.seed": {"randint": [0, 9]}}}, "space.likelihood.seed: at 8 has likelihood.seed 8"),
+        ({"preset": "vae_digits", "set": {"data.binarisation": "none", "algorithm.observation": {"name": "gaussian"}},
+          "baselines": [], "space": {"algorithm.observation.name": {"choice": ["gaussian", "discretised_logistic"]}}},
+         "at 'discretised_logistic' has algorithm.observation 'discretised_logistic'"),
+    ],
+)  # fmt: skip
+def test_trials_that_would_be_scored_on_other_data_or_by_another_measure_are_refused(changes, reason):
+    lines = problems(**changes)
+    assert any(reason in line and "rank nothing" in line for line in lines), lines
+
+
+def test_the_number_of_training_data_may_be_searched():
+    SpaceConfig.parse({**GOOD, "space": {"data.limit": {"choice": [500, 1000]}}})
+
+
 def test_a_preset_that_does_not_exist_is_named(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump({**GOOD, "preset": "avb_digit"}))
