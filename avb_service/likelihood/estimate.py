@@ -217,16 +217,21 @@ def estimate(
 
 @contextmanager
 def evaluating(model: Algorithm) -> Iterator[None]:
-    """No gradients unless asked for, no dropout, and float32 products in full: an error bar holds no rounding."""
-    training, precision = model.training, torch.get_float32_matmul_precision()
+    """No gradients unless asked for, no dropout, float32 products and convolutions in full: no rounding is in a figure.
+
+    GPUs convolve in TF32 unless told otherwise, whatever the precision of matrix products.
+    """
+    training, precision, tf32 = model.training, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     model.eval()
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.no_grad():
             yield
     finally:
         model.train(training)
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 class _Blocks:

@@ -122,6 +122,28 @@ def test_evaluation_leaves_the_global_generator_alone_and_is_repeatable():
         assert not one.per_datum.requires_grad
 
 
+def test_evaluation_is_in_full_precision_and_leaves_that_of_training():
+    seen = []
+
+    def precision() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def note(part: Tensor) -> Columns:
+        seen.append(precision())
+        return {NATS: torch.zeros(len(part))}
+
+    before = precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cudnn.allow_tf32 = True
+        estimate(Task(vae(2), lambda _: Scorer("seen", "exact", 1, note), torch.zeros(2, 1, 1, 4), 0, 1))
+        assert seen == [("highest", False)]
+        assert precision() == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def test_quadrature_is_done_for_as_many_data_as_asked_for():
     model = PCA(1)
     x = data(model, 20)
