@@ -51,4 +51,4 @@ def measure(model: LatentVariableModel) -> str:
     """What p(x|z) is for data on a grid {0, 1, ..., L} / L: probabilities, or a density, larger by log L a pixel."""
     with evaluating(model), seeded("needs"):
         p = model.likelihood(model.prior().sample((1,)))
-    return "probabilities of levels" if p.support.is_discrete else "a density"
+    return "probabilities of levels" if getattr(p.support, "is_discrete", False) else "a density"

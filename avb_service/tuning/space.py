@@ -174,7 +174,8 @@ class SpaceConfig(Config):
     def _unlike(self) -> Iterator[str]:
         """Where two trials would be scored on other data, or by another measure, so that nothing ranks them."""
         first = flatten(_footing(self.trial(self.presets[0])))
-        tried = [(preset, preset, {}) for preset in (*self.presets[1:], *self.baselines)]
+        others = (*self.presets[1:], *self.baselines)
+        tried: list[tuple[str, str, dict[str, Any]]] = [(preset, preset, {}) for preset in others]
         tried += [
             (f"space.{path}: at {value!r}", preset, {path: value})
             for preset, (path, domain) in product(self.presets, self.space.items()) for value in domain.endpoints()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from linear_gaussian import PCA, data, widened
 from torch import Tensor
+from torch.distributions import Distribution
 
 from avb_service.algorithm import DataSpec
 from avb_service.algorithms.vae import VAE, VAEConfig
@@ -128,6 +129,27 @@ def test_the_mean_weight_is_one_with_frozen_kernels():
 def test_the_mean_weight_is_more_than_one_where_kernels_adapt_inside_the_run():
     mean, stderr = mean_weight(rate=1.0)
     assert mean - 1 > 4 * stderr
+
+
+def test_the_whole_recipe_is_unbiased_forwards_and_its_upper_bound_backwards():
+    """E[w] = p(x) with the pilots and their steps; E[1 / upper] = 1 / p(x), z* being a draw of the posterior."""
+    model = PCA(1, noise=2.0, pixels=3)  # a posterior near the prior, so that no weight is rare
+    recipe = AnnealConfig(temperatures=3, chains=2, leapfrog=2)
+    start = refined(model, PilotConfig(temperatures=8, chains=16, rest=4, leapfrog=2, inflate=1.6))
+    x = data(model, 1).expand(4000, -1, -1, -1)
+    forward = run(model, lambda model: ais(model, start, recipe), x).per_datum - model.exact(x)
+    simulated: list[Tensor] = []
+
+    def proposal(part: Tensor) -> Distribution:
+        simulated.append(part)
+        return start(part)
+
+    both = run(model, lambda model: bdmc(model, proposal, recipe), torch.arange(4000))
+    for log_ratio in (forward, model.exact(torch.cat(simulated)) - both.columns["upper"]):
+        ratio = log_ratio.exp()
+        stderr = ratio.std().item() / math.sqrt(len(ratio))
+        assert stderr < 0.01
+        assert abs(ratio.mean().item() - 1) < 4 * stderr
 
 
 # Hamiltonian dynamics.
