@@ -5,6 +5,7 @@ neither a process list nor a log shows it.
 """
 
 import configparser
+import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,12 +36,13 @@ def read_secrets(folder: Path) -> dict[str, str]:
     return values | {variable: str(path.absolute()) for variable, path in paths.items()}
 
 
-def write_settings(users: str) -> dict[str, str]:
+def write_settings(folder: Path, users: str) -> dict[str, str]:
     """Write what MLflow wants to read of logins from a file; where it is, for the environment.
 
     Nobody may see what others have made unless they are given it.
 
     Args:
+        folder: of the secrets of this server; where it cannot be written, as in a container, a temporary one serves.
         users: URI of the database of users.
     """
     settings = configparser.ConfigParser(interpolation=None)
@@ -50,7 +52,8 @@ def write_settings(users: str) -> dict[str, str]:
         "admin_username": "avb",
         "auth_cache_ttl_seconds": "60",  # a password is not hashed again for every point of a curve
     }
-    path = Path(tempfile.mkdtemp(prefix="avb-login-")) / "basic_auth.ini"
+    place = folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="avb-login-"))
+    path = place.absolute() / "basic_auth.ini"
     with path.open("w", encoding="utf-8") as file:
         settings.write(file)
     return {"MLFLOW_AUTH_CONFIG_PATH": str(path)}

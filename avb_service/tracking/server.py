@@ -147,7 +147,7 @@ def server_command(
     environment = {**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     if secrets is not None:
         users = f"{SQLITE}{quote(str(database_path(uri).parent / login.DATABASE), safe='/ ')}" if root else uri
-        environment |= login.read_secrets(secrets) | login.write_settings(users)
+        environment |= login.read_secrets(secrets) | login.write_settings(secrets, users)
     arguments = [
         sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
         "--backend-store-uri", uri, "--artifacts-destination", place, *(login.ARGUMENTS if secrets is not None else ()),
