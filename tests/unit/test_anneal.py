@@ -321,6 +321,7 @@ def test_killed_twenty_times_the_table_is_the_same_to_the_bit(tmp_path):
     assert kills == 0
     assert torch.equal(result.per_datum, undisturbed.per_datum)
     assert torch.equal(result.columns["ess"], undisturbed.columns["ess"])
+    assert list(result.columns) == list(undisturbed.columns), "what is printed of it is the same too"
     assert len(scored) == len(set(scored)), "no block is scored twice"
 
 
