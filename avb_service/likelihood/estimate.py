@@ -210,7 +210,7 @@ def estimate(
         scored[block] = columns
         done += len(block)
         progress(done, len(task.x))
-    names = sorted(scored[blocks[0]])  # as in a stored block, so that what is printed of a resumed table is the same too
+    names = sorted(scored[blocks[0]])  # as in a stored block: what is printed of a resumed table is the same
     table = {name: torch.cat([scored[block][name] for block in blocks]) for name in names}
     kind = scorer.kind(table) if callable(scorer.kind) else scorer.kind
     return Estimate.of(scorer.name, kind, table, scorer.quantity)
