@@ -26,16 +26,26 @@ if ! mkdir -p "$storage" || [ ! -w "$storage" ]; then
   echo "$(hostname): cannot write $storage; name a folder on a disk that all hosts share" >&2
   exit 1
 fi
+secrets=$storage/secrets
+if [ -z "${RAY_HEAD_IP:-}" ]; then bash "$project/deploy/secrets.sh" "$secrets"; fi    # by the head, for all
+
 path="export PATH=$venv/bin:\$PATH"
 if ! suits "$venv/bin/python"; then
   if suits python; then path=; else install; fi
 fi
+
+# Where Ray listens on each host, beside 6379 on the head; docs/operations.md names them all, for a firewall.
+ports="--node-manager-port=6380 --object-manager-port=6381 --runtime-env-agent-port=6382 --metrics-export-port=6383"
+ports+=" --dashboard-agent-listen-port=6384 --dashboard-agent-grpc-port=6385 --min-worker-port=10100 --max-worker-port=10999"
 
 cat > "$project/env.sh" <<END
 # Written by deploy/install.sh; read by each shell of this user.
 $path
 export PYTHONPATH=$project AVB_STORAGE=$storage
 export RAY_ADDRESS=auto RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secrets/ray_token
+export AVB_RAY_PORTS="$ports"
+export MLFLOW_TRACKING_USERNAME=avb MLFLOW_TRACKING_PASSWORD=\$(cat $secrets/mlflow_password)
 END
 line="if [ -f $project/env.sh ]; then . $project/env.sh; fi"
 grep -qxF "$line" ~/.bashrc 2> /dev/null || echo "$line" >> ~/.bashrc

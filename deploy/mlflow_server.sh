@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The cluster's MLflow server, on the head: starts it, once, and returns when it answers. It ends when Ray does.
 #
-# Runs and models are in $AVB_STORAGE/mlflow.db and $AVB_STORAGE/artifacts; all but this server go through it.
+# Runs and models are in $AVB_STORAGE/mlflow.db and $AVB_STORAGE/artifacts, users in $AVB_STORAGE/mlflow_users.db; all but this
+# server go through it, and log in.
 set -euo pipefail
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -9,7 +10,7 @@ serve() {
   tail --pid="$ray" -f /dev/null 9>&- & watch=$!
   set -m                                       # a process group for each server, whose children must end with it
   while kill -0 "$watch" 2> /dev/null; do
-    python -c 'from avb_service.cli import main; main()' ui --host "$address" --port "$port" & server=$!
+    python -c 'from avb_service.cli import main; main()' ui --host "$address" --port "$port" --secrets "$AVB_STORAGE/secrets" & server=$!
     wait -n "$watch" "$server" || true
     kill -- "-$server" 2> /dev/null || true
     sleep 1

@@ -1,7 +1,7 @@
 """Whether this Python has what the project needs; names what is missing and exits with 1 where it has not."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 
@@ -11,15 +11,18 @@ def missing(pyproject: Path) -> list[str]:
 
     from packaging.requirements import Requirement
 
-    lacks = []
-    for line in tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]:
-        need = Requirement(line)
+    def met(need: Requirement) -> bool:
         try:
-            met = need.specifier.contains(version(need.name), prereleases=True)
+            fits = need.specifier.contains(version(need.name), prereleases=True)
         except PackageNotFoundError:
-            met = False
-        lacks += [] if met else [line]
-    return lacks
+            return False
+        more = [Requirement(line) for line in requires(need.name) or []] if need.extras else []
+        wanted = [each for each in more if each.marker and not each.marker.evaluate({"extra": ""})
+                  and any(each.marker.evaluate({"extra": extra}) for extra in need.extras)]
+        return fits and all(met(each) for each in wanted)
+
+    lines = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [line for line in lines if not met(Requirement(line))]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,9 +185,12 @@ def _start() -> None:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     here = {**LAPTOP, "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
     # The clean-up asks the dashboard, so that has to be there as well.
     ray.init(address="local", include_dashboard=True, runtime_env=_runtime_env(here), **QUIET)
+    with suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray lets everybody read what lets one in
 
 
 def _runtime_env(more: dict[str, str]) -> dict[str, Any]:

@@ -109,10 +109,13 @@ def closed(targets: list[list]) -> list[list]:
     return shut
 
 
-def members() -> dict[str, list[float]]:
+def members(storage: str) -> dict[str, list[float]]:
     """The hosts of the Ray cluster that runs here: address -> CPUs and GPUs; empty where none runs."""
     if not installed("ray"):
         return {}
+    token = os.path.join(storage, "secrets", "ray_token")
+    if os.path.exists(token):  # as deploy/install.sh has made it
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=token)
     import ray
 
     try:
@@ -131,7 +134,7 @@ def main(storage: str, token: str) -> None:
         "marks": lambda: [name for name in os.listdir(storage)] if os.path.isdir(storage) else [],
         "listen": listen,
         "closed": closed,
-        "members": members,
+        "members": lambda: members(storage),
     }
     try:
         for line in sys.stdin:
