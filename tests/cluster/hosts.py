@@ -131,7 +131,7 @@ class Hosts:
         subprocess.run(["ip", "link", "del", link], capture_output=True)
         subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
 
-    def ssh(self, name: str, command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def ssh(self, name: str, command: str, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
         """Run a command in a login shell of a host."""
         options = [word for option in SSH_OPTIONS for word in ("-o", option)]
         return subprocess.run(
