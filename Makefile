@@ -12,7 +12,7 @@ tune: $(VENV)/ready
 	$(BIN)/avb tune --space tune_spaces/digits.yaml
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -81,7 +81,7 @@ def test_strangers_are_refused(cluster):
     key = cluster.secret("ray_token")
     welcome = cluster.hosts.ssh(LAPTOP, f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN={key} python -c {connect}")
     assert "in as a client" in welcome.stdout, welcome.stderr[-2000:]
-    for mode in ("disabled", "token RAY_AUTH_TOKEN=" + "0" * 64):
+    for mode in ("disabled", "token RAY_AUTH_TOKEN=" + "0" * 48):
         as_stranger = STRANGER.format(mode)
         assert "in as a client" not in cluster.hosts.ssh(LAPTOP, f"{as_stranger} timeout 60 python -c {connect}").stdout
         joining = cluster.hosts.ssh(LAPTOP, f"{as_stranger} timeout 60 ray start --address={head}:6379")
@@ -118,10 +118,10 @@ def test_nothing_listens_that_the_documents_do_not_name(cluster):
 def test_secrets_are_for_one_user_and_in_no_record(cluster, champion):
     shared = cluster.hosts.shared
     modes = cluster.do(HEAD, f"stat -c '%a %n' {shared}/secrets {shared}/secrets/*").splitlines()
-    assert len(modes) == 5 and all(mode.split()[0] in ("600", "700") for mode in modes), modes
+    assert len(modes) > 5 and all(mode.split()[0] in ("600", "700") for mode in modes), modes
     for name in ("ray_token", "mlflow_password", "mlflow_session_key"):
         secret = cluster.secret(name)
-        assert re.fullmatch("[0-9a-f]{64}", secret)
+        assert re.fullmatch("[0-9a-f]{48}", secret)
         for host in (HEAD, *WORKERS):
             # grep reads what to look for from a file, so that it is in no process title of its own.
             places = f"/tmp/ray/ avb-service {shared} --exclude-dir=secrets"
