@@ -22,6 +22,7 @@ NATS = "nats per datum"
 UNITS = {
     "accuracy": "fraction", "acceptance": "fraction", "fraction": "fraction", "lr": "learning rate", "norm": "norm",
     "seconds": "seconds", "second": "per second", "perplexity": "perplexity", "temperature": "temperature",
+    "ess": "effective draws", "unverifiable": "fraction", "reach": "fraction",
 }  # fmt: skip
 WORDS = {"kl": "KL", "elbo": "ELBO", "ais": "AIS", "iwae": "IWAE"}
 DENSE = 60  # points beyond which a line is drawn faint under its running mean
@@ -40,6 +41,8 @@ def training_curves(history: History) -> Figure:
     panels: dict[tuple[str, str], dict[str, Series]] = {}
     for name, points in _series(history).items():
         group, _, term = name.rpartition("/")
+        if term.startswith("adversary."):  # many, and for who asks whether the adversary can be believed
+            group, term = f"{group}/adversary", term.removeprefix("adversary.")
         panels.setdefault((group, _unit(term)), {})[term] = points
     if not panels:
         raise DataError('training curves need metrics named "<player or split>/<term>", given none; report some first')
