@@ -52,7 +52,7 @@ def champion(cluster):
     printed = cluster.at_home("ray submit ray_cluster.yaml tune_avb.py -- --space tune_spaces/digits_smoke.yaml")
     assert "champion" in printed
     rows = json.loads(cluster.at_home(f"{cluster.login} avb leaderboard --json"))
-    (best,) = [row for row in rows if "champion" in row["aliases"]]
+    (best,) = [row for row in rows if row["alias"] == "champion"]
     return best
 
 
@@ -60,7 +60,7 @@ def test_the_champion_is_pulled_from_outside(cluster, champion):
     cluster.at_home(f"{cluster.login} avb pull models:/digits-smoke@champion ../champion")
     load = "import avb_service; print(tuple(avb_service.load('champion').sample(3, seed=0).shape))"
     assert "(3, 1, 8, 8)" in cluster.do(LAPTOP, f"PYTHONPATH=checkout python -c {shlex.quote(load)}")
-    assert champion["uri"].startswith("models:/digits-smoke/")
+    assert champion["model"].startswith("models:/digits-smoke/")
 
 
 def test_one_model_is_trained_on_several_hosts(cluster):
