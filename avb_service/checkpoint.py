@@ -123,6 +123,13 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps(read_manifest(folder), sort_keys=True).encode()).hexdigest()
 
 
+def write_json(path: Path, tree: Tree) -> None:
+    """Write a file that others read meanwhile: they see the whole of it or nothing."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+    part.replace(path)
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """What a published model consists of.

@@ -81,6 +81,7 @@ def train(
             with closing(Bars(config.training.rounds, quiet=as_json)) as bars:
                 with listening(partial(bars.report, name)) as callbacks:
                     job = train_alone(config, name, storage.absolute() / name, uri, callbacks)
+            job.deliver(_note)
             with _progress(as_json) as progress:
                 published = job.publish(job.assess(run=on_cluster(capacity), progress=progress))
         except KeyboardInterrupt:
@@ -115,7 +116,7 @@ def tune(
         search = open_search(searched, begun or new_folder(searched, storage), uri)
         _note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
-            run_search(search, capacity, ProgressCallback())
+            run_search(search, capacity, ProgressCallback(), _note)
             with _progress(as_json) as progress:
                 scoring = {"run": on_cluster(capacity), "progress": progress}
                 published = conclude(search, _note, **scoring)

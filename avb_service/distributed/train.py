@@ -6,12 +6,14 @@ Floor 8.
 import json
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import nn
 
+from avb_service.checkpoint import write_json
 from avb_service.config import Tree, must_match
 from avb_service.distributed.cluster import worker_cpus
 from avb_service.distributed.interrupts import interruptible
@@ -19,11 +21,13 @@ from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
-from avb_service.tracking import Run
+from avb_service.tracking import Outbox, Run, deliver
 from avb_service.tracking.publish import Published, publish
 
-JOB, OUTCOME = "job.json", "outcome.json"
+JOB, OUTCOME, OUTBOX = "job.json", "outcome.json", "outbox"
 HOSTS = "avb.hosts"  # tag of a run: where its workers are, or were when it was last started
+PATIENCE = 30  # seconds that a worker which is done waits for MLflow; it holds cores, and what is left stays on disk
+LAST = 600  # seconds that the command waits at its end
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,21 @@ class Job:
             self.settings.tracking.experiment, self.name, self.config,
             parent=self.parent, tags=self.tags, resume_key=self.key, uri=self.tracking_uri,
         )  # fmt: skip
+
+    def outbox(self) -> Outbox:
+        """A recorder for its run, that keeps what MLflow cannot take just now."""
+        return Outbox(Path(self.folder) / OUTBOX, self.start_run, self.tracking_uri)
+
+    def deliver(self, on_wait: Callable[[str], None]) -> None:
+        """Hand MLflow what the workers could not.
+
+        Args:
+            on_wait: told what is waited for.
+
+        Raises:
+            UserError: MLflow does not answer for minutes, or refuses; what it has to get is kept.
+        """
+        deliver(Path(self.folder) / OUTBOX, self.start_run, self.tracking_uri, LAST, on_wait)
 
     def trained(self) -> Experiment:
         """The best model that it has trained, to be scored and drawn."""
@@ -194,13 +213,6 @@ def train_alone(config: ExperimentConfig, name: str, folder: Path, uri: str, cal
     return job
 
 
-def write_json(path: Path, tree: Tree) -> None:
-    """Write a file that others read meanwhile: they see the whole of it or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(tree, indent=2), encoding="utf-8")
-    part.replace(path)
-
-
 def data_parallel(turn: nn.Module) -> nn.Module:
     """A turn whose gradients are averaged over all workers.
 
@@ -232,20 +244,23 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     hosts: list[str] = [""] * workers
     torch.distributed.all_gather_object(hosts, socket.gethostname())
-    run = job.start_run() if rank == 0 else None
-    if run is not None:
-        run.set_tags({HOSTS: ", ".join(sorted(set(hosts)))})
+    box = job.outbox() if rank == 0 else None
+    if box is not None:
+        box.set_tags({HOSTS: ", ".join(sorted(set(hosts)))})
     try:
         experiment = Experiment(
-            config, job.checkpoints, recorder=run, rank=rank, workers=workers, device=get_device(),
+            config, job.checkpoints, recorder=box, rank=rank, workers=workers, device=get_device(),
             wrap=data_parallel if workers > 1 else None,
         )  # fmt: skip
         experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}))
+        if box is not None:
+            box.set_tags(experiment.tags())
+            box.finish()
+            box.close(PATIENCE)
     except UserError as error:
-        if run is not None:
-            run.finish("FAILED", str(error))
+        if box is not None:
+            with suppress(UserError):  # it may be MLflow that refuses
+                box.finish("FAILED", str(error))
+                box.close(PATIENCE)
         return asdict(Outcome("diverged" if isinstance(error, DivergenceError) else "refused", str(error)))
-    if run is not None:
-        run.set_tags(experiment.tags())
-        run.finish()
     return asdict(Outcome("finished"))

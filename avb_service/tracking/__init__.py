@@ -3,11 +3,12 @@
 Floor 7, and the only importer of mlflow. It is imported when first used, so that a command's help does not wait for it.
 """
 
+from avb_service.tracking.outbox import Outbox, deliver
 from avb_service.tracking.registry import RegisteredVersion, leaderboard, pull, register, set_alias
 from avb_service.tracking.runs import Run, close_open_children
 from avb_service.tracking.server import ServerCommand, check_server, server_command, tracking_uri
 
 __all__ = [
-    "RegisteredVersion", "Run", "ServerCommand", "check_server", "close_open_children", "leaderboard", "pull",
-    "register", "server_command", "set_alias", "tracking_uri",
+    "Outbox", "RegisteredVersion", "Run", "ServerCommand", "check_server", "close_open_children", "deliver",
+    "leaderboard", "pull", "register", "server_command", "set_alias", "tracking_uri",
 ]

@@ -6,9 +6,12 @@ Floor 7.
 import io
 import posixpath
 import re
+import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,7 +39,8 @@ class Run:
     """A run that exists, by its id; any number of threads and processes may hold it, one of which writes.
 
     What a resumed run repeats is written once: a metric or a figure that the run has at a step is not written again
-    at that step or an earlier one.
+    at that step or an earlier one. What is tried again, because nobody learned that it had arrived, is the same to the
+    millisecond and to the name of its file, so it changes nothing.
 
     Args:
         run_id: which.
@@ -93,18 +97,24 @@ class Run:
             _describe(client, run, config, {**(tags or {}), **{key: value for key, value in marks.items() if value}})
         return cls(run.info.run_id, where)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write the metrics at a step, in one request; those that the run has at this or a later step are skipped."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int, when: int | None = None) -> None:
+        """Write the metrics at a step, in one request; those that the run has at this or a later step are skipped.
+
+        Args:
+            metrics: by name.
+            step: the round.
+            when: they were measured, milliseconds since the epoch; now by default.
+        """
         from mlflow.entities import Metric
 
-        now = time.time_ns() // 1_000_000
+        when = _now() if when is None else when
         with self._lock:
             fresh = {key: value for key, value in metrics.items() if step > self._metric_steps.get(key, -1)}
-            points = [Metric(key, float(value), now, step) for key, value in fresh.items()]
+            points = [Metric(key, float(value), when, step) for key, value in fresh.items()]
             self._client.log_batch(self.run_id, metrics=points, synchronous=True)
             self._metric_steps |= dict.fromkeys(fresh, step)
 
-    def log_figure(self, name: str, picture: Picture, step: int | None = None) -> None:
+    def log_figure(self, name: str, picture: Picture, step: int | None = None, when: int | None = None) -> None:
         """Show a picture.
 
         Args:
@@ -112,6 +122,7 @@ class Run:
             picture: the bytes of an image file, a PIL image, or an array [H, W] or [H, W, 3] (uint8, or in [0, 1]).
             step: with it, the picture joins the grid that the UI shows step by step; without, it is the final
                 one, figures/NAME.png.
+            when: it was drawn, milliseconds since the epoch; now by default.
         """
         image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
         if step is None:
@@ -119,8 +130,23 @@ class Run:
             return
         with self._lock:
             if step > self._figure_steps.get(_figure_key(name), -1):
-                self._client.log_image(self.run_id, image, key=name, step=step, synchronous=True)
+                self._upload(name, image, step, _now() if when is None else when)
                 self._figure_steps[_figure_key(name)] = step
+
+    def _upload(self, name: str, image: "Image.Image | np.ndarray", step: int, when: int) -> None:
+        """What MLflow's log_image does at a step, under a name that is the same when it is tried again."""
+        from mlflow.tracking.multimedia import compress_image_size, convert_to_pil_image
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+
+        picture = convert_to_pil_image(image) if isinstance(image, np.ndarray) else image
+        same = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.run_id}/{name}/{step}/{when}")
+        stem = f"{_figure_key(name)}+step+{step}+timestamp+{when}+{same}"
+        with tempfile.TemporaryDirectory() as folder:
+            for part, ending in ((picture, ".png"), (compress_image_size(picture), "+compressed.webp")):
+                path = Path(folder) / f"{stem}{ending}"
+                part.save(path)
+                self._client.log_artifact(self.run_id, str(path), "images")
+        self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, True)
 
     def log_table(self, name: str, columns: Mapping[str, Sequence[float | int | str]]) -> None:
         """Write tables/NAME.json, columns of equal length; a table of that name is replaced."""
@@ -209,6 +235,10 @@ def _describe(client: "MlflowClient", run: "RunEntity", config: Tree, tags: Mapp
     client.log_text(run.info.run_id, yaml.safe_dump(config, sort_keys=False), "config.yaml")
 
 
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def _figure_key(name: str) -> str:
     return name.replace("/", "~")  # as MLflow writes it in the file's name
 
@@ -217,6 +247,6 @@ def _figure_steps(client: "MlflowClient", run_id: str) -> dict[str, int]:
     """The last step of each figure in the grid, from the names that MLflow gives the files."""
     steps: dict[str, int] = {}
     for artifact in client.list_artifacts(run_id, "images"):
-        if match := re.match(r"images/(.+)\+step\+(\d+)\+", artifact.path):
+        if match := re.match(r"images/(.+)\+step\+(\d+)\+.*webp$", artifact.path):  # the last of its files
             steps[match[1]] = max(int(match[2]), steps.get(match[1], -1))
     return steps

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from avb_service.checkpoint import CheckpointStore
+from avb_service.checkpoint import CheckpointStore, write_json
 from avb_service.config import must_match, read_yaml
-from avb_service.distributed.train import Job, Outcome, write_json
+from avb_service.distributed.train import Job, Outcome
 from avb_service.errors import UserError
 from avb_service.experiment import objective_of
 from avb_service.settings import ExperimentConfig

@@ -14,7 +14,7 @@ from avb_service.config import override
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
-from avb_service.distributed.train import JOB, Job, train
+from avb_service.distributed.train import JOB, PATIENCE, Job, train
 from avb_service.experiment import check_fit
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
@@ -74,19 +74,22 @@ def check_capacity(space: SpaceConfig, capacity: Capacity) -> None:
         capacity.models_at_a_time(config.scaling)
 
 
-def run_search(search: Search, capacity: Capacity, callback: "Callback") -> None:
+def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step: Callable[[str], None]) -> None:
     """Run the trials that are left, then the baselines with the best trial's latent size.
 
     Args:
         search: from `open_search`.
         capacity: of the cluster.
         callback: told of every report.
+        on_step: told what is waited for.
 
     Raises:
-        UserError: a trial is larger than the cluster, or no trial reached a figure.
+        UserError: a trial is larger than the cluster, no trial reached a figure, or MLflow is away for good.
     """
     for stage in _stages(search):
         _run(_tuner(search, stage, capacity, callback), search)
+    for trial in search.trials():
+        trial.job.deliver(on_step)
     close_open_children(search.run.run_id, "FINISHED", "stopped early by the scheduler", search.tracking_uri)
 
 
@@ -230,7 +233,9 @@ def _run(tuner: "Tuner", search: Search) -> None:
     for result in (grid[index] for index in range(len(grid))):
         folder = search.folder / "trials" / Path(result.path).name
         if result.error is not None and (folder / JOB).exists():
-            Job.read(folder).start_run().finish("FAILED", str(result.error))
+            outbox = Job.read(folder).outbox()
+            outbox.finish("FAILED", str(result.error))
+            outbox.close(PATIENCE)
 
 
 def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> Any:  # noqa: ANN401
