@@ -1,19 +1,15 @@
-"""State on disk that is whole or absent: atomic, checksummed, and free of pickle.
+"""Checkpoints, from which training resumes, and model folders, which are published: checksummed, and free of pickle.
 
-Floor 4. A folder is written beside its place, synced, and renamed into it, so a reader sees all of it or none. Its
-`manifest.json` holds the SHA-256 of every file; what does not match is refused by name. Two kinds of folder are made
-here: checkpoints, from which training resumes, and model folders, which are published.
+Floor 4. Both are folders as storage.py writes them: whole or absent.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,109 +21,14 @@ from torch import Tensor
 
 from avb_service.config import Tree, parse_yaml
 from avb_service.errors import DataError, UserError
+from avb_service.storage import parse_json, put_back, read_file, read_folder, write_folder
 
 State = dict[str, Any]  # nested; the leaves are tensors, JSON scalars or lists
 
-MANIFEST = "manifest.json"
 STATE_FILES = ("tensors.safetensors", "state.json", "config.yaml", "metrics.json")
 MODEL_FILES = ("weights.safetensors", "config.yaml", "card.md")
 
 _log = logging.getLogger(__name__)
-
-
-def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = False) -> Path:
-    """Write a folder of files with its manifest, all or nothing.
-
-    Args:
-        folder: its place.
-        files: contents by plain file name.
-        replace: whether a folder that is already there gives way once the new one is complete.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: the disk is full, the place cannot be written, or something is there already.
-    """
-    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    contents = {**files, MANIFEST: json.dumps({"sha256": checksums}, indent=2).encode()}
-    temporary, old = (folder.with_name(f".{folder.name}.{kind}.part") for kind in ("new", "old"))
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, content in contents.items():
-            with (temporary / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync(temporary)
-        if replace and folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        _sync(folder.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; what was there before is untouched. "
-            "Make room, or choose a place that is empty and can be written"
-        ) from error
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
-
-
-def read_folder(folder: Path, required: Iterable[str] = ()) -> dict[str, bytes]:
-    """Read a folder that `write_folder` wrote, and verify it.
-
-    Args:
-        folder: where it is.
-        required: names that have to be among its files.
-
-    Returns:
-        Contents by file name: the very bytes that were verified.
-
-    Raises:
-        DataError: naming the file that is missing, damaged or was tampered with.
-    """
-    files = {}
-    for name, checksum in read_manifest(folder).items():
-        content = _read(folder / name)
-        if hashlib.sha256(content).hexdigest() != checksum:
-            raise DataError(f"{folder / name} does not match its checksum: it was damaged or changed after writing")
-        files[name] = content
-    if missing := sorted(set(required) - files.keys()):
-        raise DataError(f"{folder / MANIFEST} does not list {', '.join(missing)}, expected {', '.join(required)}")
-    return files
-
-
-def read_manifest(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a folder, which makes two folders comparable.
-
-    Raises:
-        DataError: there is no manifest, or it is not one of ours, or it names something outside the folder.
-    """
-    path = folder / MANIFEST
-    checksums = _json(path, _read(path)).get("sha256")
-    if not isinstance(checksums, dict) or not checksums:
-        raise DataError(f"{path} holds no checksums")
-    if outside := [name for name in checksums if Path(name).name != name or name in ("", "..", MANIFEST)]:
-        raise DataError(f"{path} names {outside[0]!r}, expected plain names of files in {folder}")
-    return checksums
-
-
-def fingerprint(folder: Path) -> str:
-    """One SHA-256 for all files of a folder.
-
-    Raises:
-        DataError: as `read_manifest`.
-    """
-    return hashlib.sha256(json.dumps(read_manifest(folder), sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path, tree: Tree) -> None:
-    """Write a file that others read meanwhile: they see the whole of it or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(tree, indent=2), encoding="utf-8")
-    part.replace(path)
 
 
 @dataclass(frozen=True)
@@ -215,7 +116,7 @@ class CheckpointStore:
         went back behind them.
 
         Raises:
-            UserError: it cannot be written; the checkpoints that exist are whole.
+            UserError: it cannot be written; says which one training can go on from.
             TypeError: the state holds something that is neither tensor, JSON scalar nor list; names its path.
         """
         tensors: dict[str, Tensor] = {}
@@ -223,7 +124,12 @@ class CheckpointStore:
         contents = (_tensors(tensors), _to_json(skeleton), _yaml(config), _to_json(dict(metrics)))
         self._sweep()
         files = dict(zip(STATE_FILES, contents, strict=True))
-        path = write_folder(self.folder / f"round-{round:08d}", files, replace=True)
+        try:
+            path = write_folder(self.folder / f"round-{round:08d}", files, replace=True)
+        except UserError as error:
+            before = self.latest()
+            left = "there is none before it" if before is None else f"the one before it, {before.path.name}, is whole"
+            raise UserError(f"{error}. Of the checkpoints in that folder, {left}") from error
         self._prune(round)
         return path
 
@@ -233,6 +139,8 @@ class CheckpointStore:
         Raises:
             UserError: there are checkpoints and all of them are damaged; says what is wrong with each.
         """
+        for old in self.folder.glob(".round-*.old.part"):
+            put_back(old)
         return _first_whole(list(reversed(self._paths())))
 
     def best(self) -> Checkpoint | None:
@@ -275,7 +183,7 @@ def _round(path: Path) -> int:
 
 def _metric(path: Path, name: str) -> float:
     try:
-        return _json(path / "metrics.json", _read(path / "metrics.json")).get(name, math.nan)
+        return parse_json(path / "metrics.json", read_file(path / "metrics.json")).get(name, math.nan)
     except DataError:  # reading it as a checkpoint says what is wrong
         return math.nan
 
@@ -299,11 +207,11 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     files = read_folder(path, STATE_FILES)
     tensors, state, config, metrics = (files[name] for name in STATE_FILES)
     try:
-        merged = _merge(_json(path / "state.json", state), safetensors.torch.load(tensors))
+        merged = _merge(parse_json(path / "state.json", state), safetensors.torch.load(tensors))
     except SafetensorError as error:
         raise DataError(f"{path / 'tensors.safetensors'} is not in the safetensors format: {error}") from error
     tree = parse_yaml(config.decode(), str(path / "config.yaml"))
-    return Checkpoint(_round(path), merged, _json(path / "metrics.json", metrics), tree, path)
+    return Checkpoint(_round(path), merged, parse_json(path / "metrics.json", metrics), tree, path)
 
 
 def _split(node: Any, pointer: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
@@ -347,29 +255,3 @@ def _yaml(tree: Tree) -> bytes:
 
 def _to_json(tree: Tree) -> bytes:
     return json.dumps(tree).encode()  # repr of a float, which reads back bit-equal; NaN and Infinity included
-
-
-def _json(path: Path, content: bytes) -> Tree:
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise DataError(f"{path} holds {type(tree).__name__}, expected an object")
-    return tree
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _sync(folder: Path) -> None:
-    """Make renames and new entries in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,8 @@ forward, one scalar, one backward; the loss of a player is the forward of a modu
 and nothing else, and that module is what DDP wraps. `wrap` is all that this file knows of how it is done.
 """
 
+import math
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -212,7 +214,7 @@ class Engine:
             loss.value.backward()
         if player.name not in self._checked:
             self._check_gradients(player)
-        self._clip(player, self.parameters[i])
+        self._clip(player, self.parameters[i], loss.value)
         optimizer.step()
         if player.absorb is not None:
             with torch.no_grad():
@@ -240,7 +242,7 @@ class Engine:
             gathered[name] = torch.cat(parts)
         return gathered
 
-    def _clip(self, player: Player, parameters: list[nn.Parameter]) -> None:
+    def _clip(self, player: Player, parameters: list[nn.Parameter], loss: Tensor) -> None:
         """Clip, and refuse a step that would destroy the model.
 
         The gradient is already the mean over all workers, so all of them see the same norm and decide alike.
@@ -249,8 +251,8 @@ class Engine:
         norm = nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise DivergenceError(
-                f"round {self.round}: the gradient of player '{player.name}' is {norm.item()}; the step was not taken. "
-                f"Lower algorithm.{player.name}.lr or set algorithm.{player.name}.clip_norm"
+                f"round {self.round}: the gradient of player '{player.name}' is {norm.item()}{_origin(loss)}; the step "
+                f"was not taken. Lower algorithm.{player.name}.lr or set algorithm.{player.name}.clip_norm"
             )
         if player.turn.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, player.turn.clip_norm, norm)
@@ -291,6 +293,16 @@ class Engine:
         apart = [str(rank) for rank, other in enumerate(everybody) if not torch.equal(other, everybody[0])]
         if apart:
             raise RuntimeError(f"round {self.round}: the state of ranks {', '.join(apart)} differs from rank 0's")
+
+
+def _origin(loss: Tensor) -> str:
+    """Which workers have a loss that is not finite: all where training diverged, one where that one is broken."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return ""
+    losses: list[tuple[float, str]] = [(0.0, "")] * dist.get_world_size()
+    dist.all_gather_object(losses, (loss.item(), socket.gethostname()))
+    sick = [f"{value} on rank {rank} ({host})" for rank, (value, host) in enumerate(losses) if not math.isfinite(value)]
+    return f", the loss {', '.join(sick)} of {len(losses)}" if sick else ", although the loss is finite on every rank"
 
 
 @contextmanager

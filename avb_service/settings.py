@@ -54,12 +54,15 @@ class ScalingConfig(Config):
         cpus_per_worker: cores of each, which torch uses as threads.
         gpus_per_worker: GPUs of each; 0 trains on CPUs.
         max_failures: how many times workers that died are replaced; training goes on from the last checkpoint.
+        collective_timeout_s: how long workers wait for one of them, seconds; then it counts as dead. Longer than the
+            first of them takes to draw, evaluate and save at a report.
     """
 
     workers: Annotated[int, Field(ge=1)] = 1
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     max_failures: Annotated[int, Field(ge=0)] = 2
+    collective_timeout_s: Annotated[int, Field(ge=1)] = 600
 
 
 class ExperimentConfig(Config):

@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from avb_service.checkpoint import write_json
 from avb_service.config import Tree, must_match
 from avb_service.distributed.cluster import worker_cpus
 from avb_service.distributed.interrupts import interruptible
@@ -21,6 +20,7 @@ from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
+from avb_service.storage import write_json
 from avb_service.tracking import Outbox, Run, deliver
 from avb_service.tracking.publish import Published, publish
 
@@ -175,7 +175,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         scaling_config=ScalingConfig(
             num_workers=scaling.workers, use_gpu=bool(scaling.gpus_per_worker), resources_per_worker=resources
         ),
-        torch_config=TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if scaling.gpus_per_worker else "gloo", timeout_s=scaling.collective_timeout_s
+        ),
         run_config=RunConfig(
             name="train",
             storage_path=job.folder,

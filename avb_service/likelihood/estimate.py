@@ -8,7 +8,6 @@ many workers, kept as they come, and left out when an interrupted evaluation goe
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor
 from avb_service.algorithm import Algorithm
 from avb_service.errors import DataError, UserError
 from avb_service.seeding import seeded
+from avb_service.storage import write_file
 
 Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 Quantity = Literal["log_likelihood", "simulated", "own_elbo", "parzen_density"]
@@ -258,13 +258,8 @@ class _Blocks:
 
     def write(self, block: range, columns: Columns) -> None:
         path = self._path(block)
-        temporary = path.with_suffix(".part")
         with _writing(path):
-            with temporary.open("wb") as file:
-                file.write(safetensors.torch.save(dict(columns)))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            write_file(path, safetensors.torch.save(dict(columns)))
 
     def _path(self, block: range) -> Path:
         return self.folder / f"{block.start:08d}-{block.stop:08d}.safetensors"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avb_service.checkpoint import write_json
 from avb_service.errors import UserError
+from avb_service.storage import write_json
 from avb_service.tracking.runs import Run, Status
 from avb_service.tracking.server import check_server
 
@@ -126,8 +126,11 @@ class Outbox:
         with self._news:
             path = self.folder / f"{self._number:08d}.{kind}.json"
             self._number += 1
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {**letter, "when": time.time_ns() // 1_000_000})
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, {**letter, "when": time.time_ns() // 1_000_000})
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror or error}; make room") from error
             self._waiting.append(Letter.at(path))
             self._make_room()
             self._news.notify()

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from avb_service.checkpoint import fingerprint
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import LikelihoodRecord, known
 from avb_service.model import load_model
+from avb_service.storage import fingerprint
 from avb_service.tracking.registry import leaderboard, pull, register, set_alias
 from avb_service.tracking.runs import Run
 

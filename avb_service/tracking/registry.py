@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avb_service.checkpoint import MODEL_FILES, ModelFolder, read_folder, write_folder
+from avb_service.checkpoint import MODEL_FILES, ModelFolder
 from avb_service.errors import DataError, UserError
+from avb_service.storage import read_folder, write_folder
 from avb_service.tracking.runs import parameters
 from avb_service.tracking.server import connect, every, existing_is_fine, refusals, tracking_uri
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import yaml
 
-from avb_service.checkpoint import CheckpointStore, write_json
+from avb_service.checkpoint import CheckpointStore
 from avb_service.config import must_match, read_yaml
 from avb_service.distributed.train import Job, Outcome
 from avb_service.errors import UserError
 from avb_service.experiment import objective_of
 from avb_service.settings import ExperimentConfig
+from avb_service.storage import write_json
 from avb_service.tracking import Run
 from avb_service.tracking.publish import Published
 from avb_service.tuning.space import SpaceConfig

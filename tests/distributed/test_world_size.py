@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -45,12 +47,12 @@ class Stopped(Exception):
 Task = tuple[int, Callable[..., None], tuple[Any, ...]]  # workers, function of (rank, workers, *arguments), arguments
 
 
-def enter(rank: int, folder: Path, tasks: tuple[Task, ...]) -> None:
+def enter(rank: int, folder: Path, tasks: tuple[Task, ...], seconds: int) -> None:
     torch.set_num_threads(1)
     for number, (workers, function, arguments) in enumerate(tasks):
         if rank < workers:
             meeting = f"file://{folder}/rendezvous-{number}"
-            dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=workers, rank=rank)
+            dist.init_process_group("gloo", meeting, timedelta(seconds=seconds), world_size=workers, rank=rank)
             try:
                 function(rank, workers, *arguments)
             finally:
@@ -58,9 +60,12 @@ def enter(rank: int, folder: Path, tasks: tuple[Task, ...]) -> None:
     os._exit(0)  # gloo's threads may abort a process that is torn down in the ordinary way while the machine is busy
 
 
-def spawn(folder: Path, *tasks: Task) -> None:
-    """Run tasks one after the other in processes of their own; an error in one is raised here with its traceback."""
-    mp.spawn(enter, (folder, tasks), nprocs=max(workers for workers, _, _ in tasks))
+def spawn(folder: Path, *tasks: Task, seconds: int = 60) -> None:
+    """Run tasks one after the other in processes of their own; an error in one is raised here with its traceback.
+
+    Ranks wait for each other for so many seconds.
+    """
+    mp.spawn(enter, (folder, tasks, seconds), nprocs=max(workers for workers, _, _ in tasks))
 
 
 def experiment(tree: Tree, folder: Path, rank: int, workers: int) -> Experiment:
@@ -257,19 +262,52 @@ def diverge(rank: int, workers: int) -> None:
         return (x * math.nan if (index, worker) == (1, 3) else x), None
 
     model = engine(Flawed(own_both=True, use_both=True), rank, workers, source=poisoned)
-    with pytest.raises(DivergenceError, match="round 1: the gradient of player 'model' is nan"):
+    named = rf"round 1: the gradient of player 'model' is nan, the loss nan on rank 1 \({socket.gethostname()}\) of 2;"
+    with pytest.raises(DivergenceError, match=named):
         model.run(ignore)
     assert all(p.isfinite().all() for p in model.algorithm.parameters())
     model._check_agreement()
 
 
+def overflow(rank: int, workers: int) -> None:
+    """A gradient that is infinite although every loss is finite is not blamed on anybody."""
+    torch.manual_seed(0)
+    model = engine(Flawed(own_both=True, use_both=True), rank, workers)
+    model.parameters[0][0].register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(DivergenceError, match="finite on every rank"):
+        model.run(ignore)
+
+
 def check(rank: int, workers: int) -> None:
-    for task in (find_flaws, drift, diverge):
+    for task in (find_flaws, drift, diverge, overflow):
         task(rank, workers)
 
 
 def test_flaws_drift_and_divergence_are_found_by_every_rank(tmp_path):
     spawn(tmp_path, (2, check, ()))
+
+
+def hang(rank: int, workers: int, folder: Path) -> None:
+    """Rank 1 stays away from the second batch; the other says so, and does not wait for ever."""
+    given_up = folder / "given up"
+
+    def stuck(index: int, worker: int) -> tuple[Tensor, None]:
+        while rank == 1 and index == 1 and not given_up.exists():
+            time.sleep(0.05)
+        return source(index, worker)
+
+    torch.manual_seed(0)
+    model = engine(Flawed(own_both=True, use_both=True), rank, workers, source=stuck)
+    with pytest.raises(RuntimeError, match="(?i)timed out" if rank == 0 else ""):
+        model.run(ignore)
+    given_up.touch()
+    assert model.round == 1
+    os._exit(0)  # as Ray Train ends them; the group is broken and cannot be left in good order
+
+
+def test_a_rank_that_hangs_is_a_failure_of_the_others_and_not_a_wait(tmp_path):
+    spawn(tmp_path, (2, hang, (tmp_path,)), seconds=2)
+    assert (tmp_path / "given up").exists()
 
 
 def test_workers_that_cannot_share_the_slices_are_refused():

@@ -18,8 +18,9 @@ import torch
 import urllib3
 from PIL import Image
 
-from avb_service.checkpoint import ModelFolder, read_folder
+from avb_service.checkpoint import ModelFolder
 from avb_service.errors import DataError, UserError
+from avb_service.storage import read_folder
 from avb_service.tracking import (
     Run,
     check_server,

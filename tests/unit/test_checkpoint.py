@@ -1,9 +1,12 @@
 """Checkpoints and model folders: whole or absent, verified, and bit-equal."""
 
+import errno
+import itertools
 import json
 import logging
 import math
 import os
+import random
 import resource
 import struct
 from contextlib import contextmanager
@@ -14,8 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avb_service.checkpoint import CheckpointStore, ModelFolder, read_folder, read_manifest, write_folder
+from avb_service import storage
+from avb_service.checkpoint import CheckpointStore, ModelFolder
 from avb_service.errors import DataError, UserError
+from avb_service.storage import read_folder, read_manifest, write_folder
 
 CONFIG = {"algorithm": {"name": "avb", "lr": 1e-5}, "seeds": [1, 2]}
 
@@ -174,6 +179,71 @@ def test_a_write_that_is_cut_short_changes_nothing(tmp_path):
         with files_at_most(100), pytest.raises(UserError, match="cannot write .*File too large.*Make room"):
             save(store, round_)
     assert rounds(store) == [1] and read_folder(tmp_path / "round-00000001") == before
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A file layer that fails as told: a function from the number of the write to an error number, or none."""
+    monkeypatch.setattr(storage, "WAITS", (0,) * len(storage.WAITS))
+    sync, calls = os.fsync, itertools.count()
+
+    def install(fault) -> None:
+        def fsync(descriptor: int) -> None:
+            if number := fault(next(calls)):
+                raise OSError(number, os.strerror(number))
+            sync(descriptor)
+
+        monkeypatch.setattr(storage.os, "fsync", fsync)
+
+    return install
+
+
+def test_storage_that_fails_one_write_in_ten_costs_nothing(tmp_path, failing, caplog):
+    chance = random.Random(0)
+    failing(lambda call: errno.EIO if chance.random() < 0.1 else None)
+    store = CheckpointStore(tmp_path, keep=2)
+    for round_ in range(1, 41):
+        save(store, round_)
+        assert store.latest().round == round_
+    assert rounds(store) == [39, 40]
+    assert caplog.text.count("trying again") > 20
+
+
+def test_a_disk_that_stays_full_is_named_with_the_room_that_is_needed_and_what_is_left_is_whole(tmp_path, failing):
+    store = CheckpointStore(tmp_path, keep=1)
+    save(store, 1)
+    before = read_folder(tmp_path / "round-00000001")
+    failing(lambda call: errno.ENOSPC)
+    named = rf"cannot write {tmp_path}/round-00000002: No space left on device: 0.0 MiB are needed and \d+\.\d MiB free"
+    with pytest.raises(UserError, match=rf"{named} on the disk of {tmp_path};.* round-00000001, is whole"):
+        save(store, 2)
+    assert rounds(store) == [1] and read_folder(tmp_path / "round-00000001") == before
+    with pytest.raises(UserError, match="there is none before it"):
+        save(CheckpointStore(tmp_path / "new"), 1)
+
+
+def test_a_disk_that_has_room_again_is_written_to(tmp_path, failing):
+    failing(lambda call: errno.ENOSPC if call < 3 else None)
+    save(store := CheckpointStore(tmp_path), 1)
+    assert store.latest().round == 1
+
+
+def test_a_checkpoint_is_not_lost_where_the_one_that_replaces_it_fails_at_the_last_moment(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    rename = Path.rename
+
+    def fail(source: Path, target: Path) -> Path:
+        if ".new." in source.name:
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="round-00000001, is whole"):
+        patched.setattr(Path, "rename", fail)
+        save(store, 1)
+    assert rounds(store) == [1] and store.latest().round == 1
+    (tmp_path / "round-00000001").rename(tmp_path / ".round-00000001.old.part")  # a crash at that moment
+    assert store.latest().round == 1
 
 
 def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path):

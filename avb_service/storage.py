@@ -1,0 +1,224 @@
+"""Files and folders on disk that are whole or absent, on storage that may fail for a moment.
+
+Floor 4. A folder is written beside its place, synced, and renamed into it, so a reader sees all of it or none. Its
+`manifest.json` holds the SHA-256 of every file; what does not match is refused by name.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from avb_service.config import Tree
+from avb_service.errors import DataError, UserError
+
+MANIFEST = "manifest.json"
+
+# What storage may say for a moment: a share that is mounted anew, a server that is busy, a disk that is being cleared.
+FULL = {errno.ENOSPC, errno.EDQUOT}
+PASSING = FULL | {
+    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ECONNRESET,
+    errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+}  # fmt: skip
+WAITS = (0.1, 0.3, 1.0, 3.0, 6.0)  # seconds between attempts
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = False) -> Path:
+    """Write a folder of files with its manifest, all or nothing.
+
+    Args:
+        folder: its place.
+        files: contents by plain file name.
+        replace: whether a folder that is already there gives way once the new one is complete.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the disk is full, the place cannot be written, or something is there already.
+    """
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    contents = {**files, MANIFEST: json.dumps({"sha256": checksums}, indent=2).encode()}
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}.part") for kind in ("new", "old"))
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        persistently(lambda: temporary.mkdir(parents=True, exist_ok=True))
+        for name, content in contents.items():
+            _write(temporary / name, content)
+        persistently(lambda: _sync(temporary))
+        if replace and folder.exists():
+            _move(folder, old)
+        _move(temporary, folder)
+        persistently(lambda: _sync(folder.parent))
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        put_back(old)
+        raise UserError(
+            f"cannot write {folder}: {_reason(error, folder, sum(map(len, contents.values())))}; what was there before "
+            "is untouched. Make room, or choose a place that is empty and can be written"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def read_folder(folder: Path, required: Iterable[str] = ()) -> dict[str, bytes]:
+    """Read a folder that `write_folder` wrote, and verify it.
+
+    Args:
+        folder: where it is.
+        required: names that have to be among its files.
+
+    Returns:
+        Contents by file name: the very bytes that were verified.
+
+    Raises:
+        DataError: naming the file that is missing, damaged or was tampered with.
+    """
+    files = {}
+    for name, checksum in read_manifest(folder).items():
+        content = read_file(folder / name)
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise DataError(f"{folder / name} does not match its checksum: it was damaged or changed after writing")
+        files[name] = content
+    if missing := sorted(set(required) - files.keys()):
+        raise DataError(f"{folder / MANIFEST} does not list {', '.join(missing)}, expected {', '.join(required)}")
+    return files
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a folder, which makes two folders comparable.
+
+    Raises:
+        DataError: there is no manifest, or it is not one of ours, or it names something outside the folder.
+    """
+    path = folder / MANIFEST
+    checksums = parse_json(path, read_file(path)).get("sha256")
+    if not isinstance(checksums, dict) or not checksums:
+        raise DataError(f"{path} holds no checksums")
+    if outside := [name for name in checksums if Path(name).name != name or name in ("", "..", MANIFEST)]:
+        raise DataError(f"{path} names {outside[0]!r}, expected plain names of files in {folder}")
+    return checksums
+
+
+def fingerprint(folder: Path) -> str:
+    """One SHA-256 for all files of a folder.
+
+    Raises:
+        DataError: see `read_manifest`.
+    """
+    return hashlib.sha256(json.dumps(read_manifest(folder), sort_keys=True).encode()).hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, or replace it, that others read meanwhile: they see the whole of it or nothing.
+
+    Raises:
+        OSError: it cannot be written, nor after some seconds.
+    """
+    part = path.with_name(f".{path.name}.part")
+    _write(part, content)
+    _move(part, path)
+
+
+def write_json(path: Path, tree: Tree) -> None:
+    """The same with JSON."""
+    write_file(path, json.dumps(tree, indent=2).encode())
+
+
+def put_back(old: Path) -> None:
+    """Restore a folder that was moved out of the way for another, which never came."""
+    place = old.with_name(old.name.removeprefix(".").removesuffix(".old.part"))
+    if old.exists() and not place.exists():
+        with suppress(OSError):  # another process may have done it
+            old.rename(place)
+
+
+def read_file(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        DataError: it cannot be read; says why.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def parse_json(path: Path, content: bytes) -> Tree:
+    """A JSON object.
+
+    Raises:
+        DataError: it is none; names the file.
+    """
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise DataError(f"{path} holds {type(tree).__name__}, expected an object")
+    return tree
+
+
+def persistently(act: Callable[[], Result]) -> Result:
+    """Do something with storage; try again for some seconds where it fails as it may for a moment.
+
+    Args:
+        act: done as a whole again, also where it had been done and only the answer was lost.
+
+    Raises:
+        OSError: it fails for good.
+    """
+    for wait in WAITS:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            _log.warning("%s; trying again in %g s", error, wait)
+            time.sleep(wait)
+    return act()
+
+
+def _write(path: Path, content: bytes) -> None:
+    def write() -> None:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    persistently(write)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; storage that loses its answer may have done it at the first attempt."""
+    persistently(lambda: source.rename(target) if source.exists() else target)
+
+
+def _reason(error: OSError, folder: Path, size: int) -> str:
+    """What the system says; of a full disk also how full, and of how much room is needed."""
+    if error.errno not in FULL:
+        return error.strerror or str(error)
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free, needed = shutil.disk_usage(place).free / 2**20, size / 2**20
+    return f"{error.strerror}: {needed:.1f} MiB are needed and {free:.1f} MiB free on the disk of {place}"
+
+
+def _sync(folder: Path) -> None:
+    """Make renames and new entries in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
