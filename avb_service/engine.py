@@ -23,6 +23,8 @@ from avb_service.config import Config
 from avb_service.errors import DivergenceError, UserError
 from avb_service.seeding import derive_seed, reseed
 
+HEED_EVERY = 10  # rounds between two moments at which the caller may interfere without a report
+
 State = dict[str, Any]
 Source = Callable[[int, int], tuple[Tensor, Tensor | None]]  # (index of the global batch, logical worker) -> x, labels
 
@@ -87,24 +89,29 @@ def together(device: torch.device) -> Iterator[None]:
 
 
 class Turn(nn.Module):
-    """A player's objective as the forward of a module that owns that player's networks and no others."""
+    """A player's objective as the forward of a module that owns that player's networks and no others.
 
-    def __init__(self, player: Player) -> None:
+    Args:
+        player: whose turn it is.
+        weight: of this worker's slices, 1 where all have as many: so that the mean over workers is that over slices.
+    """
+
+    def __init__(self, player: Player, weight: float = 1.0) -> None:
         super().__init__()
         self.networks = nn.ModuleList(player.networks)
-        self.objective = player.objective
+        self.objective, self.weight = player.objective, weight
 
     def forward(self, slices: list[tuple[int, Batch]], shared_seed: int) -> Loss:
-        """The mean loss over slices of the batch, each played under its own seed."""
+        """The weighted mean loss over slices of the batch, each played under its own seed."""
         losses = []
         for seed, batch in slices:
             reseed(batch.x.device, seed)
             batch.generator.manual_seed(shared_seed)
             losses.append(self.objective(batch))
         first = losses[0]
-        terms = {name: torch.stack([loss.terms[name] for loss in losses]).mean() for name in first.terms}
+        terms = {name: torch.stack([loss.terms[name] for loss in losses]).mean() * self.weight for name in first.terms}
         statistics = {name: torch.stack([loss.statistics[name] for loss in losses]) for name in first.statistics}
-        return Loss(torch.stack([loss.value for loss in losses]).mean(), terms, statistics)
+        return Loss(torch.stack([loss.value for loss in losses]).mean() * self.weight, terms, statistics)
 
 
 class Engine:
@@ -117,7 +124,7 @@ class Engine:
         other: the second source, for a method that has two.
         wrap: makes a turn data-parallel; none in one process.
         rank: this worker.
-        workers: number of physical workers; must divide the logical ones.
+        workers: number of physical workers, no more than the logical ones; fastest where it divides them.
     """
 
     def __init__(
@@ -135,21 +142,23 @@ class Engine:
         self.players = algorithm.players()
         self.parameters = [_unique_parameters(player) for player in self.players]
         self._check_ownership()
-        turns = [Turn(player) for player in self.players]
+        if config.logical_workers < workers:
+            raise UserError(
+                f"{workers} workers cannot share training.logical_workers {config.logical_workers}: some would have no "
+                "slice of the batch; start fewer, or raise training.logical_workers"
+            )
+        self.shares = [range(r * config.logical_workers // workers, (r + 1) * config.logical_workers // workers)
+                       for r in range(workers)]  # fmt: skip
+        self.mine = self.shares[rank]
+        turns = [Turn(player, len(self.mine) * workers / config.logical_workers) for player in self.players]
         self.turns = [wrap(turn) for turn in turns] if wrap else turns
         self.optimizers = [p.turn.build(own) for p, own in zip(self.players, self.parameters, strict=True)]
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        if config.logical_workers % workers:
-            raise UserError(
-                f"{workers} workers cannot share training.logical_workers {config.logical_workers} equally: slices of "
-                "every batch would be lost; choose a divisor"
-            )
-        share = config.logical_workers // workers
-        self.mine = range(rank * share, (rank + 1) * share)
         self.round = 0
-        self._generator = torch.Generator(next(algorithm.parameters()).device)
+        self._device = next(algorithm.parameters()).device
+        self._generator = torch.Generator(self._device)
         self._terms: dict[str, list[Tensor]] = {}
         self._checked: set[str] = set()
         self._all = list(algorithm.parameters())
@@ -159,11 +168,12 @@ class Engine:
         """The algorithm to evaluate: the averaged weights where averaging is on."""
         return self.algorithm if self.average is None else cast(Algorithm, self.average.module)
 
-    def run(self, report: Callable[[Report], None]) -> None:
+    def run(self, report: Callable[[Report], None], between: Callable[[], None] = lambda: None) -> None:
         """Play the rounds that are left.
 
         Args:
             report: called every `report_every` rounds and after the last.
+            between: called every `HEED_EVERY` rounds of the others.
 
         Raises:
             DivergenceError: a gradient was not finite; the step was not taken.
@@ -182,12 +192,16 @@ class Engine:
             if self.round % self.config.report_every == 0 or self.round == self.config.rounds:
                 self._check_agreement()
                 report(Report(self.round, self._collect()))
+            elif self.round % HEED_EVERY == 0:
+                between()
 
     def state(self) -> State:
-        """All that a resumed run needs: nested dicts of tensors and numbers."""
+        """All that a resumed run needs: nested dicts of tensors and numbers; between reports, call `pool` before."""
         pairs = zip(self.players, self.optimizers, strict=True)
         optimizers = {player.name: _string_keys(optimizer.state_dict()["state"]) for player, optimizer in pairs}
-        state: State = {"round": self.round, "algorithm": self.algorithm.state_dict(), "optimizers": optimizers}
+        terms = {name: torch.stack(values) for name, values in self._terms.items()}
+        state: State = {"round": self.round, "algorithm": self.algorithm.state_dict(), "optimizers": optimizers,
+                        "terms": terms}  # fmt: skip
         if self.average is not None:
             state["average"] = self.average.state_dict()
         return state
@@ -195,6 +209,7 @@ class Engine:
     def load(self, state: State) -> None:
         """Continue from a state; schedules and options come from the configuration."""
         self.round = state["round"]
+        self._terms = {name: list(values.to(self._device)) for name, values in state.get("terms", {}).items()}
         self.algorithm.load_state_dict(state["algorithm"])
         for player, optimizer in zip(self.players, self.optimizers, strict=True):
             groups = optimizer.state_dict()["param_groups"]
@@ -202,6 +217,14 @@ class Engine:
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+    def pool(self) -> None:
+        """Make the terms since the last report those of all workers, for `state`, which one of them calls."""
+        if dist.is_initialized():
+            for name, values in self._terms.items():
+                mean = torch.stack(values)
+                dist.all_reduce(mean, dist.ReduceOp.SUM)
+                self._terms[name] = list(mean / dist.get_world_size())
 
     def _step(self, i: int, index: int) -> None:
         player, turn, optimizer = self.players[i], self.turns[i], self.optimizers[i]
@@ -235,11 +258,12 @@ class Engine:
         """The statistics of the slices of all workers, [V, ...] each, in the order of the logical workers."""
         if len(self.mine) == self.config.logical_workers:
             return statistics
-        gathered = {}
+        gathered, most = {}, max(map(len, self.shares))
         for name, mine in statistics.items():
-            parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, mine.contiguous())
-            gathered[name] = torch.cat(parts)
+            padded = torch.cat([mine, mine[:1].expand(most - len(mine), *mine.shape[1:])])  # to one size for all
+            parts = [torch.empty_like(padded) for _ in self.shares]
+            dist.all_gather(parts, padded.contiguous())
+            gathered[name] = torch.cat([part[: len(share)] for part, share in zip(parts, self.shares, strict=True)])
         return gathered
 
     def _clip(self, player: Player, parameters: list[nn.Parameter], loss: Tensor) -> None:

@@ -48,6 +48,7 @@ CALIBRATION_DATA = 5000
 COVERAGE_DRAWS = 2500
 
 OnReport = Callable[[int, Mapping[str, float]], None]
+Heed = Callable[[Callable[[], None]], None]
 
 
 class Recorder(Protocol):
@@ -108,11 +109,12 @@ class Experiment:
         self.seconds = 0.0
         self._since = time.perf_counter()
 
-    def fit(self, on_report: OnReport = lambda round_, metrics: None) -> None:
+    def fit(self, on_report: OnReport = lambda round_, metrics: None, heed: Heed = lambda save: None) -> None:
         """Train to the end, from the newest checkpoint if there is one.
 
         Args:
             on_report: called by every worker at every report; only rank 0 has the validation figures.
+            heed: called by every worker every few rounds, with a function that saves the state; all call that or none.
 
         Raises:
             UserError: the folder holds checkpoints of another configuration, or only damaged ones.
@@ -134,7 +136,20 @@ class Experiment:
             on_report(progress.round, metrics)
             self._since = time.perf_counter()
 
-        self.engine.run(report)
+        self.engine.run(report, lambda: heed(self.save))
+
+    def save(self) -> None:
+        """Write a checkpoint between two reports; all workers call it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.seconds += time.perf_counter() - self._since
+        self._since = time.perf_counter()
+        self.engine.pool()
+        with together(self.device):
+            if self.rank == 0:
+                self.store.save(self.engine.round, self._state(), {}, self.config.tree())
 
     def resume(self, on_report: OnReport = lambda round_, metrics: None) -> None:
         """Load the newest checkpoint, if there is one, and report it again: who was to hear of it may have missed it.
@@ -146,7 +161,8 @@ class Experiment:
             checkpoint = self._matching(self.store.latest())
         if checkpoint is not None:
             self._load(checkpoint)
-            on_report(checkpoint.round, checkpoint.metrics)
+            if checkpoint.metrics:  # else it was made between two reports
+                on_report(checkpoint.round, checkpoint.metrics)
 
     def load_best(self) -> int:
         """Load the checkpoint with the best validation likelihood, else the newest, and give its round.

@@ -85,10 +85,12 @@ class Capacity:
         models = 0
         while sum(node.workers(scaling, models + 1) for node in self.nodes) >= (models + 1) * scaling.workers:
             models += 1
+        if models < 1 and sum(node.workers(scaling, 1) for node in self.nodes) >= scaling.enough:
+            return 1
         if models < 1:
             largest = max(self.nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
             raise UserError(
-                f"scaling: {scaling.workers} workers of {scaling.cpus_per_worker:g} CPUs and "
+                f"scaling: {scaling.enough} workers of {scaling.cpus_per_worker:g} CPUs and "
                 f"{scaling.gpus_per_worker:g} GPUs do not fit; the cluster has {self}, of which "
                 f"{largest.cpus:g} CPUs and {largest.gpus:g} GPUs on its largest node. Lower scaling, or add nodes"
             )

@@ -160,7 +160,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         KeyboardInterrupt: somebody stopped it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from avb_service.distributed.notice import HeedingTorchConfig
 
     job.begin()
     folder, scaling = Path(job.folder), job.settings.scaling
@@ -173,9 +175,10 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         cast(Callable[[dict[Any, Any]], None], work),  # its annotation has not caught up with return_value
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
-            num_workers=scaling.workers, use_gpu=bool(scaling.gpus_per_worker), resources_per_worker=resources
+            num_workers=(scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers,
+            use_gpu=bool(scaling.gpus_per_worker), resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(
+        torch_config=HeedingTorchConfig(
             backend="nccl" if scaling.gpus_per_worker else "gloo", timeout_s=scaling.collective_timeout_s
         ),
         run_config=RunConfig(
@@ -239,6 +242,8 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     import torch
     from ray.train.torch import get_device
 
+    from avb_service.distributed.notice import Notice
+
     job = Job(**loop_config)
     config = job.settings
     context = ray.train.get_context()
@@ -254,7 +259,7 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
             config, job.checkpoints, recorder=box, rank=rank, workers=workers, device=get_device(),
             wrap=data_parallel if workers > 1 else None,
         )  # fmt: skip
-        experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}))
+        experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Notice(get_device()))
         if box is not None:
             box.set_tags(experiment.tags())
             box.finish()

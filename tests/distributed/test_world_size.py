@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player, TurnConfig
 from avb_service.algorithms import TABLE
 from avb_service.config import Tree, override
+from avb_service.distributed.notice import HostLeaves, Notice, listen
 from avb_service.distributed.train import data_parallel
-from avb_service.engine import Engine, TrainingConfig
+from avb_service.engine import HEED_EVERY, Engine, TrainingConfig
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data
 from avb_service.model import build
 from avb_service.settings import ExperimentConfig
 
-WORLDS = (1, 2, 4)
+WORLDS = (1, 2, 3, 4)  # 3 do not divide the 4 logical workers
 ROUNDS, STOP = 20, 10
 STOPPED = 0  # stands for the run that was stopped at half time on 2 workers, and is resumed on 1
 SGD, ADAM = "float64-SGD", "float32-Adam"
@@ -120,7 +122,8 @@ def trained(runs, tmp_path_factory) -> dict[int, Path]:
     train(0, 1, runs, folders[1])
     spawn(
         tmp_path_factory.mktemp("spawn"),
-        (4, train, (runs, folders[4])), (2, train, (runs, folders[2])), (2, train, (runs, folders[STOPPED], STOP)),
+        (4, train, (runs, folders[4])), (3, train, (runs, folders[3])), (2, train, (runs, folders[2])),
+        (2, train, (runs, folders[STOPPED], STOP)),
     )  # fmt: skip
     return folders
 
@@ -310,9 +313,36 @@ def test_a_rank_that_hangs_is_a_failure_of_the_others_and_not_a_wait(tmp_path):
     assert (tmp_path / "given up").exists()
 
 
-def test_workers_that_cannot_share_the_slices_are_refused():
-    with pytest.raises(UserError, match="3 workers cannot share training.logical_workers 4"):
-        engine(Flawed(own_both=True, use_both=True), 0, 3)
+def leave(rank: int, workers: int, tree: Tree, folder: Path) -> None:
+    """Rank 1 is told to end between two reports: both save, and both say why they end."""
+    if rank == 1:
+        listen()
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(HostLeaves):
+        experiment(tree, folder, rank, workers).fit(heed=Notice(torch.device("cpu")))
+
+
+def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small, tmp_path):
+    tree = small("avb", {
+        "training.rounds": 30, "training.report_every": 25, "training.logical_workers": 4, "training.dtype": "float64",
+    }).tree()  # fmt: skip
+    undisturbed = experiment(tree, tmp_path / "undisturbed", 0, 1)
+    undisturbed.fit()
+    spawn(tmp_path, (2, leave, (tree, tmp_path / "disturbed")))
+    resumed, reported = experiment(tree, tmp_path / "disturbed", 0, 1), []
+    resumed.resume(lambda round_, metrics: reported.append(round_))
+    assert (resumed.engine.round, reported) == (HEED_EVERY, [])
+    resumed.fit()
+    for name, expected in undisturbed.algorithm.state_dict().items():
+        assert torch.allclose(resumed.algorithm.state_dict()[name], expected, rtol=1e-4, atol=1e-9), name
+    for name in undisturbed.history.keys() - {"time/train_seconds"}:
+        expected = [[round_, pytest.approx(value, rel=1e-3, abs=1e-4)] for round_, value in undisturbed.history[name]]
+        assert resumed.history[name] == expected, name
+
+
+def test_more_workers_than_slices_are_refused():
+    with pytest.raises(UserError, match="5 workers cannot share training.logical_workers 4"):
+        engine(Flawed(own_both=True, use_both=True), 0, 5)
 
 
 def fail_on_one_rank(rank: int, workers: int, tree: Tree, folder: Path) -> None:

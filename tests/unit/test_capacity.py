@@ -39,5 +39,14 @@ def test_a_model_that_fits_nowhere_is_refused(nodes, workers, cpus, gpus):
         models(nodes, workers, cpus, gpus)
 
 
+def test_a_model_that_can_do_with_fewer_workers_is_refused_only_where_these_do_not_fit():
+    few = Capacity((Node(2, 0),))
+    assert few.models_at_a_time(ScalingConfig(workers=4, min_workers=2)) == 1
+    with pytest.raises(UserError, match="3 workers of 1 CPUs and 0 GPUs do not fit"):
+        few.models_at_a_time(ScalingConfig(workers=4, min_workers=3))
+    with pytest.raises(UserError, match="min_workers: 5 are more than workers, 4"):
+        ScalingConfig.parse({"workers": 4, "min_workers": 5})
+
+
 def test_what_a_cluster_has_is_said_in_a_line():
     assert str(Capacity((Node(2, 0), Node(4, 1)))) == "2 node(s), 6 CPUs, 1 GPUs"
