@@ -67,14 +67,17 @@ def train(
     from avb_service.distributed.scoring import on_cluster
     from avb_service.distributed.train import train_alone
     from avb_service.experiment import load_data
-    from avb_service.settings import read_config
+    from avb_service.lock import owned
+    from avb_service.settings import check_run_name, read_config
     from avb_service.tracking import check_server
+    from avb_service.tracking.publish import check_name
 
     config = read_config(source, assign).anchored()
+    name = check_run_name(name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}")
     uri = check_server()
+    check_name(config, uri)
     load_data(config)
-    name = name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    with cluster(_note) as capacity:
+    with owned(storage.absolute() / f".{name}.lock", f"run {name}", _note), cluster(_note) as capacity:
         capacity.models_at_a_time(config.scaling)
         _note(f"training {name} on {capacity}; recorded at {uri}")
         try:
@@ -94,26 +97,37 @@ def train(
 def tune(
     space: Annotated[Path, typer.Option(help="Search space.")] = Path("tune_spaces/digits.yaml"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the newest search of this space.")] = False,
+    branch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Begin another from it, since its space or code has changed.")
+    ] = None,
     storage: Storage = RUNS,
     as_json: Json = False,
 ) -> None:
     """Search hyper-parameters, then score and register the best."""
     from avb_service.distributed.cluster import cluster
     from avb_service.distributed.scoring import on_cluster
+    from avb_service.lock import owned
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
+    from avb_service.tracking.publish import check_name
+    from avb_service.tuning import record
     from avb_service.tuning.progress import ProgressCallback
-    from avb_service.tuning.record import new_folder, newest_folder, open_search
     from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
     from avb_service.tuning.space import read_space
 
-    searched = read_space(space)
-    begun = newest_folder(searched, storage) if resume else None
+    searched, origin, begun = read_space(space), None, None
+    if branch:
+        origin, searched = record.newest_folder(searched, storage), record.branch(searched, branch)
+    elif resume:
+        begun = record.folder_to_resume(searched, storage)
     uri = check_server()
+    for config in searched.bases():
+        check_name(config, uri)
     preflight(searched)
-    with cluster(_note) as capacity:
+    lock = storage.absolute() / f".{searched.name}.lock"
+    with owned(lock, f"search {searched.name}", _note), cluster(_note) as capacity:
         check_capacity(searched, capacity)
-        search = open_search(searched, begun or new_folder(searched, storage), uri)
+        search = record.open_search(searched, begun or record.new_folder(searched, storage), uri, origin)
         _note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
             run_search(search, capacity, ProgressCallback(), _note)

@@ -3,6 +3,7 @@
 Floor 6.
 """
 
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,7 @@ CIRCUMSTANCES = (
     "data.root", "data.resident_gib", "data.download", "likelihood.budget", "likelihood.test_data",
     "likelihood.memory_mib",
 )  # fmt: skip
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of what is kept in a folder of its own
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
 
 
@@ -148,6 +150,17 @@ def read_config(source: str | Path, assignments: list[str] | None = None) -> Exp
     for path, value in parse_overrides(assignments or []).items():
         tree = override(tree, path, value)
     return ExperimentConfig.parse(tree, str(source))
+
+
+def check_run_name(name: str) -> str:
+    """A name that can be that of a folder and stays in the folder where it is made.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"--name: given {name!r}, expected letters, digits, _ - and ., a letter or digit first")
+    return name
 
 
 def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str) -> LikelihoodConfig:

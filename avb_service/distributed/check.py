@@ -240,11 +240,17 @@ def wanting(cluster: ClusterFile, hosts: Mapping[str, Mapping[str, Any]]) -> lis
     kinds = {"python3": minors}
     for package in probe.PACKAGES:
         kinds[package] = {host: has["versions"][package] for host, has in hosts.items() if package in has["versions"]}
-    for kind, versions in kinds.items():
-        if len(set(versions.values())) > 1:
-            told = ", ".join(f"{version} on {host}" for host, version in versions.items())
-            found.append(f"{kind}: {told}: install the same version everywhere")
-    return found
+    return [*found, *mixed(kinds)]
+
+
+def mixed(kinds: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What is not the same on all hosts, by what it is and by host."""
+    return [
+        f"{kind}: {', '.join(f'{version} on {host}' for host, version in versions.items())}: install the same version "
+        "everywhere"
+        for kind, versions in kinds.items()
+        if len(set(versions.values())) > 1
+    ]
 
 
 def not_shared(cluster: ClusterFile, marks: Mapping[str, str], seen: Mapping[str, Sequence[str]]) -> list[str]:

@@ -7,12 +7,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avb_service.distributed import probe
+from avb_service.distributed.check import mixed
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
 
@@ -34,6 +36,7 @@ TRIAL_CPUS = 0.01
 WORKER_SHARE = 0.98  # of a core asked for: leaves room for the trials' own actors on a machine that is full
 NODES = "AVB_NODES"  # how many hosts the cluster is to have; deploy/install.sh sets it on the head
 PATIENCE = 900  # seconds for them to join: the first installation on a host takes minutes
+ANSWER = 60  # seconds for all to say what they have installed
 ROUNDING = 1e-6  # of quotients; Ray itself counts in steps of 1e-4
 
 
@@ -113,7 +116,7 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
         on_wait: told which hosts are waited for, and when they are waited for no longer.
 
     Raises:
-        UserError: no cluster answers there, or AVB_NODES is no number.
+        UserError: no cluster answers there, AVB_NODES is no number, or hosts have different versions of a package.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -127,6 +130,7 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
     try:
         if mine and address != "local":
             _gather(on_wait)
+            _compare(_versions())
         has = [node["Resources"] for node in _alive()]
         yield Capacity(tuple(Node(each.get("CPU", 0), each.get("GPU", 0)) for each in has))
     finally:
@@ -166,6 +170,32 @@ def _gather(on_wait: Callable[[str], None]) -> None:
             on_wait(f"{how}; waiting up to {PATIENCE // 60} min for the others")
         seen = here
         time.sleep(1)
+
+
+def _versions() -> dict[str, dict[str, str]]:
+    """What each host that answers has installed; our own package is the same everywhere, since it is sent along."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def ask(node: dict[str, Any]) -> Any:  # noqa: ANN401  a reference
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        return ray.remote(probe.packages).options(num_cpus=0, scheduling_strategy=there).remote()
+
+    asked = {ask(node): node["NodeManagerAddress"] for node in _alive()}
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
+    return {asked[answer]: ray.get(answer) for answer in answered}
+
+
+def _compare(versions: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse a cluster on which the same model would be trained by different programs.
+
+    Raises:
+        UserError: hosts have different versions of a package; names them.
+    """
+    packages = {package for has in versions.values() for package in has}
+    by_package = {name: {host: has.get(name, "none") for host, has in versions.items()} for name in sorted(packages)}
+    if problems := mixed(by_package):
+        raise UserError("\n  ".join(["the hosts of the cluster differ:", *problems]))
 
 
 def _alive() -> list[dict[str, Any]]:

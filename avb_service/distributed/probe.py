@@ -34,8 +34,13 @@ def facts(storage: str, token: str) -> dict[str, object]:
         "storage": mark(storage, token),
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
-        "versions": {name: version for name in PACKAGES for version in [installed(name)] if version},
+        "versions": packages(),
     }
+
+
+def packages() -> dict[str, str]:
+    """The versions of what has to be the same on all hosts, so far as it is there."""
+    return {name: version for name in PACKAGES for version in [installed(name)] if version}
 
 
 def resolved(name: str) -> str:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from avb_service.algorithms import TABLE
 from avb_service.errors import UserError
-from avb_service.experiment import Experiment
+from avb_service.experiment import Experiment, objective_of
 from avb_service.likelihood import LikelihoodRecord, known
 from avb_service.model import load_model
+from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.registry import leaderboard, pull, register, set_alias
 from avb_service.tracking.runs import Run
@@ -93,6 +95,32 @@ def _show(experiment: Experiment, record: LikelihoodRecord, run: Run, metrics: M
 
         gap = record.certificate.bracket if record.certificate else None
         run.log_figure("bounds", to_png(bounds(bounding, gap)))
+
+
+def check_name(config: ExperimentConfig, uri: str | None = None) -> None:
+    """Make sure that a model may be registered under its name, before it is trained.
+
+    Args:
+        config: of the model.
+        uri: where, as `tracking_uri` reads it.
+
+    Raises:
+        UserError: models of another kind have that name, so that no champion could be chosen among them.
+    """
+    name, method = config.tracking.model, config.algorithm.name
+    for row in leaderboard(uri):
+        others = row.tags.get("method"), row.tags.get("data")
+        if row.name != name:
+            continue
+        if None in others:
+            kind = "was not registered by this service"
+        elif others[1] != config.data.name:
+            kind = f"is a model of other data, {others[1]}, and not of {config.data.name}"
+        elif others[0] in TABLE and objective_of(str(others[0])) != objective_of(method):
+            kind = f"is a {others[0]}, which is not compared by the same figure as {method}"
+        else:
+            continue
+        raise UserError(f"the name {name!r} is taken: {row.uri} {kind}. Choose another with tracking.model")
 
 
 def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:

@@ -13,17 +13,19 @@ from pathlib import Path
 import yaml
 
 from avb_service.checkpoint import CheckpointStore
-from avb_service.config import must_match, read_yaml
+from avb_service.config import Tree, must_match, read_yaml
 from avb_service.distributed.train import Job, Outcome
 from avb_service.errors import UserError
 from avb_service.experiment import objective_of
+from avb_service.provenance import code_version
 from avb_service.settings import ExperimentConfig
-from avb_service.storage import write_json
+from avb_service.storage import write_file, write_json
 from avb_service.tracking import Run
 from avb_service.tracking.publish import Published
 from avb_service.tuning.space import SpaceConfig
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
+BRANCHED = "avb.branched_from"  # tag of a search
 TRIAL, BASELINE = "trial", "baseline"
 
 
@@ -98,18 +100,18 @@ class Search:
         write_json(self.folder / PUBLISHED, {name: asdict(each) for name, each in published.items()})
 
 
-def open_search(space: SpaceConfig, folder: Path, tracking_uri: str) -> Search:
+def open_search(space: SpaceConfig, folder: Path, tracking_uri: str, origin: Path | None = None) -> Search:
     """Record a search, in the run that it was begun with if there is one.
 
     Args:
         space: what is searched.
-        folder: from `new_folder` or `newest_folder`.
+        folder: from `new_folder` or `folder_to_resume`.
         tracking_uri: where it is recorded; absolute.
+        origin: folder of the search that it branches from.
     """
     experiment = space.trial(space.presets[0]).tracking.experiment
-    run = Run.start(
-        experiment, folder.name, space.tree(), resume_key=folder.name, uri=tracking_uri, tags={"avb.kind": "search"}
-    )
+    tags = {"avb.kind": "search", **({BRANCHED: origin.name} if origin else {})}
+    run = Run.start(experiment, folder.name, space.tree(), resume_key=folder.name, uri=tracking_uri, tags=tags)
     return Search(space, folder, tracking_uri, run)
 
 
@@ -126,27 +128,57 @@ def new_folder(space: SpaceConfig, storage: Path) -> Path:
     folder = storage.absolute() / f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         folder.mkdir(parents=True)
-        (folder / SPACE).write_text(yaml.safe_dump(space.resolved(), sort_keys=False), encoding="utf-8")
+        write_file(folder / SPACE, yaml.safe_dump(_begun_with(space), sort_keys=False).encode())
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --storage") from error
     return folder
 
 
 def newest_folder(space: SpaceConfig, storage: Path) -> Path:
-    """Find the search to continue: the newest of that name.
+    """Find the newest search of that name.
 
     Raises:
-        UserError: there is none, or it was begun with another space.
+        UserError: there is none.
     """
     begun = sorted(path.parent for path in storage.absolute().glob(f"{space.name}-????????-??????/{SPACE}"))
     if not begun:
-        raise UserError(f"--resume: {storage.absolute()} holds no search {space.name!r}; start one without --resume")
-    must_match(
-        read_yaml(begun[-1] / SPACE), space.resolved(),
-        f"--resume: the space has changed since {begun[-1].name} was begun",
-        "Give the same space, or start a new search without --resume",
-    )  # fmt: skip
+        raise UserError(
+            f"{storage.absolute()} holds no search {space.name!r}; start one without --resume and --branch, or name "
+            "the place with --storage"
+        )
     return begun[-1]
+
+
+def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
+    """Find the search to continue: the newest of that name.
+
+    Raises:
+        UserError: there is none, or it was begun with another space or other code; has the differing lines.
+    """
+    folder = newest_folder(space, storage)
+    must_match(
+        read_yaml(folder / SPACE), _begun_with(space),
+        f"--resume: the space or the code has changed since {folder.name} was begun, so its trials could not be "
+        "compared with new ones",
+        "Give the same space and code, or begin a new search from it with --branch NAME",
+    )  # fmt: skip
+    return folder
+
+
+def branch(space: SpaceConfig, name: str) -> SpaceConfig:
+    """The same space under another name.
+
+    Raises:
+        UserError: that is no name, or the same.
+    """
+    if name == space.name:
+        raise UserError(f"--branch {name}: that is the name of the search itself; give another")
+    return SpaceConfig.parse({**space.tree(), "name": name}, "--branch")
+
+
+def _begun_with(space: SpaceConfig) -> Tree:
+    """What must not change while a search goes on."""
+    return {**space.resolved(), "code": code_version()}
 
 
 def _read_trial(folder: Path) -> Trial:

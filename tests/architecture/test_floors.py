@@ -21,7 +21,7 @@ FLOORS = {
     "distributions": 1, "discrete": 1, "networks": 1, "bayes": 1,
     "algorithm": 2,
     "algorithms": 3,
-    "data": 4, "engine": 4, "checkpoint": 4, "storage": 4,
+    "data": 4, "engine": 4, "checkpoint": 4, "storage": 4, "lock": 4,
     "likelihood": 5, "figures": 5,
     "settings": 6, "model": 6, "experiment": 6,
     "tracking": 7,

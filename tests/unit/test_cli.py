@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from avb_service import cli, tables
+from avb_service import cli, lock, tables
 from avb_service.tracking import RegisteredVersion
 
 pytestmark = [
@@ -53,6 +54,7 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
         (["train", "vae_digits", "--set", "data.name=mnist", "--set", "data.download=false"],
          ["not found", "--set data.root=FOLDER"]),
         (["tune", "--space", "nowhere.yaml"], ["cannot read nowhere.yaml"]),
+        (["train", "vae_digits", "--name", "/tmp/outside"], ["--name: given '/tmp/outside'"]),
         (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
         (["evaluate", "models:/none@champion", "--figure", "x.pdf"], ["x.pdf", "ends in .png"]),
         (["evaluate", "models:/none@champion", "--figure", "/dev/null/x.png"], ["cannot write /dev/null/x.png"]),
@@ -81,6 +83,16 @@ def test_an_unreachable_server_is_named(capsys, monkeypatch):
 def test_a_place_that_cannot_be_written_is_named(capsys, monkeypatch, tmp_path):
     (tmp_path / "runs").write_text("a file where a folder should be")
     assert "cannot write" in refused(capsys, monkeypatch, "train", "vae_digits")
+
+
+@pytest.mark.parametrize("arguments", [("train", "vae_digits", "--name", "mine"), ("tune", "--space", "mine.yaml")])
+def test_what_somebody_else_is_at_work_on_is_refused(capsys, monkeypatch, tmp_path, arguments):
+    domain = {"algorithm.latent_dim": {"choice": [2]}}
+    (tmp_path / "mine.yaml").write_text(json.dumps({"preset": "vae_digits", "space": domain}))
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    with lock.owned(tmp_path / "runs" / ".mine.lock", "mine", print):
+        message = refused(capsys, monkeypatch, *arguments)
+    assert "mine is in use by" in message and str(os.getpid()) in message
 
 
 def test_the_traceback_is_there_for_those_who_ask(monkeypatch):

@@ -44,6 +44,16 @@ def test_it_does_not_wait_for_more_than_it_was_told_of(joined, monkeypatch, give
     assert joined(2) == []
 
 
+def test_hosts_with_other_versions_are_refused_by_name():
+    same = {"ray": "2.60.0", "torch": "2.15.0"}
+    cluster._compare({"10.0.0.1": same, "10.0.0.2": same})
+    with pytest.raises(UserError, match=r"torch: 2.15.0 on 10.0.0.1, 2.14.1 on 10.0.0.2: install the same") as told:
+        cluster._compare({"10.0.0.1": same, "10.0.0.2": {**same, "torch": "2.14.1"}})
+    assert "ray" not in str(told.value)
+    with pytest.raises(UserError, match="torch: 2.15.0 on 10.0.0.1, none on 10.0.0.2"):
+        cluster._compare({"10.0.0.1": same, "10.0.0.2": {"ray": "2.60.0"}})
+
+
 def test_a_number_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("AVB_NODES", "all")
     with pytest.raises(UserError, match="AVB_NODES=all: expected how many hosts"):

@@ -1,0 +1,120 @@
+"""One owner at a time for a folder that several hosts share: a file that its owner keeps touching.
+
+Floor 4. The system's own locks are not used: on many shared disks they hold on one host alone, or not at all.
+"""
+
+import getpass
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from avb_service.errors import DataError, UserError
+from avb_service.storage import parse_json, read_file, write_json
+
+BEAT = 5.0  # seconds between two signs of life
+WATCH = 20.0  # seconds without one, and the owner is gone; other clocks are not trusted
+
+
+@contextmanager
+def owned(path: Path, what: str, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Own something while the block lasts.
+
+    Args:
+        path: of the lock file.
+        what: is owned, for people.
+        on_wait: told when it takes a while to see whether another owner lives.
+
+    Raises:
+        UserError: somebody else owns it; says who, where and since when.
+    """
+    mine = {
+        "what": what, "user": getpass.getuser(), "host": socket.gethostname(), "pid": os.getpid(),
+        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "token": secrets.token_hex(8),
+    }  # fmt: skip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _first(path, mine):
+            if _lives(path, on_wait):
+                raise _taken(path, what)
+            write_json(path, mine)  # of several that take it over, the last one has it
+            time.sleep(BEAT / 10)
+            if _token(path) != mine["token"]:
+                raise _taken(path, what)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --storage") from error
+    over = threading.Event()
+    thread = threading.Thread(target=_beat, args=(path, mine["token"], over), name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if _token(path) == mine["token"]:
+            path.unlink(missing_ok=True)
+
+
+def _first(path: Path, mine: dict[str, object]) -> bool:
+    """Make the file, if there is none."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(mine, file)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _lives(path: Path, on_wait: Callable[[str], None]) -> bool:
+    """Whether the owner is there: by its process, where that was on this host, else by its signs of life."""
+    owner = _read(path)
+    if owner.get("host") == socket.gethostname() and not Path(f"/proc/{owner.get('pid')}").exists():
+        return False
+    seen, until = _sign(path), time.monotonic() + WATCH
+    on_wait(f"{owner.get('what')} seems to be in use: watching {path} for {WATCH:.0f} s to see whether its owner lives")
+    while time.monotonic() < until:
+        time.sleep(BEAT / 10)
+        if _sign(path) != seen:
+            return path.exists()
+    return False
+
+
+def _taken(path: Path, what: str) -> UserError:
+    owner = _read(path)
+    who = f"{owner.get('user')} on {owner.get('host')} (process {owner.get('pid')}), since {owner.get('since')}"
+    return UserError(
+        f"{what} is in use by {who}: wait until that has ended, or choose another name or --storage. {path} says so"
+    )
+
+
+def _beat(path: Path, token: object, over: threading.Event) -> None:
+    while not over.wait(BEAT):
+        try:
+            if _token(path) == token:
+                os.utime(path)
+        except OSError:  # the disk is away for a moment, and with it whoever could ask
+            continue
+
+
+def _sign(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _token(path: Path) -> object:
+    return _read(path).get("token")
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return parse_json(path, read_file(path))
+    except DataError:
+        return {}

@@ -1,0 +1,53 @@
+"""What a search may be continued with, and what has to be a new one."""
+
+import pytest
+
+from avb_service.errors import UserError
+from avb_service.tuning import record
+from avb_service.tuning.space import SpaceConfig
+
+SPACE = {
+    "name": "digits", "preset": "vae_digits", "trials": 2, "space": {"algorithm.latent_dim": {"choice": [2, 4]}},
+}  # fmt: skip
+
+
+def space(**changes) -> SpaceConfig:
+    return SpaceConfig.parse({**SPACE, **changes})
+
+
+def test_the_same_space_and_code_continue_the_newest_search(tmp_path, monkeypatch):
+    folder = record.new_folder(space(), tmp_path)
+    assert record.folder_to_resume(space(), tmp_path) == folder
+
+
+def test_a_changed_space_is_refused_by_its_lines_and_branching_is_named(tmp_path):
+    record.new_folder(space(), tmp_path)
+    with pytest.raises(UserError, match=r"trials: 2 -> 4(.|\n)*--branch NAME") as told:
+        record.folder_to_resume(space(trials=4), tmp_path)
+    assert "code" not in str(told.value).split("differing:")[1].split("Give")[0]
+
+
+def test_changed_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+before")
+    record.new_folder(space(), tmp_path)
+    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+after")
+    with pytest.raises(UserError, match=r"code: 0.1.0\+before -> 0.1.0\+after"):
+        record.folder_to_resume(space(), tmp_path)
+
+
+def test_a_branch_is_the_space_under_a_name_of_its_own(tmp_path):
+    origin = record.new_folder(space(), tmp_path)
+    changed = space(trials=4)
+    assert record.newest_folder(changed, tmp_path) == origin
+    branched = record.branch(changed, "digits-more")
+    assert branched.tree() == {**changed.tree(), "name": "digits-more"}
+    folder = record.new_folder(branched, tmp_path)
+    assert record.folder_to_resume(branched, tmp_path) == folder
+    for name in ("digits", "../elsewhere", ""):
+        with pytest.raises(UserError, match="--branch"):
+            record.branch(changed, name)
+
+
+def test_there_has_to_be_something_to_continue(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} holds no search 'digits'"):
+        record.folder_to_resume(space(), tmp_path)
