@@ -6,6 +6,7 @@ only knows how to read one strictly and how to say, all at once, what is wrong w
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -19,6 +20,7 @@ from avb_service.errors import ConfigError, UserError
 
 Tree = dict[str, Any]
 
+LARGEST = 100_000  # values in a YAML file
 TAG = "name"  # the key that selects a member wherever a section has several kinds
 
 
@@ -93,12 +95,28 @@ def parse_yaml(text: str, source: str) -> Any:  # noqa: ANN401  any YAML value
     """Parse YAML safely.
 
     Raises:
-        UserError: the text is not YAML; names the line.
+        UserError: the text is not YAML, names the line; or it is nested or grows without measure.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None and _size(node, {}) > LARGEST:
+            raise UserError(f"{source} holds more than {LARGEST} values once its aliases (*name) are written out")
+        return None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise UserError(f"{source} is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # the second for numbers and dates that there cannot be
         raise UserError(f"{source} is not valid YAML: {error}") from error
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node holds with its aliases written out; infinitely many where it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # what an alias of the node finds inside of it
+        below = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+        nodes = [] if isinstance(node, yaml.ScalarNode) else below
+        known[id(node)] = 1 + sum(_size(child, known) for child in nodes)
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> Tree:

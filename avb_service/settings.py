@@ -31,6 +31,7 @@ CIRCUMSTANCES = (
     "likelihood.memory_mib",
 )  # fmt: skip
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of what is kept in a folder of its own
+ModelName = Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]  # what MLflow's registry takes
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
 
 
@@ -44,7 +45,7 @@ class TrackingConfig(Config):
     """
 
     experiment: Annotated[str, Field(min_length=1)] = "avb"
-    model: Annotated[str, Field(pattern=r"^[^/:.%\"']+$")] = "avb"
+    model: ModelName = "avb"
     figures_every: Annotated[int, Field(ge=1)] = 4
 
 

@@ -5,6 +5,8 @@ Floor 8. Each host is asked over one SSH connection, by the program in probe.py,
 
 import base64
 import json
+import os
+import re
 import secrets
 import shlex
 import socket
@@ -29,6 +31,9 @@ ANY = 0  # a port that is free
 SECONDS = 60  # for an answer; a host that is busy takes some to start Python
 CONNECT = 10
 START = "import base64, sys; exec(base64.b64decode(sys.argv.pop(1)))"
+
+# What begins with a dash would be an option of ssh.
+ADDRESS, USER = r"[A-Za-z0-9][A-Za-z0-9_.:-]*", r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 # What ssh says, and what to do about it.
 REFUSALS = {
@@ -76,23 +81,25 @@ class ClusterFile:
         workers: Any = provider.get("worker_ips")
         user: Any = auth.get("ssh_user")
         key: Any = auth.get("ssh_private_key")
+        proxy: Any = auth.get("ssh_proxy_command")
         commands = tree.get("setup_commands")
         words = [str(each).split() for each in commands] if isinstance(commands, list) else []
         folders = [line[at + 1] for line in words for at, word in enumerate(line[:-1]) if word.endswith("/install.sh")]
-        listed = isinstance(workers, list) and all(isinstance(each, str) for each in workers)
+        listed = isinstance(workers, list) and all(_is(ADDRESS, each) for each in workers)
         hosts = (head, *(workers if listed else ()))
         wrong = {
             f"provider.type: given {provider.get('type')!r}, expected local": provider.get("type") != "local",
-            f"provider.head_ip: given {head!r}, expected an address": not isinstance(head, str),
+            f"provider.head_ip: given {head!r}, expected an address": not _is(ADDRESS, head),
             f"provider.worker_ips: given {workers!r}, expected a list of addresses": not listed,
             "provider: a host is named twice": max(Counter(map(str, hosts)).values()) > 1,
-            f"auth.ssh_user: given {user!r}, expected a name": not isinstance(user, str),
-            f"auth.ssh_private_key: there is no file {key}": not Path(str(key)).expanduser().is_file(),
+            f"auth.ssh_user: given {user!r}, expected a name": not _is(USER, user),
+            f"auth.ssh_private_key: there is no file {key}": not os.path.isfile(os.path.expanduser(str(key))),
+            f"auth.ssh_proxy_command: given {proxy!r}, expected a command": not isinstance(proxy, str | None),
             "setup_commands: expected bash .../deploy/install.sh SHARED_FOLDER": not folders,
         }
         if problems := [text for text, is_so in wrong.items() if is_so]:
             raise ConfigError(problems, str(path))
-        return cls(hosts, user, Path(key).expanduser(), auth.get("ssh_proxy_command") or "", folders[0])
+        return cls(hosts, user, Path(key).expanduser(), proxy or "", folders[0])
 
 
 @dataclass(frozen=True)
@@ -290,6 +297,10 @@ def misplaced(
         if host not in members and _address(host) not in members
     ]
     return found if mlflow in taken else [*found, f"{head}: MLflow does not run: see ~/avb-service/mlflow.log there"]
+
+
+def _is(pattern: str, value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:

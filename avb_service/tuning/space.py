@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from avb_service.config import Config, Tree, flatten, override, read_yaml
 from avb_service.errors import ConfigError, UserError
 from avb_service.experiment import OBJECTIVE, OF_DRAWS, objective_of
-from avb_service.settings import NAME, ExperimentConfig, read_preset
+from avb_service.settings import NAME, ExperimentConfig, ModelName, read_preset
 
 Scalar = bool | int | float | str
 COMPARABLE = (OBJECTIVE, OF_DRAWS)
@@ -110,7 +110,7 @@ class SpaceConfig(Config):
     trials: Annotated[int, Field(ge=1)] = 16
     concurrent: Annotated[int, Field(ge=1)] | None = None
     scheduler: SchedulerConfig = SchedulerConfig()
-    model: str | None = None
+    model: ModelName | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property
