@@ -175,7 +175,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         cast(Callable[[dict[Any, Any]], None], work),  # its annotation has not caught up with return_value
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
-            num_workers=(scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers,
+            num_workers=cast(int, (scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers),
             use_gpu=bool(scaling.gpus_per_worker), resources_per_worker=resources,
         ),
         torch_config=HeedingTorchConfig(

@@ -298,7 +298,10 @@ def _download(model: str, directory: Path, uri: str) -> Path:
         flavor: dict[str, Any] = Model.load(path).flavors.get("python_function", {})
     if flavor.get("loader_module") != LOADER:
         raise UserError(f"{model} was not registered by this service: its loader is {flavor.get('loader_module')}")
-    return path / flavor["data"]
+    folder = (path / flavor["data"]).resolve()
+    if not folder.is_relative_to(path.resolve()):
+        raise DataError(f"{model} points to {flavor['data']!r}, outside of itself; it is not read")
+    return folder
 
 
 def _holds(directory: Path, files: Mapping[str, bytes]) -> bool:

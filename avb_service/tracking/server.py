@@ -35,8 +35,21 @@ def tracking_uri(uri: str | None = None) -> str:
     """The absolute tracking URI: as given, else MLFLOW_TRACKING_URI, else a SQLite file under ./runs.
 
     Workers run in directories of their own, so a relative path is resolved here, once.
+
+    Raises:
+        UserError: it holds a password; as part of an address, that would be in logs, files and lists of processes.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}runs/mlflow.db"
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise UserError(f"MLFLOW_TRACKING_URI: that is no address: {error}") from error
+    if parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https")):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: the address of {parts.hostname} holds a password or token, and would show it in "
+            "logs. Leave out what stands before the @, and give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or a file that only you can read: ~/.mlflow/credentials for a server, ~/.pgpass for PostgreSQL"
+        )
     return f"{SQLITE}{quote(str(database_path(uri)), safe='/ ')}" if uri.startswith(SQLITE) else uri.rstrip("/")
 
 
@@ -135,8 +148,6 @@ def server_command(
             where artifacts go.
     """
     uri = tracking_uri(uri)
-    if urlsplit(uri).password:
-        raise UserError("MLFLOW_TRACKING_URI shows a password to whoever lists processes: put it into a pgpass file")
     if uri.startswith(("http://", "https://")):
         raise UserError(f"{uri} is a server already: open it in a browser")
     root = artifact_root(uri)

@@ -31,7 +31,11 @@ FLOORS = {
 }  # fmt: skip
 BASE = 6  # floors up to this one need neither ray nor mlflow
 ONLY_IN = {"ray": {"distributed", "tuning"}, "mlflow": {"tracking"}}
-PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
+PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+RUN_WHAT_THEY_READ = {  # whatever is in the file
+    "torch.save", "torch.load", "torch.jit.load", "torch.hub.load", "pandas.read_pickle", "yaml.load", "yaml.load_all",
+    "yaml.unsafe_load", "yaml.full_load", "yaml.Loader", "yaml.FullLoader", "yaml.UnsafeLoader", "yaml.CLoader",
+}  # fmt: skip
 METHOD_LINES = 150
 
 
@@ -130,7 +134,7 @@ def test_heavy_libraries_have_one_place(library):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_pickled(module):
+def test_nothing_is_pickled_and_nothing_that_is_read_is_run(module):
     tree = parsed(MODULES[module])
     names = {name.split(".")[0] for name in imports(MODULES[module], module)}
     calls = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -139,9 +143,13 @@ def test_nothing_is_pickled(module):
         node for node in ast.walk(tree)
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
     ]  # fmt: skip
+    built_in = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)} & {"eval", "exec"}
+    shells = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "shell"]
     assert not names & PICKLES
-    assert not calls & {"torch.save", "torch.load"}
+    assert not calls & RUN_WHAT_THEY_READ
     assert not allowed_pickles
+    assert not built_in
+    assert not shells
 
 
 def test_base_floors_run_without_ray_and_mlflow():

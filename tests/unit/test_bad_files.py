@@ -182,6 +182,7 @@ def test_a_bad_file_is_one_clear_message(number, nothing_starts, tmp_path, monke
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_file_with_nothing_wrong_would_start_something(kind, nothing_starts, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["avb", *written(kind, random.Random(0), lambda chance, tree: text(tree), tmp_path)])
+    command = written(kind, random.Random(0), lambda chance, tree: text(tree), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["avb", *command])
     with pytest.raises(pytest.fail.Exception, match="something was started"):
         cli.main()

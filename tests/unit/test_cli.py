@@ -80,6 +80,17 @@ def test_an_unreachable_server_is_named(capsys, monkeypatch):
     assert "no MLflow server answers at http://127.0.0.1:9" in refused(capsys, monkeypatch, "train", "vae_digits")
 
 
+@pytest.mark.parametrize(
+    "uri", ["http://ann:s3cret@mlflow:5000", "https://s3cret@mlflow", "postgresql://ann:s3cret@db/mlflow"]
+)
+@pytest.mark.parametrize("command", [["leaderboard"], ["train", "vae_digits"], ["ui"]], ids=lambda words: words[0])
+def test_a_password_in_an_address_is_refused_and_not_repeated(capsys, monkeypatch, uri, command):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    message = refused(capsys, monkeypatch, *command)
+    assert "s3cret" not in message
+    assert "MLFLOW_TRACKING_PASSWORD" in message and ("mlflow" in message or "db" in message)
+
+
 def test_a_place_that_cannot_be_written_is_named(capsys, monkeypatch, tmp_path):
     (tmp_path / "runs").write_text("a file where a folder should be")
     assert "cannot write" in refused(capsys, monkeypatch, "train", "vae_digits")
