@@ -46,9 +46,9 @@ def tracking_uri(uri: str | None = None) -> str:
         raise UserError(f"MLFLOW_TRACKING_URI: that is no address: {error}") from error
     if parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https")):
         raise UserError(
-            f"MLFLOW_TRACKING_URI: the address of {parts.hostname} holds a password or token, and would show it in "
-            "logs. Leave out what stands before the @, and give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "or a file that only you can read: ~/.mlflow/credentials for a server, ~/.pgpass for PostgreSQL"
+            f"MLFLOW_TRACKING_URI, of {parts.hostname}, shows a password or token to whoever reads logs or lists "
+            "processes. Leave it out, and give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or a file that "
+            "only you can read: ~/.mlflow/credentials for a server, ~/.pgpass for PostgreSQL"
         )
     return f"{SQLITE}{quote(str(database_path(uri)), safe='/ ')}" if uri.startswith(SQLITE) else uri.rstrip("/")
 

@@ -1,0 +1,73 @@
+"""A worker on a real local Ray that is told to end, and hosts that Ray drains: saved in time, and carried on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from avb_service.checkpoint import CheckpointStore
+from avb_service.tracking.server import connect
+
+AVB = str(Path(sys.executable).with_name("avb"))
+SET = {
+    "training.rounds": 4000, "training.report_every": 4000, "data.limit": 300, "likelihood.validation_data": 20,
+    "likelihood.test_data": 20, "likelihood.importance_draws": 64, "likelihood.budget": "quick",
+    "likelihood.elbo_draws": 4, "likelihood.search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
+}  # fmt: skip
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+
+def workers_of(root: int) -> list[int]:
+    """Ray Train's worker processes among a process's descendants."""
+    parents, found = {}, []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            parents[int(stat.parent.name)] = (int(fields[1]), (stat.parent / "cmdline").read_text())
+        except OSError:
+            continue
+    for pid, (parent, command) in parents.items():
+        above = parent
+        while above in parents and above != root:
+            above = parents[above][0]
+        if above == root and command.startswith("ray::RayTrainWorker"):
+            found.append(pid)
+    return found
+
+
+def test_a_worker_that_is_told_to_end_saves_and_another_goes_on_from_there(tmp_path):
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    settings = [word for path, value in SET.items() for word in ("--set", f"{path}={json.dumps(value)}")]
+    process = subprocess.Popen(
+        [AVB, "train", "vae_digits", "--name", "rented", *settings], cwd=tmp_path, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    store = CheckpointStore(tmp_path / "runs" / "rented" / "checkpoints")
+    told: list[int] = []
+    deadline = time.monotonic() + 400
+    while store.latest() is None:  # nothing else saves before the last round
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "nothing was saved"
+        if not told and (told := workers_of(process.pid)):
+            time.sleep(2)
+        for pid in told:
+            if Path(f"/proc/{pid}").exists() and not store.folder.exists():
+                time.sleep(2)  # so that it has begun to train
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    client = connect(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "validation/log_likelihood")] == [4000]
