@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -284,6 +285,21 @@ def test_a_tampered_model_is_neither_published_nor_pulled(uri, client, run, name
     with pytest.raises(DataError, match="card.md does not match its checksum"):
         register(name, model, run.run_id, uri=uri)
     assert [row.version for row in leaderboard(uri) if row.name == name] == [1]
+
+
+def test_a_model_that_points_outside_of_itself_is_not_read(uri, client, run, name, model, tmp_path):
+    from mlflow.artifacts import download_artifacts
+
+    register(name, model, run.run_id, uri=uri)
+    logged = logged_model(client, run)
+    place = f"{logged.artifact_location}/MLmodel"
+    path = Path(download_artifacts(artifact_uri=place, dst_path=str(tmp_path / "upload"), tracking_uri=uri))
+    text, changes = re.subn(r"^( +data: ).*$", rf"\g<1>../../../../../../../../..{model}", path.read_text(), flags=re.M)
+    assert changes == 1
+    path.write_text(text)
+    client.log_model_artifacts(logged.model_id, str(tmp_path / "upload"))
+    with pytest.raises(DataError, match="outside of itself"):
+        pull(f"models:/{name}/1", tmp_path / "target", uri)
 
 
 def test_mlflow_loads_a_registered_model_without_pickle(uri, run, name, model, monkeypatch):
