@@ -148,14 +148,15 @@ class Outbox:
 
     def _deliver(self) -> None:
         """What the thread does until the folder is empty and nobody writes to it any more."""
-        run, failures = None, 0
+        run, failures, told = None, 0, 0
         while (letter := self._next()) is not None:
             try:
                 if run is None:
                     check_server(self._uri)  # says within seconds that nobody answers; MLflow would try for minutes
                     run = self._open()
-                if self._dropped:
+                if self._dropped > told:
                     run.set_tags({DROPPED: str(self._dropped)})
+                    told = self._dropped
                 content = _read(letter.path)
                 if content is not None:
                     _hand_over(run, content)

@@ -53,18 +53,23 @@ def test_a_worker_that_is_told_to_end_saves_and_another_goes_on_from_there(tmp_p
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     store = CheckpointStore(tmp_path / "runs" / "rented" / "checkpoints")
-    told: list[int] = []
+    begun, told = tmp_path / "runs" / "rented" / "outbox", False
     deadline = time.monotonic() + 400
-    while store.latest() is None:  # nothing else saves before the last round
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "nothing was saved"
-        if not told and (told := workers_of(process.pid)):
-            time.sleep(2)
-        for pid in told:
-            if Path(f"/proc/{pid}").exists() and not store.folder.exists():
-                time.sleep(2)  # so that it has begun to train
-                os.kill(pid, signal.SIGTERM)
-        time.sleep(0.1)
+    try:
+        while store.latest() is None:  # nothing else saves before the last round
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "nothing was saved"
+            if begun.exists() and not told:
+                (worker,) = workers_of(process.pid)
+                os.kill(worker, signal.SIGTERM)
+                told = True
+            time.sleep(0.1)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    saved = store.latest()
+    assert saved is not None and 0 < saved.round < SET["training.rounds"]
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     client = connect(f"sqlite:///{tmp_path}/runs/mlflow.db")
