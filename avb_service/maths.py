@@ -20,6 +20,12 @@ def effective_size(log_weights: Tensor, dim: int = 0) -> Tensor:
     return torch.exp(2 * torch.logsumexp(log_weights, dim) - torch.logsumexp(2 * log_weights, dim))
 
 
+def variance_of_log_mean(log_weights: Tensor, dim: int = 0) -> Tensor:
+    """Variance of log mean_K w by its K draws, to first order: (1/ESS - 1/K) K / (K - 1); NaN for K = 1."""
+    k = log_weights.shape[dim]
+    return (1 / effective_size(log_weights, dim) - 1 / k) * (k / (k - 1) if k > 1 else math.nan)
+
+
 def standard_normal(dim: int, like: Tensor) -> Independent:
     """N(0, I) on R^dim, on the device and in the precision of a tensor."""
     zero = like.new_zeros(dim)

@@ -4,6 +4,7 @@ Floor 8. Nothing heavy is imported before it is needed, so that help answers at 
 """
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +49,14 @@ def estimates(found: "Sequence[Estimate]", certificate: "Certificate | None", ti
     if as_json:
         exact = [
             {"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, "quantity": e.quantity,
-             **e.diagnostics}
+             **({} if math.isnan(e.own_error) else {"own_error": e.own_error}), **e.diagnostics}
             for e in found
         ]  # fmt: skip
         print(json.dumps({"estimates": exact, "certificate": certificate.tree() if certificate else None}, indent=2))
         return
     rows = [
         {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
-         "data": len(e.per_datum)}
+         "data": len(e.per_datum), "own error": "" if math.isnan(e.own_error) else f"{e.own_error:.3f}"}
         for e in found
     ]  # fmt: skip
     rows += [

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, anneal, temperatures, tuned_steps
-from avb_service.likelihood.estimate import NATS, Columns, Scorer
-from avb_service.maths import effective_size, log_mean_exp
+from avb_service.likelihood.estimate import NATS, VARIANCE, Columns, Scorer
+from avb_service.maths import effective_size, log_mean_exp, variance_of_log_mean
 
 
 def ais(
@@ -40,7 +40,8 @@ def ais(
         steps = tuned_steps(path, betas, recipe)
         run = anneal(path, path.draw(recipe.chains), betas, steps, recipe.leapfrog)
         return {
-            NATS: log_mean_exp(run.log_weights), "ess": effective_size(run.log_weights), "acceptance": run.acceptance,
+            NATS: log_mean_exp(run.log_weights), VARIANCE: variance_of_log_mean(run.log_weights),
+            "ess": effective_size(run.log_weights), "acceptance": run.acceptance,
         }  # fmt: skip
 
     return Scorer(name, "lower_bound", 2 * recipe.chains, score)

@@ -28,6 +28,7 @@ Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 Quantity = Literal["log_likelihood", "simulated", "own_elbo", "parzen_density"]
 Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
 NATS = "nats"
+VARIANCE = "variance"  # of that number by the estimator's own draws, where it is known
 OF: dict[Quantity, str] = {
     "log_likelihood": "", "simulated": " on data that the model drew itself", "own_elbo": " on q's own ELBO",
     "parzen_density": " of a density around samples",
@@ -65,8 +66,8 @@ class Estimate:
     Attributes:
         name: of the estimator, `iwae_256`.
         value: mean over data.
-        stderr: standard deviation over data / sqrt(n): how far another test set would move the mean. It holds
-            neither the bias of the estimator nor its own noise.
+        stderr: standard deviation over data / sqrt(n): how far another test set would move the mean. It does not hold
+            the bias of the estimator.
         kind: what the value is of the quantity.
         columns: numbers for each datum, [n], float64; kept so that two models can be compared datum by datum.
         quantity: log p(x), or another, which is never compared with it.
@@ -94,7 +95,16 @@ class Estimate:
     @property
     def diagnostics(self) -> dict[str, float]:
         """Means over data of what tells whether the estimator worked."""
-        return {name: column.mean().item() for name, column in self.columns.items() if name != NATS}
+        return {name: column.mean().item() for name, column in self.columns.items() if name not in (NATS, VARIANCE)}
+
+    @property
+    def own_error(self) -> float:
+        """How far other draws or chains would move the mean, on the same data; NaN where that is not known.
+
+        It is known to first order from the weights that were drawn, so it sees no mode that all of them have missed.
+        """
+        variance = self.columns.get(VARIANCE)
+        return math.nan if variance is None else variance.sum().sqrt().item() / len(variance)
 
     @property
     def title(self) -> str:
@@ -110,7 +120,7 @@ class Estimate:
         """Named for a tracker: `test/log_likelihood.iwae_256.lower_bound`, kind included, but `test/parzen`."""
         prefix = f"{split}/{self.title}"
         main = f"{prefix}.{self.kind}" if self.quantity == "log_likelihood" else prefix
-        own = {main: self.value, f"{prefix}.stderr": self.stderr}
+        own = {main: self.value, f"{prefix}.stderr": self.stderr, f"{prefix}.own_error": self.own_error}
         return known(own | {f"{prefix}.{name}": value for name, value in self.diagnostics.items()})
 
 

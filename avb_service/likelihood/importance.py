@@ -7,8 +7,8 @@ from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.likelihood.anneal import Proposal
-from avb_service.likelihood.estimate import NATS, Columns, Scorer
-from avb_service.maths import effective_size, log_mean_exp
+from avb_service.likelihood.estimate import NATS, VARIANCE, Columns, Scorer
+from avb_service.maths import effective_size, log_mean_exp, variance_of_log_mean
 
 
 def iwae(model: LatentVariableModel, proposal: Proposal, draws: int, name: str = "iwae") -> Scorer:
@@ -27,6 +27,9 @@ def iwae(model: LatentVariableModel, proposal: Proposal, draws: int, name: str =
         r = proposal(x)
         z = r.sample((draws,))
         log_weights = model.log_joint(x, z) - r.log_prob(z)
-        return {NATS: log_mean_exp(log_weights), "ess": effective_size(log_weights)}
+        return {
+            NATS: log_mean_exp(log_weights), VARIANCE: variance_of_log_mean(log_weights),
+            "ess": effective_size(log_weights),
+        }  # fmt: skip
 
     return Scorer(f"{name}_{draws}", "lower_bound", draws, score)

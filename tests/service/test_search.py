@@ -31,7 +31,7 @@ SPACE = {
             "likelihood.quadrature_data": 2, "likelihood.importance_draws": 64, "likelihood.elbo_draws": 4,
             "likelihood.search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
             "likelihood.pilot": {"temperatures": 20, "chains": 8}, "likelihood.ais": {"temperatures": 10},
-            "likelihood.ais_prior": {"temperatures": 40}, "likelihood.certificate": {"real": 10, "starts": 1.0}},
+            "likelihood.ais_prior": {"temperatures": 40}, "likelihood.certificate": {"real": 10}},
     "space": {"algorithm.model.options.momentum": {"choice": [0.5, WILD]}, "algorithm.latent_dim": {"choice": [2, 4]}},
     "baselines": ["vae_digits", "avb_ac_digits"],
     "trials": 3,

@@ -74,3 +74,15 @@ def test_exact_values_do_not_hang_on_how_data_are_cut(mib):
     model = PCA(2)
     x = data(model, 300)
     torch.testing.assert_close(weighted(model, x, 512, mib=mib).per_datum, model.exact(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [64, 256])
+def test_the_own_error_is_how_far_other_draws_move_the_mean(k):
+    model = PCA(3, widened(1.3, 0.1))
+    x = data(model, 50)
+    again = [weighted(model, x, k, seed=seed) for seed in range(100)]
+    seen = torch.tensor([each.value for each in again]).std().item()
+    claimed = torch.tensor([each.own_error for each in again]).mean().item()
+    assert claimed == pytest.approx(seen, rel=0.25)  # a spread over 100 is known within 7 %
+    assert again[0].own_error < again[0].stderr / 3, "data differ by more than draws do"
+    assert torch.tensor(weighted(model, x, 1).own_error).isnan(), "one draw says nothing of its spread"
