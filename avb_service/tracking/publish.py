@@ -156,7 +156,7 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
         if override is None:
             raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")
         reason = f"overridden ({override}), although {reason}"
-    set_alias(name, CHAMPION, version, uri, tags={REASON: reason})
+    set_alias(name, CHAMPION, version, uri, tags={REASON: reason}, instead_of=CHALLENGER)
     return reason
 
 

@@ -122,19 +122,34 @@ def register(
 
 
 def set_alias(
-    name: str, alias: str, version: int, uri: str | None = None, tags: Mapping[str, str] | None = None
+    name: str,
+    alias: str,
+    version: int,
+    uri: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    instead_of: str | None = None,
 ) -> None:
     """Point an alias at a version, and note why.
+
+    Args:
+        name: of the registered model.
+        alias: to give.
+        version: its number.
+        uri: where, as `tracking_uri` reads it.
+        tags: of the version, such as the reason.
+        instead_of: an alias that the version loses, if it has it.
 
     Raises:
         UserError: no such model or version, or a name that MLflow reserves.
     """
     client = connect(tracking_uri(uri))
-    _registered(client, f"models:/{name}/{version}")
+    row = _registered(client, f"models:/{name}/{version}")
     with refusals(f"cannot make models:/{name}/{version} its {alias!r}"):
         for key, value in (tags or {}).items():
             client.set_model_version_tag(name, str(version), key, value)
         client.set_registered_model_alias(name, alias, str(version))
+        if instead_of in row.aliases:
+            client.delete_registered_model_alias(name, instead_of)
 
 
 def leaderboard(uri: str | None = None) -> list[RegisteredVersion]:

@@ -91,6 +91,7 @@ def test_an_override_needs_a_reason_and_is_recorded(register, uri):
     promote("vae", version, override="its samples are sharper", uri=uri)
     assert champion(uri) == worse.uri
     (row,) = [row for row in leaderboard(uri) if row.uri == worse.uri]
+    assert row.aliases == ("champion",), "no challenger any more"
     assert row.tags["promotion"].startswith("overridden (its samples are sharper), although no better than")
 
 
