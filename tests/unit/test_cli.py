@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -104,6 +105,42 @@ def test_what_somebody_else_is_at_work_on_is_refused(capsys, monkeypatch, tmp_pa
     with lock.owned(tmp_path / "runs" / ".mine.lock", "mine", print):
         message = refused(capsys, monkeypatch, *arguments)
     assert "mine is in use by" in message and str(os.getpid()) in message
+
+
+def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_path):
+    """Up to the trials, which are interrupted as they begin; no Ray."""
+    from avb_service.distributed import cluster
+    from avb_service.tracking.server import connect
+    from avb_service.tuning import record, search
+
+    space = {"preset": "vae_digits", "space": {"algorithm.latent_dim": {"choice": [2]}}}
+    (tmp_path / "mine.yaml").write_text(json.dumps(space))
+    begun: list[record.Search] = []
+
+    def interrupted(started: record.Search, *rest: object) -> None:
+        begun.append(started)
+        assert (tmp_path / "runs" / f".{started.space.name}.lock").exists()
+        raise KeyboardInterrupt
+
+    def tune(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["avb", "tune", "--space", "mine.yaml", *options])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return f"{left.value.code} {capsys.readouterr().err}"
+
+    monkeypatch.setattr(search, "run_search", interrupted)
+    monkeypatch.setattr(cluster, "cluster", lambda note: nullcontext(cluster.Capacity((cluster.Node(4, 0),))))
+    for options in ([], ["--resume"]):
+        assert tune(*options).startswith("130 search mine-20")
+    monkeypatch.setattr(record, "code_version", lambda: "0.2.0+later")
+    refused = tune("--resume")
+    assert refused.startswith("2 error: --resume: the space or the code has changed") and "0.2.0+later" in refused
+    assert tune("--branch", "other").startswith("130 search other-20")
+    first, again, other = begun
+    assert first.run.run_id == again.run.run_id and first.folder == again.folder
+    tags = connect(other.tracking_uri).get_run(other.run.run_id).data.tags
+    assert tags["avb.branched_from"] == first.folder.name
+    assert not list((tmp_path / "runs").glob(".*.lock"))
 
 
 def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
