@@ -8,6 +8,7 @@ trained afterwards, tells the codes from draws of p(z) as well as it can: accura
 import argparse
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +83,21 @@ def main() -> None:
     """Train and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faster", type=float, default=1.0, help="multiply all learning rates with this")
-    faster = parser.parse_args().faster
+    parser.add_argument("--rounds", type=int, default=4000)
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
+    given = parser.parse_args()
     torch.set_num_threads(1)
+    title = f"Digits, 8-dim codes, learning rates x {given.faster:g}, {given.rounds} rounds, 200 test data"
     table = Table("", "told from p(z)", "moments", "E_q log p(x|z)", "ELBO <=", "log p(x) >= (AIS)", "trained",
-                  title=f"Digits, 8-dim codes, learning rates x {faster:g}, 200 test data")  # fmt: skip
-    for preset in ("aae_digits", "avb_digits"):
+                  title=title)  # fmt: skip
+    for seed, preset in product(range(given.seeds), ("aae_digits", "avb_digits")):
         turns = [(name, value) for name, value in read_config(preset).algorithm if isinstance(value, TurnConfig)]
-        found = match(preset, [f"algorithm.{name}.lr={faster * turn.lr}" for name, turn in turns])
+        rates = [f"algorithm.{name}.lr={given.faster * turn.lr}" for name, turn in turns]
+        found = match(preset, [*rates, f"training.rounds={given.rounds}", f"training.seed={seed}"])
         ceiling, ais = (f"{number.value:.2f} ± {number.stderr:.2f}" for number in (found.ceiling, found.likelihood))
-        table.add_row(preset, f"{found.accuracy:.3f}", f"{found.moments:.2f}", f"{found.reconstruction:.2f}", ceiling,
-                      ais, f"{found.seconds:.0f} s")  # fmt: skip
+        table.add_row(f"{preset}, seed {seed}", f"{found.accuracy:.3f}", f"{found.moments:.2f}",
+                      f"{found.reconstruction:.2f}", ceiling, ais, f"{found.seconds:.0f} s")  # fmt: skip
+        Console(width=120).print(preset, seed, found.likelihood.value, f"{found.seconds:.0f} s")
     Console(width=120).print(table)
 
 

@@ -34,6 +34,9 @@ class CycleGANConfig(AlgorithmConfig):
         translator: of both directions.
         discriminator: of both domains.
         cycle: lambda, the weight of what is lost on the way there and back.
+        cycle_noise: standard deviation of noise on a translation before the way back, so that nothing can be hidden in
+            it that cannot be seen; pixels lie between 0 and 1.
+        penalty: gamma, of the discriminators' squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
         history: how many generated images the discriminators are shown besides the present ones.
         sources: how many images of the source are kept, for `sample` to translate.
         adversary: the turn of the discriminators.
@@ -45,6 +48,8 @@ class CycleGANConfig(AlgorithmConfig):
     translator: TranslatorConfig = TranslatorConfig()
     discriminator: TrunkConfig = ConvConfig(activation="leaky_relu")
     cycle: Annotated[float, Field(ge=0)] = 10.0
+    cycle_noise: Annotated[float, Field(ge=0)] = 0.0
+    penalty: Annotated[float, Field(ge=0)] = 0.0
     history: Annotated[int, Field(ge=1)] = 50
     sources: Annotated[int, Field(ge=1)] = 512
     adversary: TurnConfig = DECAYING
@@ -86,11 +91,11 @@ class CycleGAN(TranslatingModel):
         return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """Half of E[(D(x) - 1)^2] + E[D(G(y))^2], in both domains; G(y) is as often an old image as a present one."""
+        """Half of E[(D(x) - 1)^2] + E[D(G(y))^2], and R1, in both domains; G(y) is an old image at even odds."""
         x, y = batch.x, self.source(batch)
         made, made_other = self.translate(y), self.translate_back(x)
-        value = _least_squares(self.critic, x, self._mixed(made, self.made))
-        value = value + _least_squares(self.critic_other, y, self._mixed(made_other, self.made_other))
+        value = self._least_squares(self.critic, x, self._mixed(made, self.made))
+        value = value + self._least_squares(self.critic_other, y, self._mixed(made_other, self.made_other))
         statistics = {"made": made[:1].detach(), "made_other": made_other[:1].detach(), "sources": y}
         return Loss(value, {"loss": value.detach()}, statistics)
 
@@ -99,7 +104,7 @@ class CycleGAN(TranslatingModel):
         x, y = batch.x, self.source(batch)
         made, made_other = self.translate(y), self.translate_back(x)
         deception = (self.critic(made) - 1).square().mean() + (self.critic_other(made_other) - 1).square().mean()
-        cycle = l1_loss(self.translate_back(made), y) + l1_loss(self.translate(made_other), x)
+        cycle = l1_loss(self.translate_back(self._noisy(made)), y) + l1_loss(self.translate(self._noisy(made_other)), x)
         value = deception + self.config.cycle * cycle
         return Loss(value, {"loss": deception.detach(), "cycle": cycle.detach()})
 
@@ -108,6 +113,14 @@ class CycleGAN(TranslatingModel):
         self.made.push(statistics["made"].flatten(0, 1))
         self.made_other.push(statistics["made_other"].flatten(0, 1))
         self.sources.push(statistics["sources"].flatten(0, 1))
+
+    def _least_squares(self, critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
+        """Mao et al. 2017, as Zhu et al. halve it for the discriminators, and R1."""
+        value = ((critic(real) - 1).square().mean() + critic(fake).square().mean()) / 2
+        return value + critic.penalty(real, self.config.penalty)
+
+    def _noisy(self, made: Tensor) -> Tensor:
+        return made + self.config.cycle_noise * torch.randn_like(made)
 
     def _mixed(self, made: Tensor, history: History) -> Tensor:
         """Each image, or one of the history in its place, at even odds."""
@@ -135,8 +148,3 @@ class CycleGAN(TranslatingModel):
     def sample(self, n: int) -> Tensor:
         """G(y) for data y of the source that training saw last, [n, C, H, W]."""
         return self.translate(self.sources.draw(n)).detach()
-
-
-def _least_squares(critic: Critic, real: Tensor, fake: Tensor) -> Tensor:
-    """Mao et al. 2017, as Zhu et al. halve it for the discriminators."""
-    return ((critic(real) - 1).square().mean() + critic(fake).square().mean()) / 2

@@ -42,12 +42,12 @@ class FGAN(GAN):
         self.divergence = DIVERGENCES[config.divergence]
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_p(x)[g(V(x))] + E_p(z)[f*(g(V(G(z))))]: less than -D_f by what V has not learned."""
+        """-E_p(x)[g(V(x))] + E_p(z)[f*(g(V(G(z))))]: above -D_f by what V has not learned (and R1)."""
         real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
         value = (self.divergence.penalty(fake) - self.divergence.activation(real)).mean()
         says_real = [self.divergence.activation(v) > self.divergence.at_equality for v in (real, fake)]
         accuracy = (says_real[0].float().mean() + 1 - says_real[1].float().mean()) / 2
-        return Loss(value, {"divergence": -value.detach(), "accuracy": accuracy})
+        return Loss(value + self.penalty(batch), {"divergence": -value.detach(), "accuracy": accuracy})
 
     def model_loss(self, batch: Batch) -> Loss:
         """-E_p(z)[f*(g(V(G(z))))], or -E_p(z)[g(V(G(z)))] (section 3.2)."""

@@ -21,6 +21,7 @@ class GameConfig(AlgorithmConfig):
     """What the games of a generator and a critic share.
 
     Attributes:
+        penalty: gamma, of the critic's squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
         adversary: the critic's turn; its steps are the k of algorithm 1.
         model: the generator's turn.
     """
@@ -28,6 +29,7 @@ class GameConfig(AlgorithmConfig):
     latent_dim: Annotated[int, Field(ge=1)] = 16
     generator: TrunkConfig = MLPConfig()
     discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
+    penalty: Annotated[float, Field(ge=0)] = 0.0
     adversary: TurnConfig = TurnConfig(lr=2e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=2e-4, betas=(0.5, 0.999))
 
@@ -70,11 +72,11 @@ class GAN(DecodingModel):
         return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_p(x)[log D(x)] - E_p(z)[log(1 - D(G(z)))]."""
+        """-E_p(x)[log D(x)] - E_p(z)[log(1 - D(G(z)))] + R1."""
         real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
         value = -(logsigmoid(real) + logsigmoid(-fake)).mean()
         accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-        return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
+        return Loss(value + self.penalty(batch), {"loss": value.detach(), "accuracy": accuracy})
 
     def model_loss(self, batch: Batch) -> Loss:
         """E_p(z)[log(1 - D(G(z)))], or -E_p(z)[log D(G(z))] (section 3)."""
@@ -82,6 +84,10 @@ class GAN(DecodingModel):
         saturating = self.config.generator_loss == "saturating"
         value = logsigmoid(-fake).mean() if saturating else -logsigmoid(fake).mean()
         return Loss(value, {"loss": value.detach()})
+
+    def penalty(self, batch: Batch) -> Tensor:
+        """R1 of the critic on the batch's data."""
+        return self.discriminator.penalty(batch.x, self.config.penalty)
 
     def draw(self, batch: Batch) -> Tensor:
         """As many draws as the batch has data, through which gradients reach the generator, [B, C, H, W]."""

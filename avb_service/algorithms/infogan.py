@@ -27,6 +27,7 @@ class InfoGANConfig(AlgorithmConfig):
         recogniser: widths between the discriminator's features and Q(c|x).
         weight: lambda of the categorical code's information.
         continuous_weight: lambda of the continuous codes', whose differential entropy is on another scale.
+        penalty: gamma, of the discriminator's squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
         adversary: the turn of the discriminator and Q.
         model: the turn of the generator.
     """
@@ -40,6 +41,7 @@ class InfoGANConfig(AlgorithmConfig):
     recogniser: tuple[Width, ...] = (128,)
     weight: Annotated[float, Field(ge=0)] = 1.0
     continuous_weight: Annotated[float, Field(ge=0)] = 0.1
+    penalty: Annotated[float, Field(ge=0)] = 0.0
     adversary: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
 
@@ -84,14 +86,15 @@ class InfoGAN(CodedModel):
         return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_p(x)[log D(x)] - E_p(c,z)[log(1 - D(G(c,z)))] - lambda L_I."""
+        """-E_p(x)[log D(x)] - E_p(c,z)[log(1 - D(G(c,z)))] - lambda L_I + R1."""
         z = self.prior().sample((len(batch.x),))
         h = self.discriminator.features(torch.cat([batch.x, self.generator(z)]))
         t_real, t_fake = self.discriminator.head(h)[:, 0].chunk(2)
         loss = -(logsigmoid(t_real) + logsigmoid(-t_fake)).mean()
         weighted, _ = self.information(z, h[len(z) :])
         accuracy = ((t_real > 0).float().mean() + (t_fake < 0).float().mean()) / 2
-        return Loss(loss - weighted, {"loss": loss.detach(), "accuracy": accuracy})
+        penalty = self.discriminator.penalty(batch.x, self.config.penalty)
+        return Loss(loss - weighted + penalty, {"loss": loss.detach(), "accuracy": accuracy})
 
     def model_loss(self, batch: Batch) -> Loss:
         """-E_p(c,z)[log D(G(c,z))] - lambda L_I: the form that does not saturate."""

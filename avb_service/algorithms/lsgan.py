@@ -28,13 +28,13 @@ class LSGAN(GAN):
     config: LSGANConfig
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """E_p(x)[(D(x) - b)^2] / 2 + E_p(z)[(D(G(z)) - a)^2] / 2."""
+        """E_p(x)[(D(x) - b)^2] / 2 + E_p(z)[(D(G(z)) - a)^2] / 2 + R1."""
         a, b = self.config.drawn, self.config.real
         real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
         value = ((real - b).square() + (fake - a).square()).mean() / 2
         nearer_b = ((real - b).abs() < (real - a).abs(), (fake - b).abs() < (fake - a).abs())
         accuracy = (nearer_b[0].float().mean() + 1 - nearer_b[1].float().mean()) / 2
-        return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
+        return Loss(value + self.penalty(batch), {"loss": value.detach(), "accuracy": accuracy})
 
     def model_loss(self, batch: Batch) -> Loss:
         """E_p(z)[(D(G(z)) - c)^2] / 2."""

@@ -26,6 +26,17 @@ class Critic(nn.Module):
         """A number for each datum [B, C, H, W], [B]."""
         return self.head(self.features(x))[:, 0]
 
+    def penalty(self, x: Tensor, weight: float) -> Tensor:
+        """R1 = gamma / 2 E|dD(x)/dx|^2 on data [B, C, H, W], for weight gamma; nothing is computed where that is 0.
+
+        Source: Mescheder, Geiger & Nowozin 2018, eq. 9.
+        """
+        if not weight:
+            return x.new_zeros(())
+        x = x.detach().requires_grad_()
+        slope, = torch.autograd.grad(self(x).sum(), x, create_graph=True)
+        return weight / 2 * slope.square().flatten(1).sum(1).mean()
+
 
 class PairCritic(nn.Module):
     """D(x, z) before any output activation: features of x and the code, side by side, through further layers.

@@ -138,6 +138,25 @@ def test_a_critic_judges_each_datum_by_itself(trunk, shape):
     assert_all_used(critic, critic(x))
 
 
+def test_a_critic_s_penalty_is_half_its_squared_slope_on_data():
+    """Of a linear critic, |w|^2 / 2 wherever the data are; of a deeper one, by finite differences."""
+    x = torch.rand(5, 1, 2, 3, dtype=torch.float64)
+    linear = Critic(AffineConfig(), (1, 2, 3)).double()
+    torch.testing.assert_close(linear.penalty(x, 3.0), 1.5 * linear.head.weight.square().sum())
+    assert linear.penalty(x, 0.0) == 0
+    critic = Critic(MLPConfig(hidden=(7,), activation="silu"), (1, 2, 3)).double()
+    nudges = 1e-5 * torch.eye(6, dtype=torch.float64).unflatten(1, (1, 2, 3))
+    slopes = torch.stack([(critic(x + nudge) - critic(x - nudge)) / 2e-5 for nudge in nudges])
+    torch.testing.assert_close(critic.penalty(x, 1.0), slopes.square().sum(0).mean() / 2)
+
+
+def test_a_penalty_moves_the_critic_where_the_data_stay():
+    critic, x = Critic(MLPConfig(hidden=(7,), activation="silu"), (1, 2, 3)), torch.rand(5, 1, 2, 3)
+    critic.penalty(x, 1.0).backward()
+    assert all(p.grad is not None and p.grad.any() for p in (critic.head.weight, critic.features[1].weight))
+    assert x.grad is None and not x.requires_grad
+
+
 def test_a_decoder_keeps_leading_dimensions_of_codes():
     spec = DataSpec((1, 4, 5), "binary", 1, torch.full((1, 4, 5), 0.3))
     decoder = Decoder(DIM, spec, MLPConfig(hidden=(8,)), BernoulliConfig())

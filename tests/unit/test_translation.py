@@ -83,6 +83,19 @@ def test_a_cycle_is_counted_per_pixel_ten_times(model):
     torch.testing.assert_close(loss.value, loss.terms["loss"] + 10 * loss.terms["cycle"])
 
 
+def test_noise_on_a_translation_is_lost_on_the_way_back():
+    settings = {"name": "cyclegan", "translator": {"channels": 4, "blocks": 1}, "cycle_noise": 0.1}
+    model = CycleGAN(CycleGANConfig.parse(settings), spec())
+    model.translate = model.translate_back = lambda x: x  # type: ignore[method-assign]
+    x, y = torch.rand(500, *SHAPE), torch.rand(500, *SHAPE)
+    loss = model.model_loss(Batch(x, None, 0, torch.Generator(), y))
+    expected = 2 * 0.1 * (2 / torch.pi) ** 0.5  # E|e| of N(0, 0.1^2), both ways
+    assert loss.terms["cycle"].item() == pytest.approx(expected, rel=0.05)  # of 8000 numbers each: s.e. below 1 %
+    assert loss.terms["loss"].item() == pytest.approx(
+        ((model.critic(y) - 1).square().mean() + (model.critic_other(x) - 1).square().mean()).item()
+    )
+
+
 def test_draws_are_translations_of_the_source(model):
     model.sources.push(numbered(1, 1))
     with torch.no_grad():
