@@ -54,6 +54,7 @@ def write_settings(folder: Path, users: str) -> dict[str, str]:
     }
     place = folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="avb-login-"))
     path = place.absolute() / "basic_auth.ini"
+    path.touch(mode=0o600)  # the database's address may tell more than its name
     with path.open("w", encoding="utf-8") as file:
         settings.write(file)
     return {"MLFLOW_AUTH_CONFIG_PATH": str(path)}
