@@ -371,6 +371,8 @@ def main() -> None:
 
 def guarded(command: typer.Typer) -> None:
     """Run a command; what the user can mend is one message and no traceback."""
+    if os.environ.get("RAY_ADDRESS", "local") == "local":  # a cluster of our own is closed to strangers
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # here, since Ray reads it when it is imported, and never again
     try:
         command()
     except UserError as error:

@@ -161,6 +161,18 @@ def test_every_method_has_a_preset():
     assert all(row["presets"] for row in rows)
 
 
+@pytest.mark.parametrize(("address", "mode"), [("local", "1"), ("auto", "0")])
+def test_a_cluster_of_our_own_asks_for_a_token_and_another_is_asked_as_its_environment_says(address, mode):
+    code = (
+        "import typer\nfrom avb_service.cli import guarded\napp = typer.Typer()\n@app.command()\ndef tell():\n"
+        "    from ray._raylet import get_authentication_mode\n    print(int(get_authentication_mode()))\nguarded(app)"
+    )
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    environment.pop("RAY_AUTH_MODE", None)
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.strip() == mode
+
+
 def test_help_imports_nothing_heavy():
     heavy = {"torch", "ray", "mlflow", "pydantic", "numpy"}
     code = f"import sys, avb_service.cli; print(sorted({heavy} & sys.modules.keys()))"
