@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-NETWORK = "10.78.0"
+NETWORK = f"10.78.{os.getpid() % 254 + 1}"  # tests of two checkouts do not meet
 TOOLS = ("ip", "unshare", "mount", "rsync", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 SSH_OPTIONS = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=5")
 SSHD = """Port 22
