@@ -30,6 +30,7 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # the marks have to be there when xdist looks for them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may run side by side: files, and single properties; those that start Ray go first, one after the other."""
     items.sort(key=lambda item: item.path.parent.name not in STARTING_RAY)
