@@ -6,13 +6,20 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: tune test lint types science benchmarks audit clean
+.PHONY: tune test test-ray test-rest lint types science benchmarks audit clean
 
 tune: $(VENV)/ready
 	$(BIN)/avb tune --space tune_spaces/digits.yaml
 
+# Two at a time, on the cores that a laptop has; those that start Ray one after the other.
 test: lint types
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+	$(MAKE) --no-print-directory --jobs 2 test-ray test-rest
+
+test-ray: $(VENV)/ready
+	$(BIN)/python -m pytest tests/cluster tests/service
+
+test-rest: $(VENV)/ready
+	$(BIN)/python -m pytest tests/architecture tests/distributed tests/properties tests/unit
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ from avb_service.config import Tree, override
 from avb_service.data.datasets import DataConfig
 from avb_service.settings import ExperimentConfig
 
-STARTING_RAY = ("cluster", "service")  # folders of tests
 LARGEST = 12  # of every whole number in a method's section: widths, ranks, draws
 SMALL = {
     "training": {"rounds": 4, "batch_size": 16, "report_every": 2, "logical_workers": 2},
@@ -28,15 +27,6 @@ DATA = ({**DIGITS, "binarisation": "dynamic"}, DIGITS, {"name": "eight_schools"}
 def pytest_configure() -> None:
     """One thread: on small tensors, threads cost more than they bring."""
     torch.set_num_threads(1)
-
-
-@pytest.hookimpl(tryfirst=True)  # the marks have to be there when xdist looks for them
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may run side by side: files, and single properties; those that start Ray go first, one after the other."""
-    items.sort(key=lambda item: item.path.parent.name not in STARTING_RAY)
-    for item in items:
-        if (folder := item.path.parent.name) != "properties":
-            item.add_marker(pytest.mark.xdist_group("ray" if folder in STARTING_RAY else item.path.stem))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
