@@ -30,7 +30,8 @@ from avb_service.experiment import Experiment, load_data
 from avb_service.model import build
 from avb_service.settings import ExperimentConfig
 
-WORLDS = (1, 2, 3, 4)  # 3 do not divide the 4 logical workers
+WORLDS = (1, 2, 4)
+UNEVEN, TRIED_UNEVEN = 3, ("avb_ac", "vq_vae")  # workers that do not divide the 4 logical ones: a game, and statistics
 ROUNDS, STOP = 20, 10
 STOPPED = 0  # stands for the run that was stopped at half time on 2 workers, and is resumed on 1
 SGD, ADAM = "float64-SGD", "float32-Adam"
@@ -123,12 +124,13 @@ def runs(small) -> dict[str, Tree]:
 
 @pytest.fixture(scope="module")
 def trained(runs, tmp_path_factory) -> dict[int, Path]:
-    folders = {workers: tmp_path_factory.mktemp(f"workers-{workers}") for workers in WORLDS}
+    folders = {workers: tmp_path_factory.mktemp(f"workers-{workers}") for workers in (*WORLDS, UNEVEN)}
+    uneven = {name: tree for name, tree in runs.items() if name.split("-")[0] in TRIED_UNEVEN}
     folders[STOPPED] = tmp_path_factory.mktemp("stopped")
     train(0, 1, runs, folders[1])
     spawn(
         tmp_path_factory.mktemp("spawn"),
-        (4, train, (runs, folders[4])), (3, train, (runs, folders[3])), (2, train, (runs, folders[2])),
+        (4, train, (runs, folders[4])), (3, train, (uneven, folders[3])), (2, train, (runs, folders[2])),
         (2, train, (runs, folders[STOPPED], STOP)),
     )  # fmt: skip
     return folders
@@ -137,7 +139,7 @@ def trained(runs, tmp_path_factory) -> dict[int, Path]:
 def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], kind: str, workers: int = 2) -> None:
     """Halves and quarters are exact in binary; thirds round each gradient, and Adam makes the most of a small one."""
     assert one.keys() == other.keys()
-    relative = 1e-3 if workers == 3 else 1e-4
+    relative = 1e-3 if workers == UNEVEN else 1e-4
     for name in one:
         if kind == SGD:
             assert (one[name] - other[name]).abs().max() < 1e-10, name
@@ -151,6 +153,14 @@ def test_any_number_of_workers_trains_the_same_model(trained, method, kind, work
     name = f"{method}-{kind}"
     alone = parameters(trained[1] / name)
     assert_close(alone, parameters(trained[workers] / name), kind, workers)
+
+
+@pytest.mark.parametrize("kind", TURNS)
+@pytest.mark.parametrize("name", TRIED_UNEVEN)
+def test_workers_that_share_unevenly_train_the_same_model(trained, name, kind):
+    one, three = trained[1] / f"{name}-{kind}", trained[UNEVEN] / f"{name}-{kind}"
+    assert_close(parameters(one), parameters(three), kind, UNEVEN)
+    assert all(torch.equal(parameters(three)[key], parameters(three, 2)[key]) for key in parameters(three))
 
 
 @pytest.mark.parametrize("workers", WORLDS[1:])

@@ -84,11 +84,11 @@ def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, mon
     largest: dict[str, dict[str, float]] = {player.name: {} for player in engine.players}
     clip = Engine._clip
 
-    def look(self: Engine, player: object, parameters: list[nn.Parameter]) -> None:
+    def look(self: Engine, player: object, parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
         seen = largest[player.name]
         for p in parameters:
             seen[names[id(p)]] = max(seen.get(names[id(p)], 0.0), p.grad.abs().max().item())
-        clip(self, player, parameters)
+        clip(self, player, parameters, loss)
 
     monkeypatch.setattr(Engine, "_clip", look)
     before = {name: p.detach().clone() for name, p in experiment.algorithm.named_parameters()}
