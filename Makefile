@@ -11,15 +11,15 @@ export MLFLOW_DISABLE_TELEMETRY := true
 tune: $(VENV)/ready
 	$(BIN)/avb tune --space tune_spaces/digits.yaml
 
-# Two at a time, on the cores that a laptop has; those that start Ray one after the other.
+# Two at a time, on the cores that a laptop has; those that start Ray, in tests/cluster, one after the other.
 test: lint types
 	$(MAKE) --no-print-directory --jobs 2 test-ray test-rest
 
 test-ray: $(VENV)/ready
-	$(BIN)/python -m pytest tests/cluster tests/service
+	$(BIN)/python -m pytest tests/cluster
 
 test-rest: $(VENV)/ready
-	$(BIN)/python -m pytest tests/architecture tests/distributed tests/properties tests/unit
+	$(BIN)/python -m pytest --ignore tests/cluster
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
