@@ -4,7 +4,7 @@ Floor 7.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from avb_service.likelihood import LikelihoodRecord, known
 from avb_service.model import load_model
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
-from avb_service.tracking.registry import leaderboard, pull, register, set_alias
+from avb_service.tracking.registry import RegisteredVersion, leaderboard, pull, register, set_alias
 from avb_service.tracking.runs import Run
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -61,23 +61,26 @@ def publish(
         metrics |= known({HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr})
     experiment.publish(folder, card(experiment, record), record)
     content = fingerprint(folder)
-    mine = (row for row in leaderboard(uri) if row.name == model and row.run_id == run.run_id)
-    before = next((row for row in mine if row.tags.get(CONTENT) == content), None)  # by a call that was cut off
+    rows = _versions(model, uri)
+    mine = (row for row in rows if row.run_id == run.run_id and row.tags.get(CONTENT) == content)
+    before = next(mine, None)  # by a call that was cut off
     alias: str | None = None
     reason = "not a candidate"
     if before is not None and before.aliases:
         alias, reason = before.aliases[0], before.tags[REASON]
     elif candidate:
-        alias, reason = _promotion(model, record, uri)
+        alias, reason = _promotion(rows, record, uri)
     if before is None:
         _show(experiment, record, run, metrics)
         tags = {**experiment.tags(), CONTENT: content, REASON: reason, "certificate": _verdict(record)}
-        step = experiment.engine.round
-        version = register(model, folder, run.run_id, step=step, metrics=metrics, tags=tags, uri=uri)
+        version = register(
+            model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
+            tags=tags, uri=uri,
+        )  # fmt: skip
     else:
         version = before.version
-    if alias is not None:
-        set_alias(model, alias, version, uri, tags={REASON: reason})
+        if alias is not None:
+            set_alias(model, alias, version, uri, tags={REASON: reason})
     run.finish()
     return Published(f"models:/{model}/{version}", alias, reason, metrics)
 
@@ -151,7 +154,7 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
     Raises:
         UserError: it has not earned it; says why.
     """
-    alias, reason = _promotion(name, record_of(f"models:/{name}/{version}", uri), uri)
+    alias, reason = _promotion(_versions(name, uri), record_of(f"models:/{name}/{version}", uri), uri)
     if alias != CHAMPION:
         if override is None:
             raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")
@@ -214,11 +217,16 @@ def _verdict(record: LikelihoodRecord) -> str:
     return record.certificate.verdict if record.certificate else "none"
 
 
-def _promotion(model: str, record: LikelihoodRecord, uri: str | None) -> tuple[str, str]:
-    """Champion or challenger, and why."""
+def _versions(model: str, uri: str | None) -> list[RegisteredVersion]:
+    """What is registered under a name, the newest first."""
+    return [row for row in leaderboard(uri) if row.name == model]
+
+
+def _promotion(rivals: Sequence[RegisteredVersion], record: LikelihoodRecord, uri: str | None) -> tuple[str, str]:
+    """Champion or challenger among the versions of its name, and why."""
     if (objection := record.objection) is not None:
         return CHALLENGER, objection
-    champion = next((row for row in leaderboard(uri) if row.name == model and CHAMPION in row.aliases), None)
+    champion = next((row for row in rivals if CHAMPION in row.aliases), None)
     if champion is None:
         return CHAMPION, "the first of its name whose likelihood can be believed"
     try:
