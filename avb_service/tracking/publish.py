@@ -111,10 +111,8 @@ def check_name(config: ExperimentConfig, uri: str | None = None) -> None:
         UserError: models of another kind have that name, so that no champion could be chosen among them.
     """
     name, method = config.tracking.model, config.algorithm.name
-    for row in leaderboard(uri):
+    for row in _versions(name, uri):
         others = row.tags.get("method"), row.tags.get("data")
-        if row.name != name:
-            continue
         if None in others:
             kind = "was not registered by this service"
         elif others[1] != config.data.name:
