@@ -16,7 +16,7 @@ from avb_service.checkpoint import ModelFolder
 from avb_service.config import Tree
 from avb_service.data.datasets import load
 from avb_service.data.stream import fixed
-from avb_service.distributions import Values
+from avb_service.distributions import Grid, Values
 from avb_service.errors import DataError, UserError
 from avb_service.likelihood import (
     Budget,
@@ -27,6 +27,7 @@ from avb_service.likelihood import (
     NoisyModel,
     parzen_rows,
 )
+from avb_service.likelihood.needs import on_a_grid
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
 
@@ -151,10 +152,14 @@ class LoadedModel:
             raise DataError(f"data of shape {list(x.shape)}, expected [B, {', '.join(map(str, spec.shape))}]")
         x = x.to(next(self.algorithm.parameters()))
         allowed = {"binary": (x == 0) | (x == 1), "levels": (x >= 0) & (x <= 1), "real": x.isfinite()}[spec.values]
+        expected = EXPECTED[spec.values]
+        if spec.values == "levels" and isinstance(self.algorithm, LatentVariableModel) and on_a_grid(self.algorithm):
+            allowed = allowed & Grid(spec.levels).check(x)
+            expected = f"0, 1/{spec.levels}, 2/{spec.levels}, ..., 1, to which alone p(x|z) gives probabilities"
         if not allowed.all():
             index = tuple((~allowed).nonzero()[0].tolist())
             where = f"datum {index[0]} holds {x[index].item():g} at {list(index[1:])}"
-            raise DataError(f"{where}, expected {EXPECTED[spec.values]}")
+            raise DataError(f"{where}, expected {expected}")
         if spec.values == "levels" and spec.levels > 1 and x.any() and ((x == 0) | (x == 1)).all():
             levels = f"{spec.levels + 1} levels of grey, 0 to 1"
             raise DataError(f"binarised data, every value 0 or 1; the model was trained on {levels}")

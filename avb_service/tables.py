@@ -6,6 +6,7 @@ Floor 8. Nothing heavy is imported before it is needed, so that help answers at 
 import json
 import math
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -24,6 +25,7 @@ out = Console() if sys.stdout.isatty() else Console(width=120)
 # first; and what they mean.
 WORDS = ("model", "alias", "method", "data", "certificate")
 DETAILS = ("params", "train", "drawn <=", "data", "gap", "log p(x) ~", "Parzen (training)")
+APART = "Between two lines: scored on the same data, by the same measure; only such figures can be compared."
 NOTES = {
     "model": "*: new.  ±: standard error over data.",
     "log p(x) ~": "~: what an adversary believes; it bounds nothing.",
@@ -101,13 +103,15 @@ def _host(address: str, has: "Mapping[str, Any]", members: "Mapping[str, Sequenc
 def leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = ()) -> None:
     """Sorted by the held-out lower bound; what only an adversary believes stands in a column of its own.
 
+    Models that were scored on other data, or by another measure, stand apart: their figures cannot be compared.
+
     Args:
         versions: what is registered.
         as_json: for programs.
         new: URIs of those to be marked.
     """
     rows = [_row(version) for version in versions]
-    rows.sort(key=lambda row: -(row["log p(x) >="] if row["log p(x) >="] is not None else -float("inf")))
+    rows.sort(key=lambda row: (row["data"], row["scored_on"], -_bound(row)))
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -115,24 +119,31 @@ def leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Se
         out.print("no model is registered yet")
         return
     cells = [_cells(row, row["model"] in new) for row in rows]
+    ends = [row["scored_on"] != after["scored_on"] for row, after in pairwise(rows)]
     names = [name for name in cells[0] if name not in DETAILS or any(line[name] for line in cells)]
     endless = out.options.update(width=10_000)
     for detail in DETAILS:
-        if out.measure(_board(names, cells), options=endless).maximum <= out.width:
+        if out.measure(_board(names, cells, ends), options=endless).maximum <= out.width:
             break
         names = [name for name in names if name != detail]
-    out.print(_board(names, cells))
-    out.print("\n".join(note for name, note in NOTES.items() if name in names), markup=False)
+    out.print(_board(names, cells, ends))
+    notes = [note for name, note in NOTES.items() if name in names]
+    out.print("\n".join([*notes, *([APART] if any(ends) else [])]), markup=False)
 
 
-def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]") -> Table:
-    """The table with some of the columns."""
+def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]", ends: "Sequence[bool]") -> Table:
+    """The table with some of the columns, and a line after each row with which a group ends; the last has no need."""
     table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
-    for line in cells:
-        table.add_row(*(line[name] for name in names))
+    for line, end in zip(cells, [*ends, False], strict=True):
+        table.add_row(*(line[name] for name in names), end_section=end)
     return table
+
+
+def _bound(row: "Mapping[str, Any]") -> float:
+    """What rows are sorted by."""
+    return -math.inf if row["log p(x) >="] is None else row["log p(x) >="]
 
 
 def _cells(row: dict[str, Any], new: bool) -> dict[str, str]:
@@ -158,7 +169,7 @@ def _cells(row: dict[str, Any], new: bool) -> dict[str, str]:
 
 def _row(version: "RegisteredVersion") -> dict[str, Any]:
     """What a program sees of a version."""
-    from avb_service.tracking.publish import HELD_OUT
+    from avb_service.tracking.publish import HELD_OUT, SCORED_ON
 
     metrics, tags = version.metrics, version.tags
     return {
@@ -178,6 +189,7 @@ def _row(version: "RegisteredVersion") -> dict[str, Any]:
         "parameters": int(tags.get("parameters", 0)),
         "seconds": float(tags.get("train_seconds", 0)),
         "data": tags.get("data", ""),
+        "scored_on": tags.get(SCORED_ON, ""),
     }
 
 

@@ -17,6 +17,7 @@ from avb_service.config import Config
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
 
 ENOUGH = 200  # simulated data, fewer of which say little of the 95th percentile
+ENOUGH_REAL = 50  # real data, fewer of which leave the drift a wide limit
 Score = Callable[[str, Tensor], Estimate]  # (estimator, data) -> estimate
 
 
@@ -25,7 +26,7 @@ class CertificateConfig(Config):
 
     Attributes:
         simulated: data drawn from the model; at least 200 for a certificate.
-        real: how many of the given data the checks on real data use.
+        real: how many of the given data the checks on real data use; at least 50 for a certificate.
         gap: limit on the mean gap between the two bounds plus two standard errors.
         gap_95: limit on the gap's 95th percentile.
         drift: limit on the change when the number of temperatures is doubled, unless two standard errors are more.
@@ -142,12 +143,13 @@ def certify(score: Score, x: Tensor, chains: int, config: CertificateConfig) -> 
     return Certificate(
         (
             Check("simulated_data", float(config.simulated), ">=", ENOUGH, "data simulated from the model"),
+            Check("real_data", float(len(x)), ">=", ENOUGH_REAL, "real data looked at"),
             Check("gap", gap + 2 * gap_error, "<=", config.gap, "mean gap between the bounds, plus 2 s.e."),
             Check("gap_95", simulated.columns["gap"].quantile(0.95).item(), "<=", config.gap_95,
                   "95th percentile of the gap"),
             Check("drift", abs(drift), "<=", allowed, "change under twice the temperatures"),
             Check("starts", abs(starts), "<=", config.starts, "chains from the prior against the refined start"),
-            Check("ess", ais.columns["ess"].mean().item(), ">=", chains / 2, "effective chains"),
+            Check("ess", ais.columns["ess"].mean().item(), ">=", max(chains / 2, 2.0), "effective chains"),
         ),
         simulated.value,
         simulated.diagnostics["upper"],

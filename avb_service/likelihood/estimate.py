@@ -34,6 +34,7 @@ OF: dict[Quantity, str] = {
     "parzen_density": " of a density around samples",
 }  # fmt: skip
 BLOCK = 50  # data at most: enough for full matrix products, few enough to be shared out and lost
+CHECKSUM = hashlib.sha256().digest_size  # bytes
 
 _log = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ def evaluating(model: Algorithm) -> Iterator[None]:
 
 
 class _Blocks:
-    """Scored blocks in a folder, a file each, whole or absent."""
+    """Scored blocks in a folder, a file each: its SHA-256, then its columns as safetensors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -259,20 +260,25 @@ class _Blocks:
         for block in blocks:
             path = self._path(block)
             try:
-                found[block] = safetensors.torch.load(path.read_bytes())
+                content = path.read_bytes()
+                checksum, columns = content[:CHECKSUM], content[CHECKSUM:]
+                if hashlib.sha256(columns).digest() != checksum:
+                    raise ValueError("it does not match its checksum")
+                found[block] = safetensors.torch.load(columns)
             except FileNotFoundError:
                 continue
-            except (OSError, SafetensorError) as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 _log.warning("%s is damaged and scored again: %s", path, error)
         return found
 
     def write(self, block: range, columns: Columns) -> None:
         path = self._path(block)
         with _writing(path):
-            write_file(path, safetensors.torch.save(dict(columns)))
+            content = safetensors.torch.save(dict(columns))
+            write_file(path, hashlib.sha256(content).digest() + content)
 
     def _path(self, block: range) -> Path:
-        return self.folder / f"{block.start:08d}-{block.stop:08d}.safetensors"
+        return self.folder / f"{block.start:08d}-{block.stop:08d}.block"
 
 
 @contextmanager

@@ -47,8 +47,16 @@ def prior_name(model: LatentVariableModel) -> str:
     return f"{type(base).__name__}, event shape {list(prior.event_shape)}"
 
 
+def on_a_grid(model: LatentVariableModel) -> bool:
+    """Whether p(x|z) gives probabilities to levels, and not a density; no where the model has no prior."""
+    try:
+        with evaluating(model), seeded("needs"):
+            p = model.likelihood(model.prior().sample((1,)))
+    except UserError:
+        return False
+    return getattr(p.support, "is_discrete", False)
+
+
 def measure(model: LatentVariableModel) -> str:
     """What p(x|z) is for data on a grid {0, 1, ..., L} / L: probabilities, or a density, larger by log L a pixel."""
-    with evaluating(model), seeded("needs"):
-        p = model.likelihood(model.prior().sample((1,)))
-    return "probabilities of levels" if getattr(p.support, "is_discrete", False) else "a density"
+    return "probabilities of levels" if on_a_grid(model) else "a density"

@@ -62,6 +62,11 @@ class LikelihoodRecord:
     certificate: Certificate | None = None
 
     @property
+    def scored_on(self) -> str:
+        """The basis in a line."""
+        return ", ".join(f"{key} {value}" for key, value in sorted(self.basis.items()))
+
+    @property
     def held_out(self) -> Estimate | None:
         """The most believable of those estimates that are exact or a lower bound, on all data."""
         return next((estimate for name in MOST_BELIEVED if (estimate := self.named(name)) is not None), None)

@@ -19,7 +19,7 @@ from avb_service.tracking.registry import RegisteredVersion, leaderboard, pull, 
 from avb_service.tracking.runs import Run
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-CONTENT, REASON = "sha256", "promotion"  # tags of a version
+CONTENT, REASON, SCORED_ON = "sha256", "promotion", "scored_on"  # tags of a version
 HELD_OUT = "test/log_likelihood"  # the most believable figure, exact or a lower bound
 
 
@@ -72,7 +72,8 @@ def publish(
         alias, reason = _promotion(rows, record, uri)
     if before is None:
         _show(experiment, record, run, metrics)
-        tags = {**experiment.tags(), CONTENT: content, REASON: reason, "certificate": _verdict(record)}
+        tags = {**experiment.tags(), CONTENT: content, REASON: reason, SCORED_ON: record.scored_on,
+                "certificate": _verdict(record)}  # fmt: skip
         version = register(
             model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
             tags=tags, uri=uri,

@@ -44,7 +44,7 @@ def estimates(folder: Path, *arguments: str) -> list[dict]:
 
 def test_the_numbers_are_the_same_on_any_number_of_workers_and_after_an_interruption(folder):
     (alone,) = estimates(folder, "--estimator", "ais", "--keep", "kept")
-    kept = sorted((folder / "kept").rglob("*.safetensors"))
+    kept = sorted((folder / "kept").rglob("*.block"))
     assert len(kept) == 3, "120 data are three blocks"
     kept[1].unlink()
     untouched = kept[0].stat().st_mtime_ns

@@ -271,6 +271,21 @@ def test_too_few_simulated_data_give_no_certificate():
     assert [check.name for check in certificate.checks if not check.passed][:1] == ["simulated_data"]
 
 
+def test_too_few_real_data_give_no_certificate():
+    model = pca(dim=2)
+    certificate = certify(scoring(model, refined(model, PilotConfig()), AnnealConfig()), data(model, 49), 8,
+                          CertificateConfig())  # fmt: skip
+    assert [check.name for check in certificate.checks if not check.passed] == ["real_data"]
+
+
+def test_two_chains_give_no_certificate():
+    model = pca(dim=2)
+    recipe = AnnealConfig(chains=2)
+    certificate = certify(scoring(model, refined(model, PilotConfig()), recipe), data(model, 50), 2,
+                          CertificateConfig())  # fmt: skip
+    assert [check.name for check in certificate.checks if not check.passed] == ["ess"]
+
+
 @pytest.mark.parametrize("limit", ["gap", "gap_95", "drift", "starts"])
 def test_a_limit_can_be_tightened_and_not_loosened(limit):
     usual = getattr(CertificateConfig(), limit)
@@ -335,12 +350,13 @@ def test_blocks_done_in_any_order_give_the_same_table():
     assert torch.equal(run(model, quick, x, run=backwards).per_datum, run(model, quick, x).per_datum)
 
 
-def test_a_damaged_block_is_scored_again(tmp_path, caplog):
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"!", lambda _: b""])
+def test_a_damaged_block_is_scored_again(tmp_path, caplog, damage):
     model = pca()
     x = data(model, 120)
     first = run(model, Quick(), x, store=tmp_path)
-    victim = sorted(tmp_path.rglob("*.safetensors"))[1]
-    victim.write_bytes(victim.read_bytes()[:-9])
+    victim = sorted(tmp_path.rglob("*.block"))[1]
+    victim.write_bytes(damage(victim.read_bytes()))
     again = run(model, Quick(), x, store=tmp_path)
     assert torch.equal(again.per_datum, first.per_datum)
     assert "damaged and scored again" in caplog.text

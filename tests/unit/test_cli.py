@@ -210,6 +210,20 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     assert {name for name in ("gap", "params", "certificate") if name not in heading} == absent
 
 
+def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
+    versions = [
+        RegisteredVersion(name, 1, (), None, 0.0, {"method": "vae", "data": "digits", "scored_on": on},
+                          {"test/log_likelihood": value})
+        for name, on, value in (("a", "one", -30.0), ("b", "another", -20.0), ("c", "one", -10.0))
+    ]  # fmt: skip
+    monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
+    tables.leaderboard(versions, False)
+    lines = tables.out.file.getvalue().splitlines()
+    names = [line.split()[0][0] if line.strip() else "" for line in lines[4:8]]
+    assert names == ["b", "", "c", "a"], lines
+    assert any("only such figures can be compared" in line for line in lines)
+
+
 def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatch):
     from torch import tensor
 

@@ -58,6 +58,16 @@ def test_grey_values_out_of_range_are_named(grey, value):
         grey.check(broken(value))
 
 
+def test_greys_between_the_levels_are_named_where_levels_alone_are_likely(small, grey):
+    changes = {"data.binarisation": "none", "algorithm.observation": {"name": "discretised_logistic"}}
+    config = small("vae", changes)
+    model = LoadedModel(build(config, load_data(config).spec), config, "# card")
+    with pytest.raises(DataError, match=r"datum 2 holds 0.51 at \[0, 3, 5\], expected 0, 1/16, 2/16, ..., 1"):
+        model.check(broken(0.51))
+    assert torch.equal(model.check(broken(8 / 16)), broken(8 / 16))
+    assert torch.equal(grey.check(broken(0.51)), broken(0.51)), "a Gaussian has a density for every grey"
+
+
 def test_binarised_data_are_not_scored_by_a_model_of_grey_ones(grey, binary):
     with pytest.raises(DataError, match="binarised data, every value 0 or 1; the model was trained on 17 levels"):
         grey.log_likelihood(binary.data("test")[0])
