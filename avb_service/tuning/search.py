@@ -3,7 +3,11 @@
 Floor 9.
 """
 
+import hashlib
+import json
+import logging
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -25,6 +29,8 @@ from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
+
+LOGGER = logging.getLogger(__name__)
 
 RERANKED = 3  # trials whose held-out figures decide which is best
 
@@ -205,25 +211,55 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
         {"CPU": TRIAL_CPUS},
     )  # fmt: skip
     path = search.folder / "tune" / stage.name
-    if tune.Tuner.can_restore(str(path)):
+    if restorable(path):
         return tune.Tuner.restore(str(path), trainable, resume_errored=True)
+    shutil.rmtree(path, ignore_errors=True)
     at_a_time = min(capacity.models_at_a_time(config.scaling) for config in configs.values())
+    generator = BasicVariantGenerator(
+        max_concurrent=min(at_a_time, space.concurrent or at_a_time), random_state=space.seed
+    )
+    # A stage that has to be begun again finds what its trials have trained, in folders that are named by their ids.
+    generator._uuid_prefix = hashlib.sha256(f"{search.folder.name}/{stage.name}".encode()).hexdigest()[:5] + "_"
     return tune.Tuner(
         trainable,
         param_space={"preset": tune.grid_search(list(stage.presets)), **stage.values},
         tune_config=tune.TuneConfig(
             num_samples=stage.samples,
-            search_alg=BasicVariantGenerator(
-                max_concurrent=min(at_a_time, space.concurrent or at_a_time), random_state=space.seed
-            ),
+            search_alg=generator,
             scheduler=_scheduler(space, configs) if stage.kind == TRIAL else None,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name=path.name, storage_path=str(path.parent), verbose=0, callbacks=[callback],
-            failure_config=tune.FailureConfig(max_failures=2),
+            failure_config=tune.FailureConfig(
+                max_failures=max(config.scaling.max_failures for config in configs.values())
+            ),
         ),
     )  # fmt: skip
+
+
+def restorable(path: Path) -> bool:
+    """Whether Ray Tune has left a state that it can go on from.
+
+    It copies several files, every ten seconds. One who is killed at that leaves none of them, half of one, or some that
+    are older than others, by which a trial would be run twice or never.
+
+    Args:
+        path: folder of a stage.
+    """
+    from ray.tune import Tuner
+    from ray.tune.search import BasicVariantGenerator
+
+    if not Tuner.can_restore(str(path)):
+        return False
+    try:
+        begun = len(json.loads(max(path.glob("experiment_state-*.json")).read_text(encoding="utf-8"))["trial_data"])
+        generator = BasicVariantGenerator()
+        generator.restore_from_dir(str(path))
+        return 0 < begun == sum(iterator.counter for iterator in generator.get_state()["_iterators"])
+    except Exception as error:  # whatever a torn file brings about
+        LOGGER.warning("%s holds no whole state of a search: %s; trials go on from their checkpoints", path, error)
+        return False
 
 
 def _run(tuner: "Tuner", search: Search) -> None:
