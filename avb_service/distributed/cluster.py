@@ -23,6 +23,7 @@ LOGGER = logging.getLogger(__name__)
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how often Ray Train collects reports: 2 s by default
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # those that hang are killed after it
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else a trial that fails before its first report ends the search
 }
@@ -131,6 +132,7 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
         if mine and address != "local":
             _gather(on_wait)
             _compare(_versions())
+            _gather(on_wait)  # one may have been lost as it was asked
         has = [node["Resources"] for node in _alive()]
         yield Capacity(tuple(Node(each.get("CPU", 0), each.get("GPU", 0)) for each in has))
     finally:
@@ -175,6 +177,7 @@ def _gather(on_wait: Callable[[str], None]) -> None:
 def _versions() -> dict[str, dict[str, str]]:
     """What each host that answers has installed; our own package is the same everywhere, since it is sent along."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def ask(node: dict[str, Any]) -> Any:  # noqa: ANN401  a reference
@@ -183,7 +186,11 @@ def _versions() -> dict[str, dict[str, str]]:
 
     asked = {ask(node): node["NodeManagerAddress"] for node in _alive()}
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER)
-    return {asked[answer]: ray.get(answer) for answer in answered}
+    found = {}
+    for answer in answered:
+        with suppress(RayError):  # the host was lost, which Ray may have learned only now
+            found[asked[answer]] = ray.get(answer)
+    return found
 
 
 def _compare(versions: Mapping[str, Mapping[str, str]]) -> None:

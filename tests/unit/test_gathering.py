@@ -1,6 +1,7 @@
 """A search that starts before all hosts are there waits for them, and says so."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,3 +59,22 @@ def test_a_number_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("AVB_NODES", "all")
     with pytest.raises(UserError, match="AVB_NODES=all: expected how many hosts"):
         cluster._gather(print)
+
+
+def test_a_host_that_is_lost_as_it_is_asked_is_left_out(monkeypatch):
+    import ray
+    from ray.exceptions import TaskUnschedulableError
+
+    def get(answer: str) -> dict[str, str]:
+        if answer == "lost":
+            raise TaskUnschedulableError("the node does not exist any more")
+        return {"torch": "2.14.0"}
+
+    hosts = [{"NodeID": f"{i:056x}", "NodeManagerAddress": f"10.0.0.{i}"} for i in (1, 2)]
+    answers = iter(["here", "lost"])
+    monkeypatch.setattr(cluster, "_alive", lambda: hosts)
+    monkeypatch.setattr(ray, "remote", lambda function: SimpleNamespace(options=lambda **there: task))
+    task = SimpleNamespace(remote=lambda: next(answers))
+    monkeypatch.setattr(ray, "wait", lambda asked, num_returns, timeout: (asked, []))
+    monkeypatch.setattr(ray, "get", get)
+    assert cluster._versions() == {"10.0.0.1": {"torch": "2.14.0"}}
