@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -73,7 +74,7 @@ class Hosts:
 
     def __enter__(self) -> Self:
         """Start all of them."""
-        self.shared.mkdir(parents=True)
+        self.shared.mkdir(parents=True, exist_ok=True)
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
         try:
             _run("ip", "link", "add", self.bridge, "type", "bridge")
@@ -138,6 +139,17 @@ class Hosts:
             ["ssh", "-i", str(self.key), *options, f"root@{self.address(name)}", f"bash -lc {shlex.quote(command)}"],
             capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout,
         )  # fmt: skip
+
+    def processes(self, name: str) -> dict[int, list[str]]:
+        """The command lines of what runs on a host, by process id as this machine counts them."""
+        namespace, _ = self._network(name)
+        listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout.split()
+        found = {}
+        for pid in map(int, listed):
+            with suppress(OSError):  # it has just ended
+                if words := Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").split("\0"):
+                    found[pid] = words
+        return found
 
     def _network(self, name: str) -> tuple[str, str]:
         """What its network is called, and its link to the others."""
