@@ -42,7 +42,9 @@ set:
   likelihood.budget: quick
   likelihood.validation_data: 50
   likelihood.diagnosis_data: 50
-  likelihood.test_data: 50
+  likelihood.test_data: 10
+  likelihood.quadrature_data: 2
+  likelihood.search: {{temperatures: 3, chains: 4, rest: 1, leapfrog: 2}}
   tracking.experiment: chaos
   tracking.model: chaos
   tracking.figures_every: 100
@@ -111,6 +113,14 @@ class Chaos:
     patient: bool
     struck: list[Fault] = field(default_factory=list)
     due: float = 0.0
+
+    @classmethod
+    def of(cls, cluster: Deployed, draw: random.Random, names: Sequence[str], faults: int) -> "Chaos":
+        """So many of those faults, in that order; of all, and at random, where none are named."""
+        plan = [(names or FAULTS)[i % len(names or FAULTS)] for i in range(faults)]
+        if not names:
+            draw.shuffle(plan)
+        return cls(cluster, draw, plan, patient=bool(names))
 
     def begin(self) -> None:
         """Set the time of the first fault."""
@@ -387,30 +397,39 @@ def main(
     if unknown := set(names) - set(FAULTS):
         raise SystemExit(f"--only {unknown.pop()}: expected one of {', '.join(FAULTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # so that the hosts end too
-    bad = 0
     space = SPACE.format(trials=trials, rounds=length, least=least or "null")
-    with tempfile.TemporaryDirectory() as place, disk(Path(place) / "lab" / "shared", DISK):
-        with deployed(Path(place) / "lab", {"chaos": space}) as cluster:
-            try:
-                cluster.at_home("ray up -y ray_cluster.yaml")
-                calm = _outcome(cluster, search(cluster, None))
-                for each in seed or [0]:
-                    draw = random.Random(each)
-                    plan = [names[i % len(names)] if names else draw.choice(FAULTS) for i in range(faults)]
-                    chaos = Chaos(cluster, draw, plan, patient=bool(names))
-                    found = differences(calm, _outcome(cluster, search(cluster, chaos)), 1e-4 if least else 0)
-                    for line in (*times(chaos.struck), *found):
-                        console.print(line, markup=False)
-                    console.print(f"seed {each}, {len(chaos.struck)} faults: {len(found)} differences")
-                    bad += len(found)
-                cluster.at_home("ray down -y ray_cluster.yaml")
-            finally:
-                if keep is not None:
-                    subprocess.run(["cp", "-a", str(Path(place) / "lab"), str(keep)], check=True)
+    bad = 0
+    with up(space, keep) as cluster:
+        calm = outcome(cluster, search(cluster, None))
+        for each in seed or [0]:
+            chaos = Chaos.of(cluster, random.Random(each), names, faults)
+            found = differences(calm, outcome(cluster, search(cluster, chaos)), 1e-4 if least else 0)
+            for line in (*times(chaos.struck), *found):
+                console.print(line, markup=False)
+            console.print(f"seed {each}, {len(chaos.struck)} faults: {len(found)} differences")
+            bad += len(found)
     raise SystemExit(bool(bad))
 
 
-def _outcome(cluster: Deployed, folder: Path) -> Results:
+@contextmanager
+def up(space: str, keep: Path | None) -> Iterator[Deployed]:
+    """A cluster with that search space, on hosts that share a small disk."""
+    with tempfile.TemporaryDirectory() as place, disk(Path(place) / "lab" / "shared", DISK):
+        with deployed(Path(place) / "lab", {"chaos": space}) as cluster:
+            for host in (HEAD, *WORKERS):
+                with (cluster.hosts.folder / host / "home" / ".bashrc").open("a") as file:
+                    file.write("export RAY_worker_niceness=0\n")  # else all that this machine does goes first
+            try:
+                cluster.at_home("ray up -y ray_cluster.yaml")
+                yield cluster
+                cluster.at_home("ray down -y ray_cluster.yaml")
+            finally:
+                if keep is not None:
+                    subprocess.run(["cp", "-a", str(cluster.hosts.folder), str(keep)], check=True)
+
+
+def outcome(cluster: Deployed, folder: Path) -> Results:
+    """What came out of a search."""
     return trained(folder), recorded(cluster, folder)
 
 
