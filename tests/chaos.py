@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,9 +89,8 @@ class Fault:
     over: Undo | None = None
     recovered: float | None = None
 
-    def look(self, folder: Path) -> None:
-        """Note whether training goes on."""
-        now = rounds(folder)
+    def look(self, now: Mapping[str, int]) -> None:
+        """Note whether training goes on, by the rounds that are saved now."""
         if self.recovered is None and all(now.get(trial, round_ + 1) > round_ for trial, round_ in self.before.items()):
             self.recovered = time.monotonic() - self.at
 
@@ -109,7 +108,7 @@ class Chaos:
 
     cluster: Deployed
     random: random.Random
-    plan: Sequence[str]
+    plan: list[str]
     patient: bool
     struck: list[Fault] = field(default_factory=list)
     due: float = 0.0
@@ -142,8 +141,9 @@ class Chaos:
             return
         if folder is None:
             return
+        saved = rounds(folder)
         for fault in self.struck:
-            fault.look(folder)
+            fault.look(saved)
         waiting = self.patient and last is not None and last.recovered is None
         if len(self.struck) == len(self.plan) or now < self.due or waiting:
             return
@@ -153,10 +153,13 @@ class Chaos:
         fault = Fault(name, time.monotonic(), rounds(folder))
         if self.patient and not fault.before:
             return
-        with suppress(LookupError, ProcessLookupError):  # nothing there that it could happen to; in a moment, perhaps
+        try:
             fault.over = getattr(self, name.replace(" ", "_"))()
-            self.struck.append(fault)
-            self.due = time.monotonic() + self.random.uniform(*PAUSE)
+        except (LookupError, ProcessLookupError):  # nothing there that it could happen to: something else first
+            self.plan.append(self.plan.pop(len(self.struck)))
+            return
+        self.struck.append(fault)
+        self.due = time.monotonic() + self.random.uniform(*PAUSE)
 
     def kill_worker(self) -> None:
         """A Ray Train worker is gone."""
@@ -184,7 +187,7 @@ class Chaos:
 
     def silence_mlflow(self) -> Undo:
         """MLflow takes connections and does not answer."""
-        group = os.getpgid(self._pick("avb_service.cli"))
+        group = os.getpgid(self._pick("mlflow"))
         os.killpg(group, signal.SIGSTOP)
 
         def speak() -> None:
@@ -196,10 +199,9 @@ class Chaos:
     def fill_disk(self) -> Undo:
         """Nothing can be written to the disk that all share."""
         ballast = self.cluster.hosts.shared / "ballast"
-        with ballast.open("wb") as file, suppress(OSError):
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(2**20))
-                file.flush()
         return time.monotonic() + self.random.uniform(*FULL), ballast.unlink
 
     def _off(self, host: str) -> Undo:
