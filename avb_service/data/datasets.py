@@ -9,7 +9,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -63,6 +63,7 @@ class DataConfig(Config):
         name: a source of the table `SOURCES`; "file" reads `path`.
         root: folder that holds the files of a named source; by default $AVB_DATA_ROOT, else `data`.
         path: for "file": .npz (x, optionally y), .npy, or a folder of images with optional subfolders for classes.
+            What is larger than `resident_gib` belongs into a .npy, since a .npz is read whole.
         binarisation: none; static, once at load; or dynamic, anew each time that a datum is seen.
         validation: size of the validation split, a count or a fraction of all but an official test split.
         test: likewise, where the source has no official test split.
@@ -449,14 +450,21 @@ def _fetch(class_name: str, folder: Path, files: tuple[str, ...], config: DataCo
         return "data.download is false"
     import torchvision.datasets  # takes seconds to import
 
+    lock = folder / ".download.lock"
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Of the workers on one host, one downloads while the others wait for it.
-        with FileLock(folder / ".download.lock"), _impatient():
+        with FileLock(lock), _impatient():
             if _missing(folder, files):
                 getattr(torchvision.datasets, class_name)(config.folder, download=True)
     except Exception as error:  # sockets, archives, checksums, disks: all leave files missing, which is what matters
         return f"downloading failed: {' '.join(str(error).split()) or error!r}"
+    finally:  # nothing stays but what was fetched
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
+            for each in made:
+                each.rmdir()
     return "the download left them out"
 
 
@@ -511,7 +519,7 @@ def _file(config: DataConfig) -> Parts:
         files, labels = find_images(path)
         x = channels_first(decode_images(files, size=config.image_size), str(path))
         return _carve(config, _split(x, labels, 255, config), 255)
-    given, y = read_arrays(path)
+    given, y = read_arrays(path, config.resident_gib)
     x = channels_first(given, str(path))
     levels = grid_levels(given, str(path))
     if config.binarisation != "none" and not levels:

@@ -31,11 +31,15 @@ _GREY = frozenset({"1", "L", "LA"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
-def read_arrays(path: Path) -> tuple[Array, Array | None]:
+def read_arrays(path: Path, resident_gib: float) -> tuple[Array, Array | None]:
     """Read x, and y where there is one, from a .npz or .npy file; a .npy file stays on disk, memory-mapped.
 
+    Args:
+        path: of the file.
+        resident_gib: what a .npz file may hold, which has to be read whole.
+
     Raises:
-        DataError: unreadable, damaged, pickled, or without an array `x`.
+        DataError: unreadable, damaged, pickled, without an array `x`, or larger than that.
     """
     try:
         # allow_pickle=False: unpickling would run whatever code the file contains.
@@ -48,6 +52,7 @@ def read_arrays(path: Path) -> tuple[Array, Array | None]:
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
                 if "x" in archive.files:
+                    _check_size(archive.zip, path, resident_gib)
                     return archive["x"], archive["y"] if "y" in archive.files else None
                 found = ", ".join(archive.files) or "no array at all"
         raise DataError(f"{path} holds {found}; expected an array 'x', and optionally labels 'y'")
@@ -57,8 +62,21 @@ def read_arrays(path: Path) -> tuple[Array, Array | None]:
         ) from error
 
 
+def _check_size(archive: zipfile.ZipFile, path: Path, resident_gib: float) -> None:
+    size = max(member.file_size for member in archive.infolist() if member.filename in ("x", "x.npy")) / 2**30
+    if size > resident_gib:
+        raise DataError(
+            f"{path} holds {size:.1f} GiB in x, more than data.resident_gib {resident_gib:g}, and an archive is read "
+            "whole: write x with numpy.save('x.npy', x), of which a batch at a time is read, or raise "
+            "data.resident_gib where there is memory for it"
+        )
+
+
 def channels_first(x: Array, source: str) -> Array:
-    """A view [N, C, H, W] of data given as [N, D], [N, H, W], [N, H, W, C] or [N, C, H, W], C being 1 or 3.
+    """A view [N, C, H, W] of data given as [N, D], [N, H, W], [N, H, W, C] or [N, C, H, W].
+
+    The channels are the first or the last axis of four: the one that has 1 or 3 of them, else the one beside a square,
+    else the shorter; and the first where both are.
 
     Raises:
         DataError: no data, or another shape.
@@ -68,14 +86,19 @@ def channels_first(x: Array, source: str) -> Array:
         x = x[:, None, None, :]
     elif x.ndim == 3:
         x = x[:, None, :, :]
-    elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+    elif x.ndim == 4 and _channels_last(*x.shape[1:]):
         x = x.transpose(0, 3, 1, 2)
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        expected = "[N, D], [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3"
+    if x.ndim != 4:
+        expected = "[N, D], [N, H, W], [N, H, W, C] or [N, C, H, W]"
         raise DataError(f"{source}: x has shape {list(given)}; expected {expected}")
     if 0 in x.shape:
         raise DataError(f"{source}: x has shape {list(given)}, which holds no data; expected one datum or more")
     return x
+
+
+def _channels_last(first: int, middle: int, last: int) -> bool:
+    signs = ((first in (1, 3), last in (1, 3)), (middle == last, first == middle), (first <= last, last < first))
+    return next(not of_first for of_first, of_last in signs if of_first or of_last)
 
 
 def grid_levels(x: Array, source: str) -> int:

@@ -104,13 +104,17 @@ def _offsets(size: int, gaps: list[int]) -> list[int]:
     return (np.arange(len(gaps)) * size + np.cumsum([0, *gaps[1:]])).tolist()
 
 
+def side_by_side(tiles: Tensor) -> Tensor:
+    """Channels that are no colours as panels from left to right: [N, C, H, W] as [N, 1, H, CW], unless C is 1 or 3."""
+    return tiles if tiles.shape[1] in (1, 3) else tiles.transpose(1, 2).flatten(2)[:, None]
+
+
 def _rgb(tiles: Tensor) -> np.ndarray:
     """[N, C, H, W] in [0, 1] to bytes [N, H, W', 3]; what is not a number is left as white as the page."""
-    colours = tiles.float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    if colours.shape[-1] != 3:
+    colours = side_by_side(tiles).float().cpu().clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    if colours.shape[-1] == 1:
         low, high = STRIP if colours.shape[1] == 1 else (0, np.full(3, 255))
-        panels = np.concatenate(np.split(colours, colours.shape[-1], axis=-1), axis=2)
-        colours = (low + panels * (high - low)) / 255
+        colours = (low + colours * (high - low)) / 255
     return np.rint(255 * np.nan_to_num(colours, nan=1.0)).astype(np.uint8)
 
 

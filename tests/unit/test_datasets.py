@@ -254,6 +254,7 @@ def test_missing_files_are_named_with_their_folder(name, tmp_path, unreachable):
     assert f"{tmp_path}/" in text and "--set data.root=" in text and "AVB_DATA_ROOT" in text
     assert {"cifar10": "test_batch", "celeba": "img_align_celeba"}.get(name, "t10k-labels-idx1-ubyte") in text
     assert bool(unreachable) == (name != "celeba")
+    assert not list(tmp_path.iterdir()), "neither a lock nor folders for what did not come"
     assert all(timeout is not None for _, timeout in unreachable) and socket.getdefaulttimeout() is None
 
 
@@ -306,15 +307,17 @@ def test_celeba_is_read_by_its_official_partition(tmp_path):
         ((12, 28, 20, 1), (1, 28, 20)),
         ((12, 7, 6, 3), (3, 7, 6)),
         ((12, 3, 7, 6), (3, 7, 6)),
+        ((12, 8, 8, 5), (5, 8, 8)), ((12, 5, 8, 8), (5, 8, 8)), ((12, 16, 4, 4), (16, 4, 4)),
+        ((12, 5, 5, 5), (5, 5, 5)), ((12, 7, 6, 2), (2, 7, 6)), ((12, 2, 7, 6), (2, 7, 6)), ((12, 4, 7, 4), (4, 7, 4)),
     ],
-)
+)  # fmt: skip
 def test_arrays_become_channels_first(tmp_path, given, shape):
     x = np.random.default_rng(0).integers(0, 256, given, dtype=np.uint8)
     np.savez(tmp_path / "x.npz", x=x, y=np.arange(12))
     data = load(file(tmp_path / "x.npz", validation=2, test=2))
     assert data.spec.shape == shape and data.spec.levels == 255 and data.spec.values == "levels"
     original = torch.from_numpy(x)[data.train.labels]
-    expected = original.movedim(3, 1) if len(given) == 4 and given[1] != 3 else original
+    expected = original.movedim(3, 1) if len(given) == 4 and given[1:] != shape else original
     assert torch.equal(data.train.pixels, expected.reshape(8, *shape))
 
 
@@ -343,7 +346,7 @@ def test_numbers_decide_what_the_values_are(tmp_path, x, values, levels, dtype, 
     [
         ({"images": np.zeros((9, 2))}, "holds images; expected an array 'x'"),
         ({"x": np.zeros(9)}, r"shape \[9\]; expected \[N, D\]"),
-        ({"x": np.zeros((9, 8, 8, 5))}, r"shape \[9, 8, 8, 5\]; expected"),
+        ({"x": np.zeros((9, 8, 8, 5, 2))}, r"shape \[9, 8, 8, 5, 2\]; expected"),
         ({"x": np.zeros((0, 28, 28))}, "holds no data"),
         ({"x": np.array([[0, 1], [2, np.nan]])}, r"x\[1, 1\] = nan; expected finite"),
         ({"x": np.array([[0, 1], [-np.inf, 3]])}, r"x\[1, 0\] = -inf; expected finite"),
@@ -360,6 +363,15 @@ def test_unusable_arrays_are_refused_with_the_reason(tmp_path, arrays, message):
     with pytest.raises(DataError, match=message) as caught:
         load(file(tmp_path / "x.npz"))
     assert str(tmp_path / "x.npz") in str(caught.value)
+
+
+def test_an_archive_that_is_not_to_be_kept_in_memory_is_refused(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 64, 64), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x=x)
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=r"x\.npz holds .* GiB in x, more than data.resident_gib 0.0001.*numpy\.save"):
+        load(file(tmp_path / "x.npz", resident_gib=1e-4))
+    assert isinstance(load(file(tmp_path / "x.npy", resident_gib=1e-4)).train.pixels, Mapped)
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.npy"])
