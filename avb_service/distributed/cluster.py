@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from avb_service.distributed import probe
 from avb_service.distributed.check import mixed
@@ -37,6 +38,7 @@ TRIAL_CPUS = 0.01
 WORKER_SHARE = 0.98  # of a core asked for: leaves room for the trials' own actors on a machine that is full
 NODES = "AVB_NODES"  # how many hosts the cluster is to have; deploy/install.sh sets it on the head
 PATIENCE = 900  # seconds for them to join: the first installation on a host takes minutes
+REACH = 5  # seconds for a cluster to take a connection
 ANSWER = 60  # seconds for all to say what they have installed
 ROUNDING = 1e-6  # of quotients; Ray itself counts in steps of 1e-4
 
@@ -123,7 +125,7 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
         os.environ.setdefault(name, value)
     import ray
 
-    mine, address = not ray.is_initialized(), os.environ.get("RAY_ADDRESS", "local")
+    mine, address = not ray.is_initialized(), os.environ.get("RAY_ADDRESS") or "local"
     if mine and address == "local":
         _start()
     elif mine:
@@ -149,12 +151,31 @@ def _join(address: str) -> None:
     import ray
 
     try:
+        socket.create_connection(_head(address), REACH).close()  # Ray would try for minutes
         ray.init(address=address, runtime_env=_runtime_env({}), **QUIET)
-    except ConnectionError as error:
+    except OSError as error:
         raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}: start it (ray up), mend the address, or unset it to run "
-            "on this machine alone"
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it (ray up), mend the address, or unset "
+            "it to run on this machine alone"
         ) from error
+
+
+def _head(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, of ray://HOST:PORT, or of what `auto` finds on this machine.
+
+    Raises:
+        UserError: it is none of these.
+        ConnectionError: nothing is found.
+    """
+    from ray._private.services import canonicalize_bootstrap_address  # what `auto` means, Ray alone knows
+
+    try:
+        place = urlsplit(address if "://" in address else f"ray://{canonicalize_bootstrap_address(address)}")
+        if place.scheme == "ray" and place.hostname and place.port:
+            return place.hostname, place.port
+    except ValueError:  # no number, or none that a port can be
+        pass
+    raise UserError(f"RAY_ADDRESS={address}: expected HOST:PORT, ray://HOST:PORT, auto or local")
 
 
 def _gather(on_wait: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from avb_service.distributed.cluster import WORKER_SHARE, Capacity
+from avb_service.errors import UserError
 from avb_service.likelihood import Columns, Runner, Task
 
 
@@ -17,8 +18,14 @@ def on_cluster(capacity: Capacity, workers: int | None = None) -> Runner:
     """Score blocks on so many GPUs of the cluster, or cores where it has none; on all of them by default.
 
     Blocks come back in the order in which they are done. A block whose worker is lost is scored again, by Ray.
+
+    Raises:
+        UserError: there are fewer.
     """
-    workers = workers or int(capacity.gpus or capacity.cpus)
+    most = int(capacity.gpus or capacity.cpus)
+    workers = workers or most
+    if workers > most:
+        raise UserError(f"--workers: given {workers}, expected at most {most}; the cluster has {capacity}")
     needs: dict[str, Any] = {"num_cpus": WORKER_SHARE, "num_gpus": 1 if capacity.gpus else 0}
 
     def run(task: Task, blocks: Sequence[range]) -> Iterator[tuple[range, Columns]]:

@@ -1,6 +1,7 @@
 import pytest
 
 from avb_service.distributed.cluster import Capacity, Node
+from avb_service.distributed.scoring import on_cluster
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
 
@@ -46,6 +47,13 @@ def test_a_model_that_can_do_with_fewer_workers_is_refused_only_where_these_do_n
         few.models_at_a_time(ScalingConfig(workers=4, min_workers=3))
     with pytest.raises(UserError, match="min_workers: 5 are more than workers, 4"):
         ScalingConfig.parse({"workers": 4, "min_workers": 5})
+
+
+@pytest.mark.parametrize(("node", "most"), [(Node(2, 0), 2), (Node(16, 4), 4)])
+def test_more_scorers_than_there_are_cores_or_gpus_are_refused(node, most):
+    assert on_cluster(Capacity((node,)), most)
+    with pytest.raises(UserError, match=rf"--workers: given 99, expected at most {most}; the cluster has 1 node"):
+        on_cluster(Capacity((node,)), 99)
 
 
 def test_what_a_cluster_has_is_said_in_a_line():

@@ -78,3 +78,26 @@ def test_a_host_that_is_lost_as_it_is_asked_is_left_out(monkeypatch):
     monkeypatch.setattr(ray, "wait", lambda asked, num_returns, timeout: (asked, []))
     monkeypatch.setattr(ray, "get", get)
     assert cluster._versions() == {"10.0.0.1": {"torch": "2.14.0"}}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
+def test_a_cluster_that_does_not_answer_is_named_before_ray_asks_for_minutes(address, monkeypatch):
+    import ray
+    from ray._private import services
+
+    def asked(*arguments: object, **options: object) -> None:
+        pytest.fail("Ray was asked")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", asked)
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda *_: set())
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda *_: "127.0.0.1:1")  # what a cluster that died left
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address} .*refused"), cluster.cluster():
+        pass
+
+
+@pytest.mark.parametrize("address", ["head", "127.0.0.1:many", "127.0.0.1:99999", "http://127.0.0.1:1", "ray://head"])
+def test_an_address_that_is_none_is_refused(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match="expected HOST:PORT, ray://HOST:PORT, auto or local"), cluster.cluster():
+        pass
