@@ -59,7 +59,7 @@ def publish(
     metrics = record.metrics("test")
     if record.held_out is not None:
         metrics |= known({HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr})
-    experiment.publish(folder, card(experiment, record), record)
+    experiment.publish(folder, card(experiment, record, run.run_id), record)
     content = fingerprint(folder)
     rows = _versions(model, uri)
     mine = (row for row in rows if row.run_id == run.run_id and row.tags.get(CONTENT) == content)
@@ -162,8 +162,14 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
     return reason
 
 
-def card(experiment: Experiment, record: LikelihoodRecord) -> str:
-    """What a reader should know of the model, Markdown."""
+def card(experiment: Experiment, record: LikelihoodRecord, run_id: str) -> str:
+    """What a reader should know of the model, Markdown.
+
+    Args:
+        experiment: that trained it.
+        record: from `Experiment.assess`.
+        run_id: under which it can be loaded; an alias moves on, and its version is not known before it is registered.
+    """
     config, tags = experiment.config, experiment.tags()
     rows = [
         f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.meaning} | {len(e.per_datum)} |"
@@ -185,7 +191,7 @@ Log-likelihood of held-out data, nats per datum; ± is the standard error over d
 
 ```python
 import avb_service
-model = avb_service.load("models:/{config.tracking.model}@champion")
+model = avb_service.load("runs:/{run_id}/{config.tracking.model}")
 images = model.sample(16, seed=0)
 ```
 """

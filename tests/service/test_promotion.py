@@ -1,6 +1,7 @@
 """Who becomes champion: a real registry, small models, records made to measure."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import Certificate, Check, Estimate, LikelihoodRecord
-from avb_service.tracking import Run, leaderboard
+from avb_service.model import load_model
+from avb_service.tracking import Run, leaderboard, pull
 from avb_service.tracking.publish import promote, publish, record_of
 
 pytestmark = [
@@ -100,3 +102,11 @@ def test_the_figures_of_every_datum_travel_with_the_model(register, uri):
     read = record_of(register(made).uri, uri)
     assert torch.equal(read.estimates[0].per_datum, made.estimates[0].per_datum)
     assert dataclasses.replace(read, estimates=()) == dataclasses.replace(made, estimates=())
+
+
+def test_the_card_names_the_model_as_it_can_be_loaded(register, uri, tmp_path):
+    published = register(record(VALUES - 20))
+    assert published.alias == "challenger"
+    card = load_model(pull(published.uri, tmp_path / "by_version", uri)).card
+    (named,) = re.findall(r'load\("(.*)"\)', card)
+    assert pull(named, tmp_path / "by_version", uri), "the same files, else the folder would be refused"
