@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 OBJECTIVE, OF_DRAWS = "validation/log_likelihood", "validation/parzen"
 FIGURE_DATA = 500
 CALIBRATION_DATA = 5000
+SKIPPED = "avb.checkpoints_skipped"  # tag: what was wrong with them
 COVERAGE_DRAWS = 2500
 
 OnReport = Callable[[int, Mapping[str, float]], None]
@@ -161,6 +162,8 @@ class Experiment:
             checkpoint = self._matching(self.store.latest())
         if checkpoint is not None:
             self._load(checkpoint)
+            if checkpoint.skipped and self.recorder is not None:
+                self.recorder.set_tags({SKIPPED: "; ".join(checkpoint.skipped)})
             if checkpoint.metrics:  # else it was made between two reports
                 on_report(checkpoint.round, checkpoint.metrics)
 

@@ -13,15 +13,17 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
+from avb_service.checkpoint import CheckpointStore
 from avb_service.config import Tree, must_match
 from avb_service.distributed.cluster import worker_cpus
 from avb_service.distributed.interrupts import interruptible
+from avb_service.distributed.neighbours import Neighbours
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import write_json
-from avb_service.tracking import Outbox, Run, deliver
+from avb_service.tracking import Outbox, Run, Status, deliver
 from avb_service.tracking.publish import Published, publish
 
 JOB, OUTCOME, OUTBOX = "job.json", "outcome.json", "outbox"
@@ -72,6 +74,12 @@ class Job:
     def outbox(self) -> Outbox:
         """A recorder for its run, that keeps what MLflow cannot take just now."""
         return Outbox(Path(self.folder) / OUTBOX, self.start_run, self.tracking_uri)
+
+    def close(self, status: Status, reason: str) -> None:
+        """Close its run in the place of workers that did not; that waits where MLflow does not answer."""
+        box = self.outbox()
+        box.finish(status, reason)
+        box.close(PATIENCE)
 
     def deliver(self, on_wait: Callable[[str], None]) -> None:
         """Hand MLflow what the workers could not.
@@ -212,7 +220,12 @@ def train_alone(config: ExperimentConfig, name: str, folder: Path, uri: str, cal
         KeyboardInterrupt: somebody stopped it.
     """
     job = Job(config.tree(), str(folder), name, name, None, uri, {"avb.kind": "single"})
-    outcome = train(job, callbacks)
+    CheckpointStore(job.checkpoints).latest()  # what is damaged is named here too, since workers speak to Ray's logs
+    try:
+        outcome = train(job, callbacks)
+    except KeyboardInterrupt:
+        job.close("KILLED", "interrupted; the same command continues it")
+        raise
     if outcome.status == "diverged":
         raise DivergenceError(f"{name} diverged: {outcome.reason}")
     return job
@@ -224,13 +237,16 @@ def data_parallel(turn: nn.Module) -> nn.Module:
     Args:
         turn: on the device where it is played.
     """
-    parameters = list(turn.parameters())
-    # On CPUs all gradients go at once, after the backward pass: to send some during it takes cores from it.
-    megabytes = 1 + sum(p.nbytes for p in parameters) // 2**20 if parameters[0].device.type == "cpu" else None
-    # Buffers are not synchronised at each step: that would hide a method whose ranks drift apart.
-    return nn.parallel.DistributedDataParallel(
-        turn, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=megabytes
-    )
+    size, on_cpu = sum(p.nbytes for p in turn.parameters()), next(turn.parameters()).device.type == "cpu"
+    # Buffers are not synchronised at each step: that would hide a method whose ranks drift apart. On CPUs all gradients
+    # go at once, after the backward pass: to send some during it takes cores from it.
+    parallel = nn.parallel.DistributedDataParallel(
+        turn, forward_sync_buffers=False, gradient_as_bucket_view=True,
+        bucket_cap_mb=1 + size // 2**20 if on_cpu else None,
+    )  # fmt: skip
+    if on_cpu and (neighbours := Neighbours.meet(size)) is not None:
+        parallel.register_comm_hook(None, neighbours.mean)
+    return parallel
 
 
 def work(loop_config: dict[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,8 @@ class Run:
             marks = {PARENT: parent, RESUME_KEY: resume_key}
             run = _find(client, experiment_id, resume_key) or client.create_run(experiment_id, run_name=name)
             client.update_run(run.info.run_id, status="RUNNING")
+            if REASON in run.data.tags:
+                client.delete_tag(run.info.run_id, REASON)  # why it had ended
             _describe(client, run, config, {**(tags or {}), **{key: value for key, value in marks.items() if value}})
         return cls(run.info.run_id, where)
 

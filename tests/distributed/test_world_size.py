@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player, TurnConfig
 from avb_service.algorithms import TABLE
 from avb_service.config import Tree, override
+from avb_service.distributed import neighbours
+from avb_service.distributed.neighbours import Neighbours
 from avb_service.distributed.notice import HostLeaves, Notice, listen
 from avb_service.distributed.train import data_parallel
 from avb_service.engine import HEED_EVERY, Engine, TrainingConfig
@@ -76,8 +78,15 @@ def experiment(tree: Tree, folder: Path, rank: int, workers: int) -> Experiment:
     return Experiment(ExperimentConfig.parse(tree), folder, wrap=wrap, rank=rank, workers=workers)
 
 
-def train(rank: int, workers: int, runs: dict[str, Tree], folder: Path, stop_at: int | None = None) -> None:
-    """Train the models one after the other, and leave each rank's parameters behind."""
+def train(
+    rank: int, workers: int, runs: dict[str, Tree], folder: Path, stop_at: int | None = None, apart: bool = False
+) -> None:
+    """Train the models one after the other, and leave each rank's parameters behind.
+
+    Apart: as on hosts of their own, which share no memory.
+    """
+    if apart:
+        neighbours.MEMORY = folder / "nowhere"
 
     def stop(round_: int, metrics: object) -> None:
         if round_ == stop_at:
@@ -130,8 +139,8 @@ def trained(runs, tmp_path_factory) -> dict[int, Path]:
     train(0, 1, runs, folders[1])
     spawn(
         tmp_path_factory.mktemp("spawn"),
-        (4, train, (runs, folders[4])), (3, train, (uneven, folders[3])), (2, train, (runs, folders[2])),
-        (2, train, (runs, folders[STOPPED], STOP)),
+        (4, train, (runs, folders[4], None, True)), (3, train, (uneven, folders[3])), (2, train, (runs, folders[2])),
+        (2, train, (runs, folders[STOPPED], STOP, True)),
     )  # fmt: skip
     return folders
 
@@ -356,6 +365,40 @@ def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small,
     for name in undisturbed.history.keys() - {"time/train_seconds"}:
         expected = [[round_, pytest.approx(value, rel=1e-3, abs=1e-4)] for round_, value in undisturbed.history[name]]
         assert resumed.history[name] == expected, name
+
+
+def meet(rank: int, workers: int, memory: Path) -> None:
+    """Three neighbours, one of which is late now and then; then hosts that share no memory, or have too little."""
+    neighbours.MEMORY = memory
+    linear = nn.Linear(3, 5, dtype=torch.float64)
+    nn.init.constant_(linear.weight, 0.0)
+    parallel = data_parallel(linear)
+    dist.barrier()
+    assert not list(memory.iterdir()), "the memory is nobody's but theirs"
+    dist.barrier()
+    sizes = []
+    for turn in range(1, 9):
+        if turn % workers == rank:
+            time.sleep(0.02)
+        linear.zero_grad()
+        (parallel(torch.ones(2, 3, dtype=torch.float64)).sum() * turn * 10.0**rank).backward()
+        mean = sum(10.0**other for other in range(workers)) / workers
+        torch.testing.assert_close(linear.weight.grad, torch.full((5, 3), 2 * turn * mean, dtype=torch.float64))
+        sizes.append(linear.weight.grad.norm().item())
+    everybody: list[list[float]] = [[]] * workers
+    dist.all_gather_object(everybody, sizes)
+    assert everybody == [sizes] * workers
+    neighbours.MEMORY = memory / str(rank)
+    neighbours.MEMORY.mkdir()
+    assert Neighbours.meet(2**60) is None, "more than there is"
+    os.path.exists = lambda path: rank == 0 and Path(path).exists()
+    assert Neighbours.meet(120) is None, "rank 1 does not see what rank 0 has made"
+    assert not list(neighbours.MEMORY.iterdir())
+
+
+def test_neighbours_average_through_memory_and_leave_none_behind(tmp_path):
+    (tmp_path / "memory").mkdir()
+    spawn(tmp_path, (3, meet, (tmp_path / "memory",)))
 
 
 def test_more_workers_than_slices_are_refused():
