@@ -76,6 +76,15 @@ class TurnConfig(Config):
             )
         if self.betas is not None and "betas" not in accepted:
             raise ValueError(f"an optimizer with betas, which torch.optim.{self.optimizer} is not; leave betas out")
+        for name, value in self.options.items():
+            if isinstance(value, bool) and type(accepted[name].default) in (int, float):
+                raise ValueError(f"{name} as a number, given {value}")
+        tried = nn.Parameter(torch.zeros(1))
+        tried.grad = torch.zeros(1)
+        try:
+            self.build([tried]).step()
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"what torch.optim.{self.optimizer} takes; it says: {error}") from error
         return self
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

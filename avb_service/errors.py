@@ -20,9 +20,13 @@ class ConfigError(UserError):
     """
 
     def __init__(self, problems: list[str], source: str = "configuration") -> None:
-        self.problems = problems
+        self.problems, self.source = problems, source
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[str], str]]:
+        """It travels between processes with its problems, and not as the message that these make."""
+        return type(self), (self.problems, self.source)
 
 
 class DivergenceError(UserError):

@@ -1,6 +1,7 @@
 """A configuration is read strictly, and everything that is wrong with it is said at once."""
 
 import math
+import pickle
 from typing import Annotated, Literal
 
 import pytest
@@ -357,6 +358,27 @@ OPTIMIZERS = sorted(
     name for name in torch.optim.__all__
     if isinstance(getattr(torch.optim, name), type) and issubclass(getattr(torch.optim, name), torch.optim.Optimizer)
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"betas": [1.0, 0.999]}, "betas"), ({"options": {"weight_decay": -1}}, "Invalid weight_decay"),
+        ({"options": {"weight_decay": True}}, "weight_decay as a number, given True"),
+        ({"options": {"capturable": True}}, "capturable"), ({"options": {"differentiable": True}}, "differentiable"),
+        ({"optimizer": "SGD", "options": {"nesterov": True}}, "Nesterov momentum requires a momentum"),
+        ({"optimizer": "SGD", "options": {"momentum": -2}}, "Invalid momentum"),
+    ],
+)  # fmt: skip
+def test_what_an_optimizer_would_refuse_is_refused_before_training(turn, reason):
+    with pytest.raises(ConfigError, match=reason):
+        TurnConfig.parse(turn)
+
+
+def test_a_configuration_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(ConfigError(["a.b: given 1", "c: given 2"], "mine.yaml")))
+    assert str(error) == "mine.yaml: 2 problems\n  a.b: given 1\n  c: given 2"
+    assert error.problems == ["a.b: given 1", "c: given 2"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
