@@ -130,12 +130,16 @@ def tune(
         search = record.open_search(searched, begun or record.new_folder(searched, storage), uri, origin)
         _note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
-            run_search(search, capacity, ProgressCallback(), _note)
+            run_search(search, capacity, ProgressCallback(search.trial_folder), _note)
             with _progress(as_json) as progress:
                 scoring = {"run": on_cluster(capacity), "progress": progress}
                 published = conclude(search, _note, **scoring)
         except KeyboardInterrupt:
+            search.close("KILLED", "interrupted; --resume continues it")
             raise Interrupted(f"search {search.folder.name} was interrupted; --resume continues it") from None
+        except Exception as error:
+            search.close("FAILED", str(error))
+            raise
     tables.leaderboard(read(uri), as_json, [each.uri for each in published])
     if not as_json:
         best = next(each for each in published if each.alias is not None)

@@ -3,33 +3,38 @@
 Floor 9.
 """
 
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from avb_service.distributed.progress import Bars, objective
+from avb_service.distributed.train import Outcome
 
 
 class ProgressCallback(Callback):
-    """Shows trials as they go, and a line for each that ends."""
+    """Shows trials as they go, and a line for each that ends.
 
-    def __init__(self) -> None:
-        self._bars = Bars()
-        self._ended = 0
+    Args:
+        folder: of the trials, where each leaves how it ended.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._bars, self._folder = Bars(), folder
         self._total: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray saves its callbacks with the search; a display cannot be saved, and is made anew."""
-        return {}
+        return {"folder": self._folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Start over."""
-        self.__init__()  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def setup(self, *args: Any, total_num_samples: int | None = None, **info: Any) -> None:  # noqa: ANN401
         """Begin to show a stage."""
-        self._ended, self._total = 0, total_num_samples
+        self._total = total_num_samples
 
     def on_trial_result(
         self,
@@ -44,25 +49,29 @@ class ProgressCallback(Callback):
             self._bars.report(self._name(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
-        """A trial finished or was stopped."""
-        self._end(trial, "done")
+        """A trial finished, diverged or was stopped."""
+        outcome = Outcome.read(self._folder / trial.trial_id)
+        if outcome is None:
+            self._end(trials, trial, "stopped early")
+        else:
+            self._end(trials, trial, outcome.status, outcome.reason)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial's processes failed for good."""
-        self._end(trial, "failed")
+        self._end(trials, trial, "failed")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:  # noqa: ANN401
         """Stop showing."""
         self._bars.close()
 
-    def _end(self, trial: Trial, how: str) -> None:
-        self._ended += 1
+    def _end(self, trials: list[Trial], trial: Trial, how: str, reason: str = "") -> None:
+        ended = 1 + sum(other.is_finished() for other in trials if other is not trial)
         last = trial.last_result or {}
         of = f"/{self._total}" if self._total else ""
         self._bars.end(
             self._name(trial),
             f"{self._name(trial)}  {how} at round {last.get('round', 0)}  {objective(last) or 'no figure'}  "
-            f"[{self._ended}{of}]",
+            f"[{ended}{of}]{f'  {reason}' if reason else ''}",
         )
 
     @staticmethod

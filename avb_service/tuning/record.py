@@ -6,6 +6,7 @@ Floor 9.
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from avb_service.experiment import objective_of
 from avb_service.provenance import code_version
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import write_file, write_json
-from avb_service.tracking import Run
+from avb_service.tracking import Run, Status, close_open_children
 from avb_service.tracking.publish import Published
 from avb_service.tuning.space import SpaceConfig
 
@@ -72,9 +73,20 @@ class Search:
     tracking_uri: str
     run: Run
 
+    @property
+    def trial_folder(self) -> Path:
+        """Where each trial has its own."""
+        return self.folder / "trials"
+
+    def close(self, status: Status, reason: str) -> None:
+        """Close the runs of a search that does not go on just now, so far as MLflow answers."""
+        with suppress(UserError):
+            close_open_children(self.run.run_id, status, reason, self.tracking_uri)
+            self.run.finish(status, reason)
+
     def trials(self) -> list[Trial]:
         """All trials that have begun, best first."""
-        found = [_read_trial(path.parent) for path in sorted(self.folder.glob("trials/*/job.json"))]
+        found = [_read_trial(path.parent) for path in sorted(self.trial_folder.glob("*/job.json"))]
         return sorted(found, key=lambda trial: -math.inf if trial.objective is None else trial.objective, reverse=True)
 
     def best(self) -> Trial:

@@ -8,7 +8,9 @@ import json
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -18,7 +20,7 @@ from avb_service.config import override
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
-from avb_service.distributed.train import JOB, PATIENCE, Job, train
+from avb_service.distributed.train import JOB, Job, train
 from avb_service.experiment import check_fit
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
@@ -76,8 +78,14 @@ def check_capacity(space: SpaceConfig, capacity: Capacity) -> None:
     Raises:
         UserError: it cannot; Ray would wait for ever.
     """
-    for config in space.bases():
-        capacity.models_at_a_time(config.scaling)
+    for preset in (*space.presets, *space.baselines):
+        models_at_a_time(space, preset, capacity)
+
+
+def models_at_a_time(space: SpaceConfig, preset: str, capacity: Capacity) -> int:
+    """How many trials of a preset fit on the cluster at a time, however large they are drawn."""
+    sections = space.extremes(preset, "scaling") if preset in space.presets else [space.trial(preset)]
+    return min(capacity.models_at_a_time(config.scaling) for config in sections)
 
 
 def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step: Callable[[str], None]) -> None:
@@ -214,7 +222,7 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
     if restorable(path):
         return tune.Tuner.restore(str(path), trainable, resume_errored=True)
     shutil.rmtree(path, ignore_errors=True)
-    at_a_time = min(capacity.models_at_a_time(config.scaling) for config in configs.values())
+    at_a_time = min(models_at_a_time(space, preset, capacity) for preset in stage.presets)
     generator = BasicVariantGenerator(
         max_concurrent=min(at_a_time, space.concurrent or at_a_time), random_state=space.seed
     )
@@ -226,7 +234,7 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
         tune_config=tune.TuneConfig(
             num_samples=stage.samples,
             search_alg=generator,
-            scheduler=_scheduler(space, configs) if stage.kind == TRIAL else None,
+            scheduler=_scheduler(space, stage.presets[0]) if stage.kind == TRIAL else None,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -264,27 +272,25 @@ def restorable(path: Path) -> bool:
 
 def _run(tuner: "Tuner", search: Search) -> None:
     """Run to the end, and close the runs of trials whose processes failed for good."""
-    with interruptible():
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell people to restore with its own commands
+    with interruptible(), redirect_stdout(sys.stderr):  # what programs read is printed afterwards
         grid = tuner.fit()
     for result in (grid[index] for index in range(len(grid))):
-        folder = search.folder / "trials" / Path(result.path).name
+        folder = search.trial_folder / Path(result.path).name
         if result.error is not None and (folder / JOB).exists():
-            outbox = Job.read(folder).outbox()
-            outbox.finish("FAILED", str(result.error))
-            outbox.close(PATIENCE)
+            Job.read(folder).close("FAILED", str(result.error))
 
 
-def _scheduler(space: SpaceConfig, configs: Mapping[str, ExperimentConfig]) -> Any:  # noqa: ANN401
+def _scheduler(space: SpaceConfig, preset: str) -> Any:  # noqa: ANN401
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     asha = space.scheduler.asha
     if asha is None:
         return FIFOScheduler()
-    rounds = max(config.training.rounds for config in configs.values())
-    every = max(config.training.report_every for config in configs.values())
+    rounds, every = space.rounds(preset)
     return ASHAScheduler(
         time_attr="round", metric=space.objective.metric, mode=space.objective.mode, reduction_factor=asha.reduction,
-        grace_period=asha.grace * every,
+        grace_period=min(asha.grace * every, rounds),
         max_t=rounds + 1,  # so that a trial which gets there ends by itself, and is not stopped on its last report
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ Floor 9.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,21 +130,30 @@ class SpaceConfig(Config):
         """
         return ExperimentConfig.parse(self._tree(preset, values or {}), preset).anchored()
 
+    def extremes(self, preset: str, section: str) -> Iterator[ExperimentConfig]:
+        """Trials of a preset at all endpoints of what is searched in one section of the configuration."""
+        domains = {path: each.endpoints() for path, each in self.space.items() if path.startswith(f"{section}.")}
+        for values in product(*domains.values()):
+            yield self.trial(preset, dict(zip(domains, values, strict=True)))
+
     def problems(self) -> Iterator[str]:
-        """Try every preset by itself, then every endpoint of every domain under every preset."""
+        """Try every preset by itself, then every endpoint of every domain under it, then every two together."""
         yield from super().problems()
+        if twice := sorted({preset for preset in self.presets if self.presets.count(preset) > 1}):
+            yield f"preset: {', '.join(twice)} is there twice; give each once, and more trials"
         if self.trials % len(self.presets):
             yield f"trials: {self.trials} are not divisible among {len(self.presets)} presets; give a multiple"
         broken = [line for preset in (*self.presets, *self.baselines) for line in self._tried(preset, {})]
         yield from broken
         if broken:
             return
-        for preset, (path, domain) in product(self.presets, self.space.items()):
-            for value in domain.endpoints():
-                yield from (f"space.{path}: at {value!r} with {line}" for line in self._tried(preset, {path: value}))
+        broken = list(self._tried_endpoints(1)) or list(self._tried_endpoints(2))
+        yield from broken
         for preset, value in product(self.baselines, self.latent_sizes()):
             yield from (f"baselines: at {value} latents, {line}" for line in self._tried(preset, {LATENT: value}))
         yield from self._unlike()
+        if not broken:
+            yield from self._never_stopped()
 
     def latent_sizes(self) -> tuple[Any, ...]:
         """What the best trial's latent size can be, so far as it is searched."""
@@ -155,6 +164,31 @@ class SpaceConfig(Config):
         """The space with the presets that it names, as they are now."""
         presets = {preset: self.trial(preset).identity() for preset in (*self.presets, *self.baselines)}
         return {**self.tree(), "resolved": presets}
+
+    def _tried_endpoints(self, together: int) -> Iterator[str]:
+        """What is wrong with endpoints, alone or so many of them together."""
+        for preset, domains in product(self.presets, combinations(self.space.items(), together)):
+            for values in product(*(domain.endpoints() for _, domain in domains)):
+                given = {path: value for (path, _), value in zip(domains, values, strict=True)}
+                where = " and ".join(f"space.{path}: at {value!r}" for path, value in given.items())
+                yield from (f"{where} with {line}" for line in self._tried(preset, given))
+
+    def _never_stopped(self) -> Iterator[str]:
+        """Where a trial would end before it may be stopped early."""
+        for preset in self.presets if self.scheduler.asha else ():
+            last, every = self.rounds(preset)
+            reports = -(-last // every)
+            if self.scheduler.asha and self.scheduler.asha.grace > reports:
+                yield (
+                    f"scheduler.asha.grace: {self.scheduler.asha.grace} reports, and a trial of {preset} makes "
+                    f"{reports} (training.rounds {last}, report_every {every}): none could be stopped early; give "
+                    "fewer, or asha: null"
+                )
+
+    def rounds(self, preset: str) -> tuple[int, int]:
+        """Rounds of the longest trial of a preset, and the most that lie between two reports."""
+        trainings = [config.training for config in self.extremes(preset, "training")]
+        return max(each.rounds for each in trainings), max(each.report_every for each in trainings)
 
     def _tried(self, preset: str, values: Mapping[str, Any]) -> Iterator[str]:
         """What is wrong with a trial."""

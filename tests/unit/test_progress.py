@@ -1,10 +1,15 @@
 import io
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from avb_service.distributed.progress import Bars
+from avb_service.distributed.train import OUTCOME, Outcome
 from avb_service.experiment import OBJECTIVE
+from avb_service.storage import write_json
+from avb_service.tuning.progress import ProgressCallback
 
 
 def shown(terminal: bool, **options) -> str:
@@ -38,3 +43,25 @@ def test_a_model_without_a_figure_is_shown_as_well():
     console = Console(file=io.StringIO(), force_terminal=False)
     Bars(console=console).report("gan", {"round": 3})
     assert console.file.getvalue().split() == ["gan", "round", "3"]
+
+
+def test_a_trial_that_ends_says_how_and_how_many_have(tmp_path):
+    trials = [SimpleNamespace(trial_id=name, config={"preset": "avb"}, last_result={"round": 40, OBJECTIVE: -20.0},
+                              is_finished=lambda ended=(name == "z"): ended) for name in "abcz"]  # fmt: skip
+    for name, outcome in {"a": Outcome("finished"), "b": Outcome("diverged", "round 41: nan")}.items():
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / OUTCOME, asdict(outcome))
+    callback = ProgressCallback(tmp_path)
+    callback.__setstate__(callback.__getstate__())
+    callback._bars = Bars(console=Console(file=io.StringIO(), force_terminal=False, width=120))
+    callback.setup(total_num_samples=4)
+    for trial in trials[:3]:
+        callback.on_trial_complete(0, trials, trial)
+        trial.is_finished = lambda: True
+    callback.on_trial_error(0, trials, trials[0])
+    assert callback._bars._console.file.getvalue().splitlines() == [
+        "avb a  finished at round 40  log p(x) >=   -20.00  [2/4]",  # one had ended before, when it was interrupted
+        "avb b  diverged at round 40  log p(x) >=   -20.00  [3/4]  round 41: nan",
+        "avb c  stopped early at round 40  log p(x) >=   -20.00  [4/4]",
+        "avb a  failed at round 40  log p(x) >=   -20.00  [4/4]",
+    ]

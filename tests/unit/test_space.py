@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from avb_service.data.datasets import load
+from avb_service.distributed.cluster import Capacity, Node
 from avb_service.errors import ConfigError, UserError
 from avb_service.experiment import OBJECTIVE
 from avb_service.tuning import search
@@ -62,6 +63,45 @@ def test_every_problem_is_named_at_once():
 )  # fmt: skip
 def test_a_domain_that_is_none_is_refused(domain, reason):
     assert any(reason in line for line in problems(space={"algorithm.model.lr": domain}))
+
+
+def test_endpoints_are_tried_in_pairs_as_well():
+    space = {"training.batch_size": {"choice": [64, 100]}, "training.logical_workers": {"choice": [1, 8]}}
+    (line,) = problems(space=space, preset="avb_digits")
+    assert line.startswith("space.training.batch_size: at 100 and space.training.logical_workers: at 8 with avb_digits")
+    assert "logical_workers: 8 do not divide training.batch_size 100" in line
+
+
+def test_a_preset_that_is_given_twice_is_refused():
+    assert "preset: avb_digits is there twice; give each once, and more trials" in problems(preset=["avb_digits"] * 2)
+
+
+def asha(grace: int, rounds: list[int], every: int) -> dict:
+    return {"preset": "avb_digits", "set": {"training.report_every": every}, "scheduler": {"asha": {"grace": grace}},
+            "space": {"training.rounds": {"choice": rounds}}}  # fmt: skip
+
+
+def test_early_stopping_that_would_come_too_late_is_refused():
+    assert problems(**asha(5, [100, 400], 100)) == [
+        "scheduler.asha.grace: 5 reports, and a trial of avb_digits makes 4 (training.rounds 400, report_every 100): "
+        "none could be stopped early; give fewer, or asha: null"
+    ]
+
+
+@pytest.mark.parametrize(("grace", "rounds", "every", "first"), [(4, [400], 100, 400), (2, [90, 800], 100, 200),
+                                                                 (1, [300], 500, 300)])  # fmt: skip
+def test_the_scheduler_goes_by_the_longest_trial(grace, rounds, every, first):
+    space = SpaceConfig.parse({**GOOD, **asha(grace, rounds, every)})
+    scheduler = search._scheduler(space, "avb_digits")
+    assert (scheduler._max_t, scheduler._brackets[0]._rungs[-1][0]) == (max(rounds) + 1, first)
+
+
+def test_the_largest_trial_that_may_be_drawn_has_to_fit():
+    space = SpaceConfig.parse({**GOOD, "set": {"training.logical_workers": 8, "training.batch_size": 64},
+                               "space": {"scaling.workers": {"choice": [1, 8]}}})  # fmt: skip
+    with pytest.raises(UserError, match="8 workers of 1 CPUs and 0 GPUs do not fit; the cluster has 1 node"):
+        search.check_capacity(space, Capacity((Node(2, 0),)))
+    assert search.models_at_a_time(space, "avb_digits", Capacity((Node(16, 0),))) == 2, "and not the 14 of the smallest"
 
 
 def test_an_empty_space_is_refused():
