@@ -75,8 +75,8 @@ def _series(history: History) -> dict[str, Series]:
 
 def _shown(name: str, names: Collection[str]) -> bool:
     """Not error bars, nor clocks, nor a short name of what is there under a longer one."""
-    hidden = name.endswith(".stderr") or name.startswith("time/") or any(n.startswith(f"{name}.") for n in names)
-    return "/" in name and not hidden
+    aside = name.endswith(("stderr", ".own_error")) or name.startswith("time/")
+    return "/" in name and not aside and not any(other.startswith(f"{name}.") for other in names)
 
 
 def _unit(term: str) -> str:

@@ -331,6 +331,12 @@ def test_curves_have_a_panel_for_each_group_and_unit() -> None:
     assert np.isfinite(figure.axes[0].lines[0].get_ydata()).all()
 
 
+def test_curves_leave_error_bars_out() -> None:
+    aside = {"validation/log_likelihood.iwae_8.own_error": 0.01, "validation/adversary.floor_stderr": 0.2,
+             "validation/log_likelihood.iwae_8.stderr": 0.3}  # fmt: skip
+    assert to_png(training_curves([{**report, **aside} for report in HISTORY])) == to_png(training_curves(HISTORY))
+
+
 def test_curves_are_not_flattened_by_the_transient() -> None:
     low, high = training_curves(HISTORY).axes[0].get_ylim()
     assert low < 30 < 31 < high < 40
