@@ -5,8 +5,8 @@ Floor 8.
 
 import json
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,6 +30,7 @@ JOB, OUTCOME, OUTBOX = "job.json", "outcome.json", "outbox"
 HOSTS = "avb.hosts"  # tag of a run: where its workers are, or were when it was last started
 PATIENCE = 30  # seconds that a worker which is done waits for MLflow; it holds cores, and what is left stays on disk
 LAST = 600  # seconds that the command waits at its end
+ROOM = 60  # seconds for which Ray Train waits for room before it asks again
 
 
 @dataclass(frozen=True)
@@ -164,18 +165,20 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         How it ended: finished, or diverged.
 
     Raises:
-        UserError: the workers refused the data, or the folder holds another job.
+        UserError: the workers refused the data or did not start, or the folder holds another job.
         KeyboardInterrupt: somebody stopped it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from avb_service.distributed.notice import HeedingTorchConfig
+    from avb_service.distributed.startup import StartsInTime
 
     job.begin()
     folder, scaling = Path(job.folder), job.settings.scaling
     if (ended := Outcome.read(folder)) is not None:
         return ended
+    watching: list[Any] = [*(callbacks or []), StartsInTime(ROOM + scaling.collective_timeout_s)]
     resources = {"CPU": worker_cpus(scaling)}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
@@ -193,16 +196,34 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
             name="train",
             storage_path=job.folder,
             failure_config=FailureConfig(max_failures=scaling.max_failures),
-            callbacks=callbacks or [],
+            callbacks=watching,
         ),
     )
-    with interruptible():
+    with interruptible(), _named(job):
         result = trainer.fit()
     outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
     if outcome.status == "refused":
         raise UserError(outcome.reason)
     write_json(folder / OUTCOME, asdict(outcome))
     return outcome
+
+
+@contextmanager
+def _named(job: Job) -> Iterator[None]:
+    """Say whose workers it was, where what starts them has ended.
+
+    Raises:
+        UserError: it has.
+    """
+    from ray.exceptions import RayActorError
+
+    try:
+        yield
+    except RayActorError as error:
+        raise UserError(
+            f"what starts the workers of {job.name} has ended, or gave them up since they did not start in time; its "
+            "log says why (/tmp/ray/session_latest/logs/train). The same command goes on from the last checkpoint"
+        ) from error
 
 
 def train_alone(config: ExperimentConfig, name: str, folder: Path, uri: str, callbacks: list[Any]) -> Job:
