@@ -125,6 +125,7 @@ def desk(tmp_path_factory) -> Desk:
     assert process.returncode == 130, err
     assert "--resume continues it" in err
     desk.left = desk.unfinished()
+    desk.statuses = {run.info.run_id: run.info.status for run in desk.client.search_runs([desk.experiment])}
     desk.before = {trial: desk.traces(trial) for trial in desk.finished()}
     desk.resumed = desk.run("tune", "--space", "space.yaml", "--resume", "--json")
     assert desk.resumed.returncode == 0, desk.resumed.stderr
@@ -142,6 +143,12 @@ def test_what_had_finished_before_an_interruption_is_not_repeated(desk):
         files_now, histories_now = desk.traces(trial)
         assert files_now == files
         assert {key: histories_now[key] for key in histories} == histories
+
+
+def test_an_interruption_leaves_no_run_open_and_what_goes_on_has_no_reason_to_have_ended(runs, desk):
+    assert "KILLED" in desk.statuses.values() and "RUNNING" not in desk.statuses.values()
+    for run in runs[1]:
+        assert desk.statuses.get(run.info.run_id) != "KILLED" or "interrupted" not in run.data.tags.get(REASON, "")
 
 
 def test_what_had_begun_before_an_interruption_is_brought_to_its_end(desk):

@@ -271,11 +271,20 @@ def test_too_few_simulated_data_give_no_certificate():
     assert [check.name for check in certificate.checks if not check.passed][:1] == ["simulated_data"]
 
 
-def test_too_few_real_data_give_no_certificate():
-    model = pca(dim=2)
-    certificate = certify(scoring(model, refined(model, PilotConfig()), AnnealConfig()), data(model, 49), 8,
-                          CertificateConfig())  # fmt: skip
-    assert [check.name for check in certificate.checks if not check.passed] == ["real_data"]
+@pytest.mark.parametrize(("real", "limit"), [(49, 0.05), (50, 0.2)])
+def test_few_real_data_do_not_excuse_a_drift_by_its_error(real, limit):
+    drifts = torch.arange(real, dtype=torch.float64).remainder(2) * 1.4  # mean 0.7, error 0.7 / sqrt(n)
+    nats = {"ais": torch.zeros(real), "ais_doubled": drifts, "ais_prior": torch.zeros(real)}
+
+    def score(name: str, x: Tensor) -> Estimate:
+        if name == "bdmc":
+            return Estimate.of(name, "lower_bound", {"nats": torch.zeros(200), "gap": torch.zeros(200),
+                                                     "upper": torch.zeros(200)}, "simulated")  # fmt: skip
+        return Estimate.of(name, "lower_bound", {"nats": nats[name], "ess": torch.full((real,), 8.0)})
+
+    (drift,) = [check for check in certify(score, torch.zeros(60)[:real], 8, CertificateConfig()).checks
+                if check.name == "drift"]  # fmt: skip
+    assert drift.limit == pytest.approx(limit, rel=0.05) and not drift.passed
 
 
 def test_two_chains_give_no_certificate():
