@@ -30,19 +30,20 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @classmethod
-    def parse(cls, tree: Mapping[str, Any], source: str = "configuration") -> Self:
+    def parse(cls, tree: Mapping[str, Any], source: str = "configuration", found: Sequence[str] = ()) -> Self:
         """Read a tree strictly.
 
         Args:
             tree: nested mappings as YAML gives them.
             source: what to call the tree in an error.
+            found: problems that are known already, to be told with the rest.
 
         Raises:
             ConfigError: with every problem found. Sections that fail are set aside and the rest is checked
                 again, so that an incompatible pair is reported beside a misspelt key; but not one that is about
                 a default which was taken only because what was given for it is wrong or misspelt.
         """
-        problems: list[str] = []
+        problems: list[str] = [*found]
         aside: set[tuple[int | str, ...]] = set()
         doubtful: set[str] = set()
         rest: Any = _text_keys(tree)
@@ -83,7 +84,18 @@ class Config(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number, as everybody who writes it means."""
+    """Safe YAML in which 1e-3 is a number, as everybody who writes it means, and no key is given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401  as PyYAML has it
+        """Refuse a key that is there already, of which PyYAML would take the last."""
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (before := first.get((key.tag, key.value))) is not None:
+                twice = f"the key {key.value!r} is given twice; leave one out. It is"
+                raise yaml.composer.ComposerError(twice, before.start_mark, "and again", key.start_mark)
+            first[key.tag, key.value] = key
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -143,17 +155,24 @@ def override(tree: Mapping[str, Any], path: str, value: Any) -> Tree:  # noqa: A
     return {**tree, head: inner}
 
 
-def parse_overrides(assignments: Sequence[str]) -> Tree:
-    """Parse `algorithm.adversary.steps=2` into a mapping from dotted path to YAML value.
+def parse_overrides(assignments: Sequence[str]) -> tuple[Tree, list[str]]:
+    """Parse `algorithm.adversary.steps=2`.
 
-    Raises:
-        ConfigError: an assignment without '='.
+    Returns:
+        A mapping from dotted path to YAML value; and what is wrong with assignments that are none, a line each.
     """
-    broken = [f"{a}: expected PATH=VALUE, such as algorithm.adversary.steps=2" for a in assignments if "=" not in a]
-    if broken:
-        raise ConfigError(broken, "--set")
-    pairs = (assignment.split("=", 1) for assignment in assignments)
-    return {path.strip(): parse_yaml(text, f"--set {path}") for path, text in pairs}
+    values: Tree = {}
+    problems = []
+    for assignment in assignments:
+        path, given, text = assignment.partition("=")
+        if not given:
+            problems.append(f"--set {assignment}: expected PATH=VALUE, such as algorithm.adversary.steps=2")
+            continue
+        try:
+            values[path.strip()] = parse_yaml(text, f"--set {path}")
+        except UserError as error:
+            problems.append(" ".join(str(error).split()))
+    return values, problems
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -255,6 +274,8 @@ def _lines(
             lines.append(f"{dotted}: unknown key; {hint}")
         elif item["type"] == "missing":
             lines.append(f"{dotted}: required, but not given")
+        elif item["type"] in ("model_type", "dict_type"):
+            lines.append(f"{dotted}: given {item['input']!r}, expected {_section(model, path, tree)}")
         elif item["type"] == "union_tag_not_found":
             lines.append(f"{dotted}: needs a '{TAG}' that selects its kind; given {item['input']!r}")
         elif item["type"] == "union_tag_invalid":
@@ -264,6 +285,14 @@ def _lines(
             message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             lines.append(f"{dotted}: given {item['input']!r}, expected {message}")
     return lines
+
+
+def _section(model: type[Config], path: Sequence[int | str], tree: Any) -> str:  # noqa: ANN401
+    """What there should be in place of a value that is no section."""
+    given, keys = reduce(_child, path, tree), _fields(model, path, tree)
+    if TAG in keys:
+        return f"a section, such as {{{TAG}: {given if isinstance(given, str) else '...'}}}"
+    return f"a section, with keys among {', '.join(keys)}" if keys else "a mapping, such as {key: value}"
 
 
 def _doubtful(model: type[Config], error: ValidationError, tree: Any) -> Iterator[str]:  # noqa: ANN401

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Union
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms import TABLE
@@ -31,8 +31,16 @@ CIRCUMSTANCES = (
     "likelihood.memory_mib",
 )  # fmt: skip
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of what is kept in a folder of its own
-ModelName = Annotated[str, Field(pattern=r"^[^/:.%\"']+$")]  # what MLflow's registry takes
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
+
+
+def _registrable(name: str) -> str:
+    if not re.fullmatch(r"[^/:.%\"']+", name):
+        raise ValueError("a name, such as avb-digits, with none of / : . % and quotation marks, which MLflow refuses")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_registrable)]
 
 
 class TrackingConfig(Config):
@@ -148,9 +156,10 @@ def read_config(source: str | Path, assignments: list[str] | None = None) -> Exp
         UserError: the file cannot be read, or the configuration cannot be run.
     """
     tree = read_preset(source)
-    for path, value in parse_overrides(assignments or []).items():
+    values, problems = parse_overrides(assignments or [])
+    for path, value in values.items():
         tree = override(tree, path, value)
-    return ExperimentConfig.parse(tree, str(source))
+    return ExperimentConfig.parse(tree, str(source), problems)
 
 
 def check_run_name(name: str) -> str:

@@ -27,7 +27,7 @@ class AAEConfig(AlgorithmConfig):
     """
 
     name: Literal["aae"] = "aae"
-    latent_dim: Annotated[int, Field(ge=1)] = 8
+    latent_dim: Width = 8
     encoder: EncoderConfig = NoiseInputConfig()
     decoder: TrunkConfig = MLPConfig()
     discriminator: Annotated[tuple[Width, ...], Field(min_length=1)] = (512, 512)

@@ -12,7 +12,7 @@ from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariab
 from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.mixture import Mixture, MixtureConfig
-from avb_service.networks.trunks import MLPConfig, TrunkConfig
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class AutoencoderMixtureConfig(AlgorithmConfig):
@@ -24,7 +24,7 @@ class AutoencoderMixtureConfig(AlgorithmConfig):
     """
 
     name: Literal["ae_gmm"] = "ae_gmm"
-    latent_dim: Annotated[int, Field(ge=1)] = 8
+    latent_dim: Width = 8
     encoder: TrunkConfig = MLPConfig()
     decoder: TrunkConfig = MLPConfig()
     mixture: MixtureConfig = MixtureConfig()

@@ -31,7 +31,7 @@ class ALIConfig(AlgorithmConfig):
     """
 
     name: Literal["ali"] = "ali"
-    latent_dim: Annotated[int, Field(ge=1)] = 8
+    latent_dim: Width = 8
     encoder: TrunkConfig = MLPConfig()
     decoder: TrunkConfig = MLPConfig()
     noise: Annotated[float, Field(ge=0)] = 0.0

@@ -23,7 +23,7 @@ from avb_service.maths import standard_normal
 from avb_service.networks.adversaries import AdversaryConfig, InnerProductConfig
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import EncoderConfig, NoiseInputConfig
-from avb_service.networks.trunks import MLPConfig, TrunkConfig
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class GameConfig(AlgorithmConfig):
@@ -40,7 +40,7 @@ class AVBConfig(GameConfig):
     """Settings of AVB as an autoencoder."""
 
     name: Literal["avb"] = "avb"
-    latent_dim: Annotated[int, Field(ge=1)] = 8
+    latent_dim: Width = 8
     decoder: TrunkConfig = MLPConfig()
     observation: ObservationConfig = BernoulliConfig()
 

@@ -22,7 +22,7 @@ from avb_service.discrete import bits
 from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import LogitsEncoder
-from avb_service.networks.trunks import MLPConfig, TrunkConfig
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class BernoulliVAEConfig(AlgorithmConfig):
@@ -35,7 +35,7 @@ class BernoulliVAEConfig(AlgorithmConfig):
     """
 
     name: Literal["bernoulli_vae"] = "bernoulli_vae"
-    latent_dim: Annotated[int, Field(ge=1)] = 16
+    latent_dim: Width = 16
     encoder: TrunkConfig = MLPConfig()
     decoder: TrunkConfig = MLPConfig()
     observation: ObservationConfig = BernoulliConfig()

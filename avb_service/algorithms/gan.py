@@ -12,7 +12,7 @@ from avb_service.distributions import Values
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
 from avb_service.networks.generator import Generator
-from avb_service.networks.trunks import MLPConfig, TrunkConfig
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 GeneratorLoss = Literal["non_saturating", "saturating"]
 
@@ -26,7 +26,7 @@ class GameConfig(AlgorithmConfig):
         model: the generator's turn.
     """
 
-    latent_dim: Annotated[int, Field(ge=1)] = 16
+    latent_dim: Width = 16
     generator: TrunkConfig = MLPConfig()
     discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
     penalty: Annotated[float, Field(ge=0)] = 0.0

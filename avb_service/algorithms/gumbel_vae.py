@@ -25,7 +25,7 @@ from avb_service.discrete import OneHots
 from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import LogitsEncoder
-from avb_service.networks.trunks import MLPConfig, TrunkConfig
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 Temperature = Annotated[float, Field(gt=0)]
 
@@ -43,8 +43,8 @@ class GumbelVAEConfig(AlgorithmConfig):
     """
 
     name: Literal["gumbel_vae"] = "gumbel_vae"
-    variables: Annotated[int, Field(ge=1)] = 4
-    categories: Annotated[int, Field(ge=2)] = 16
+    variables: Width = 4
+    categories: Annotated[Width, Field(ge=2)] = 16
     encoder: TrunkConfig = MLPConfig()
     decoder: TrunkConfig = MLPConfig()
     observation: ObservationConfig = BernoulliConfig()

@@ -33,8 +33,8 @@ class InfoGANConfig(AlgorithmConfig):
     """
 
     name: Literal["infogan"] = "infogan"
-    categories: Annotated[int, Field(ge=2)] = 10
-    continuous: Annotated[int, Field(ge=1)] = 2
+    categories: Annotated[Width, Field(ge=2)] = 10
+    continuous: Width = 2
     noise_dim: Width = 16
     generator: TrunkConfig = MLPConfig()
     discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")

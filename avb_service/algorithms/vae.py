@@ -20,14 +20,14 @@ from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import GaussianEncoder
-from avb_service.networks.trunks import MLPConfig, TrunkConfig
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class VAEConfig(AlgorithmConfig):
     """Settings of the Gaussian VAE."""
 
     name: Literal["vae"] = "vae"
-    latent_dim: Annotated[int, Field(ge=1)] = 8
+    latent_dim: Width = 8
     encoder: TrunkConfig = MLPConfig()
     decoder: TrunkConfig = MLPConfig()
     observation: ObservationConfig = BernoulliConfig()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from avb_service.config import Config
+from avb_service.networks.trunks import Width
 
 
 class CodebookConfig(Config):
@@ -23,8 +24,8 @@ class CodebookConfig(Config):
         dim: d, of each.
     """
 
-    size: Annotated[int, Field(ge=2)] = 16
-    dim: Annotated[int, Field(ge=1)] = 8
+    size: Annotated[Width, Field(ge=2)] = 16
+    dim: Width = 8
 
 
 class GradientCodebookConfig(CodebookConfig):

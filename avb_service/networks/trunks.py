@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from avb_service.config import Config
 
 ImageShape = tuple[int, int, int]
-Width = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]  # beyond it, the weights of one layer are what fills a memory
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "softplus", "tanh"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -25,7 +25,7 @@ TAGS = [
 BROKEN = [
     "\n  : [", "\n\tx: 1", "\nx: {y: 1", "\nx: 'unfinished", "\n- a list item in a mapping", "\nx: *nobody",
     "\n%YAML 9.9\n---\n{", "\nx: &x [*x]", "\nx: " + "[" * 4000, "\nx: 2001-99-99", "\nx: 1" + "0" * 5000,
-    "\nx: \x07", "\n<<: 3",
+    "\nx: \x07", "\n<<: 3", "\nx: {y: 1, y: 2}",
     "\na: &a [1,2,3,4,5,6,7,8,9]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
     "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n"
     "g: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nh: &h [*g,*g,*g,*g,*g,*g,*g,*g,*g]\n",

@@ -163,7 +163,7 @@ def test_what_was_given_wrongly_is_not_called_missing_as_well(tree):
 @pytest.mark.parametrize("tree", [None, [], 5, "text"])
 def test_a_tree_has_to_be_a_mapping(tree):
     [line] = problems(Canvas, tree)
-    assert line == f"(top): given {tree!r}, expected an object"
+    assert line == f"(top): given {tree!r}, expected a section, with keys among {', '.join(Canvas.model_fields)}"
 
 
 @pytest.mark.parametrize("text", ["2020-01-01: 5", "3: 5", "null: 5", "true: 5", "1.5: 5"])
@@ -213,6 +213,9 @@ def test_a_number_survives_yaml_as_python_writes_it(value):
         (None, "cannot read"), (b"a: [", "not valid YAML"), (b"- 1\n- 2", "holds list, expected a mapping"),
         (b"", "holds NoneType, expected a mapping"), (b"\xff\xfe\x00", "cannot read"),
         (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
+        (b"a: 1\nb: 2\na: 3", "(?s)the key 'a' is given twice.*line 1, column 1.*line 3, column 1"),
+        (b"a: 1\n'a': 3", "the key 'a' is given twice"), (b"x: [{y: {z: 1, z: 1}}]", "the key 'z' is given twice"),
+        (b"1: a\n1: b", "the key '1' is given twice"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read_are_the_users_to_mend(tmp_path, content, message):
@@ -222,6 +225,12 @@ def test_files_that_cannot_be_read_are_the_users_to_mend(tmp_path, content, mess
     with pytest.raises(UserError, match=message) as caught:
         read_yaml(path)
     assert "given.yaml" in str(caught.value)
+
+
+def test_a_merged_mapping_may_be_overridden():
+    text = "base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}\nyours: {b: 4, <<: *base}"
+    merged = parse_yaml(text, "test")
+    assert (merged["mine"], merged["yours"]) == ({"a": 1, "b": 3}, {"a": 1, "b": 4})
 
 
 TREES = st.recursive(
@@ -267,12 +276,11 @@ def test_difference_of_a_changed_an_added_and_a_removed_leaf():
 
 def test_assignments():
     given_ = ["a.b=2", "c=1e-3", "d=[1, x]", "e=k=v", "f="]
-    assert parse_overrides(given_) == {"a.b": 2, "c": 1e-3, "d": [1, "x"], "e": "k=v", "f": None}
-    with pytest.raises(ConfigError) as caught:
-        parse_overrides(["a", "b=1", "c"])
-    assert [line.split(":")[0] for line in caught.value.problems] == ["a", "c"]
-    with pytest.raises(UserError, match="--set a is not valid YAML"):
-        parse_overrides(["a=["])
+    assert parse_overrides(given_) == ({"a.b": 2, "c": 1e-3, "d": [1, "x"], "e": "k=v", "f": None}, [])
+    values, (no_value, no_yaml, twice) = parse_overrides(["a", "b=1", "c=[", "d={x: 1, x: 2}"])
+    assert values == {"b": 1}
+    assert no_value.startswith("--set a: expected PATH=VALUE") and no_yaml.startswith("--set c is not valid YAML")
+    assert "the key 'x' is given twice" in twice
 
 
 # The experiment's own tree.

@@ -215,7 +215,7 @@ def test_path_belongs_to_the_source_that_reads_it():
 
 
 def test_config_round_trips_and_takes_overrides():
-    tree = {"name": "file", **parse_overrides(["path=a.npz", "validation=20", "root=/data", "binarisation=dynamic"])}
+    tree = {"name": "file", **parse_overrides(["path=a.npz", "validation=20", "root=/data", "binarisation=dynamic"])[0]}
     config = DataConfig.parse(tree)
     assert config.validation == 20 and DataConfig.parse(config.tree()) == config
 
