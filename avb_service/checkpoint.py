@@ -21,7 +21,7 @@ from torch import Tensor
 
 from avb_service.config import Tree, parse_yaml
 from avb_service.errors import DataError, UserError
-from avb_service.storage import parse_json, put_back, read_file, read_folder, write_folder
+from avb_service.storage import MANIFEST, parse_json, put_back, read_file, read_folder, write_folder
 
 State = dict[str, Any]  # nested; the leaves are tensors, JSON scalars or lists
 
@@ -66,12 +66,23 @@ class ModelFolder:
         """Read a model folder and verify it.
 
         Raises:
-            DataError: see `read_folder`.
+            DataError: see `read_model_files`.
         """
-        files = read_folder(folder, MODEL_FILES)
+        files = read_model_files(folder)
         weights, config, card = (files.pop(name) for name in MODEL_FILES)
         tree = parse_yaml(config.decode(), str(folder / "config.yaml"))
         return cls(safetensors.torch.load(weights), tree, card.decode(), files)
+
+
+def read_model_files(folder: Path) -> dict[str, bytes]:
+    """The files of a model folder, verified.
+
+    Raises:
+        DataError: it is no model folder; or see `read_folder`.
+    """
+    if not (folder / MANIFEST).exists():
+        raise DataError(f"{folder} has no {MANIFEST}: expected a model folder, such as `avb pull` makes")
+    return read_folder(folder, MODEL_FILES)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Floor 10. What a command needs is imported when it runs, so that help answers at
 import json
 import os
 import sys
+import traceback
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -46,10 +47,10 @@ app.add_typer(clusters, name="cluster")
 
 @app.callback()
 def options(
-    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+    show_traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
 ) -> None:
     """Options of all commands."""
-    if traceback:
+    if show_traceback:
         os.environ["AVB_TRACEBACK"] = "1"
 
 
@@ -140,9 +141,9 @@ def tune(
         except Exception as error:
             search.close("FAILED", str(error))
             raise
-    tables.leaderboard(read(uri), as_json, [each.uri for each in published])
+    best = next(each for each in published if each.alias is not None)
+    tables.leaderboard(read(uri), as_json, [each.uri for each in published], best.uri)
     if not as_json:
-        best = next(each for each in published if each.alias is not None)
         server = uri if uri.startswith("http") else None
         pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@{best.alias} ./{best.alias}"
         print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}")
@@ -185,9 +186,11 @@ def evaluate(
     """Log-likelihoods of held-out data, each with its kind and error bar; with a certificate where asked for."""
     import avb_service
     from avb_service.settings import read_likelihood
+    from avb_service.storage import check_place, writing
 
     if figure is not None:
-        _check_picture(figure)
+        _check_name(figure, ".png")
+        check_place(figure)
     loaded = avb_service.load(model)
     config = read_likelihood(loaded.config.likelihood, settings, budget)
     x, _ = loaded.data("test", limit, data_root)
@@ -203,7 +206,8 @@ def evaluate(
     if figure is not None:
         from avb_service.figures import bounds, to_png
 
-        figure.write_bytes(to_png(bounds(estimates, certificate.bracket if certificate else None)))
+        with writing(figure):
+            figure.write_bytes(to_png(bounds(estimates, certificate.bracket if certificate else None)))
 
 
 @app.command()
@@ -242,18 +246,22 @@ def sample(
 ) -> None:
     """Draw from a model."""
     import numpy as np
-    from torchvision.utils import save_image
 
     import avb_service
+    from avb_service.storage import check_place, writing
 
-    if file.suffix not in (".png", ".npy"):
-        raise UserError(f"{file}: expected a name that ends in .png or .npy")
+    _check_name(file, ".png", ".npy")
+    check_place(file)
     images = avb_service.load(model).sample(n, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".npy":
-        np.save(file, images.numpy(), allow_pickle=False)
-    else:
-        save_image(images, file, nrow=max(1, int(n**0.5)))
+    with writing(file):
+        if file.suffix == ".npy":
+            np.save(file, images.numpy(), allow_pickle=False)
+        else:
+            from torchvision.utils import save_image
+
+            from avb_service.figures.canvas import side_by_side
+
+            save_image(side_by_side(images), file, nrow=max(1, int(n**0.5)))
     _say(as_json, {"file": str(file), "shape": list(images.shape)}, f"{n} samples of {model} are in {file}")
 
 
@@ -262,14 +270,16 @@ def figures(model: Model, directory: Path, data_root: str | None = None, as_json
     """Draw every figure that a model can have."""
     import avb_service
     from avb_service.figures import draw, to_png
+    from avb_service.storage import check_place, writing
 
+    check_place(directory / "samples.png")
     loaded = avb_service.load(model)
     x, labels = loaded.data("validation", 500, data_root)
-    directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, figure in draw(loaded.algorithm, x, labels).items():
         path = directory / f"{name}.png"
-        path.write_bytes(to_png(figure))
+        with writing(path):
+            path.write_bytes(to_png(figure))
         files[name] = str(path)
     _say(as_json, files, "\n".join(files.values()))
 
@@ -277,19 +287,26 @@ def figures(model: Model, directory: Path, data_root: str | None = None, as_json
 @app.command()
 def ui(
     host: str = "127.0.0.1",
-    port: int = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     secrets: Annotated[Path | None, typer.Option(help="Ask for a login; deploy/secrets.sh makes this folder.")] = None,
     artifacts: Annotated[
         str | None, typer.Option(envvar="AVB_ARTIFACTS", help="A folder or bucket; beside a SQLite file unless given.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Serve the MLflow UI for the tracking file, or for the database in MLFLOW_TRACKING_URI."""
     from avb_service.tracking import check_server, server_command
+    from avb_service.tracking.server import check_port
 
     command = server_command(host, port, secrets=secrets, artifacts=artifacts)
     os.environ.update(command.environment)  # the way into the database may be among the secrets
-    check_server()
-    err.print(f"http://{host}:{port}", markup=False)
+    check_port(host, port)
+    row = {"url": f"http://{host}:{port}", "recorded_at": check_server()}
+    if as_json:
+        print(json.dumps(row), flush=True)
+    else:
+        _note(row["url"])
+    os.dup2(2, 1)  # the server's log is no JSON
     os.execvp(command.arguments[0], command.arguments)
 
 
@@ -375,13 +392,13 @@ def main() -> None:
 
 def guarded(command: typer.Typer) -> None:
     """Run a command; what the user can mend is one message and no traceback."""
-    if os.environ.get("RAY_ADDRESS", "local") == "local":  # a cluster of our own is closed to strangers
+    if (os.environ.get("RAY_ADDRESS") or "local") == "local":  # a cluster of our own is closed to strangers
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # here, since Ray reads it when it is imported, and never again
     try:
         command()
     except UserError as error:
         if os.environ.get("AVB_TRACEBACK"):
-            raise
+            traceback.print_exc()
         err.print(f"error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(error.exit_code)
 
@@ -391,14 +408,10 @@ def _note(text: str) -> None:
     err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check_picture(path: Path) -> None:
-    """Make sure that a picture can be written, before anything is computed for it."""
-    if path.suffix != ".png":
-        raise UserError(f"{path}: expected a name that ends in .png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+def _check_name(path: Path, *suffixes: str) -> None:
+    """A file of a kind that we write."""
+    if path.suffix not in suffixes:
+        raise UserError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
 
 
 def _say(as_json: bool, row: object, text: str) -> None:

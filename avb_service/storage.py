@@ -10,9 +10,10 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -134,6 +135,35 @@ def write_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, tree: Tree) -> None:
     """The same with JSON."""
     write_file(path, json.dumps(tree, indent=2).encode())
+
+
+def check_place(path: Path) -> None:
+    """Make sure that a file can be written, before anything is computed for it; its folder is made.
+
+    Raises:
+        UserError: it cannot; says why.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise UserError(f"cannot write {path}: it is a folder, expected the name of a file")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell the user why a file could not be written.
+
+    Raises:
+        UserError: it could not.
+    """
+    try:
+        yield
+    except OSError as error:
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = f"{error.filename} is no folder" if in_the_way else error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; choose a place that can be written") from error
 
 
 def put_back(old: Path) -> None:

@@ -100,7 +100,9 @@ def _host(address: str, has: "Mapping[str, Any]", members: "Mapping[str, Sequenc
     }
 
 
-def leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = ()) -> None:
+def leaderboard(
+    versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = (), best: str | None = None
+) -> None:
     """Sorted by the held-out lower bound; what only an adversary believes stands in a column of its own.
 
     Models that were scored on other data, or by another measure, stand apart: their figures cannot be compared.
@@ -109,8 +111,9 @@ def leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Se
         versions: what is registered.
         as_json: for programs.
         new: URIs of those to be marked.
+        best: URI of the best of them, to be marked for programs.
     """
-    rows = [_row(version) for version in versions]
+    rows = [{**_row(each), "new": each.uri in new, "best_of_new": each.uri == best} for each in versions]
     rows.sort(key=lambda row: (row["data"], row["scored_on"], -_bound(row)))
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -118,7 +121,7 @@ def leaderboard(versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Se
     if not rows:
         out.print("no model is registered yet")
         return
-    cells = [_cells(row, row["model"] in new) for row in rows]
+    cells = [_cells(row) for row in rows]
     ends = [row["scored_on"] != after["scored_on"] for row, after in pairwise(rows)]
     names = [name for name in cells[0] if name not in DETAILS or any(line[name] for line in cells)]
     endless = out.options.update(width=10_000)
@@ -146,12 +149,12 @@ def _bound(row: "Mapping[str, Any]") -> float:
     return -math.inf if row["log p(x) >="] is None else row["log p(x) >="]
 
 
-def _cells(row: dict[str, Any], new: bool) -> dict[str, str]:
+def _cells(row: dict[str, Any]) -> dict[str, str]:
     """What a person sees of a row."""
     error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
     training = "" if row["parzen_training"] is None else f" ({row['parzen_training']:.1f})"
     return {
-        "model": row["model"].removeprefix("models:/") + (" *" if new else ""),
+        "model": row["model"].removeprefix("models:/") + (" *" if row["new"] else ""),
         "alias": row["alias"],
         "method": row["method"],
         "data": row["data"],

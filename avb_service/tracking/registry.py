@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avb_service.checkpoint import MODEL_FILES, ModelFolder
+from avb_service.checkpoint import ModelFolder, read_model_files
 from avb_service.errors import DataError, UserError
 from avb_service.storage import read_folder, write_folder
 from avb_service.tracking.runs import parameters
@@ -179,7 +179,7 @@ def pull(model: str, directory: Path, uri: str | None = None) -> Path:
         if not remote and not Path(model).is_dir():
             raise UserError(f"{model} is neither models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID nor a folder")
         source = _download(model, Path(temporary), tracking_uri(uri)) if remote else Path(model)
-        files = read_folder(source, MODEL_FILES)
+        files = read_model_files(source)
     if directory.is_dir() and any(directory.iterdir()):
         if _holds(directory, files):
             return directory

@@ -5,6 +5,7 @@ Floor 7.
 
 import logging
 import os
+import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ PATIENCE = 5  # seconds for a server to answer; MLflow itself would go on asking
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command, which may print JSON
+    "PGCONNECT_TIMEOUT": str(PATIENCE),  # libpq's own is minutes
     "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are not those of the directory it is published from
 }
 
@@ -81,9 +83,29 @@ def check_server(uri: str | None = None) -> str:
     uri = tracking_uri(uri)
     if uri.startswith(("http://", "https://")):
         _check_http(uri)
+    elif not uri.startswith(SQLITE):
+        _check_database(uri)
     with refusals(f"cannot track runs at {uri}"):
         connect(uri).search_experiments(max_results=1)
     return uri
+
+
+def check_port(host: str, port: int) -> None:
+    """Make sure that a server can listen; MLflow's would say so amid its log, and end as if all were well.
+
+    Raises:
+        UserError: another listens there, or the address is not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no obstacle
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at {host}, port {port}: {error.strerror or error}. Choose another --port or --host, or end "
+            "what listens there"
+        ) from error
 
 
 @contextmanager
@@ -221,3 +243,29 @@ def _check_http(uri: str) -> None:
             f"what answers at {uri} is no MLflow server: status {response.status_code}, expected a list of "
             "experiments; mend the address in MLFLOW_TRACKING_URI"
         )
+
+
+def _check_database(uri: str) -> None:
+    """Connect once: MLflow would go on trying for minutes, also with a wrong password."""
+    _prepare()
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+    from mlflow.store.db.utils import create_sqlalchemy_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if not uri.startswith(tuple(DATABASE_ENGINES)):
+        return  # MLflow itself says what it does not know
+    try:
+        engine = create_sqlalchemy_engine(uri)
+        engine.connect().close()
+        engine.dispose()
+    except ImportError as error:
+        raise UserError(
+            f"{uri} needs a driver that is not installed here ({error}): pip install 'avb-service[postgres]' for "
+            "PostgreSQL"
+        ) from error
+    except SQLAlchemyError as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise UserError(
+            f"cannot use the database at {uri}: {reason}. Start it, mend the address in MLFLOW_TRACKING_URI, or unset "
+            "that to track into a local file"
+        ) from error

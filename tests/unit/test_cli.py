@@ -3,13 +3,17 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
+import typer
 from rich.console import Console
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from avb_service import cli, lock, tables
@@ -46,6 +50,20 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
         (["train", "vae_digit"], ["vae_digit: neither a file nor a preset", "vae_digits"]),
         (["train", "vae_digits", "--set", "algorithm.latent_dims=3", "--set", "training.rounds=many"],
          ["2 problems", "did you mean latent_dim?", "training.rounds: given 'many'"]),
+        (["train", "vae_digits", "--set", "training.seed", "--set", "algorithm.latent_dim=[", "--set",
+          "training.rounds=many"],
+         ["3 problems", "training.seed: expected PATH=VALUE", "latent_dim is not valid YAML", "given 'many'"]),
+        (["train", "vae_digits", "--set", "algorithm.latent_dim=99999999999"],
+         ["algorithm.latent_dim: given 99999999999, expected less than or equal to 65536"]),
+        (["train", "vae_digits", "--set", "algorithm.observation=gaussian"],
+         ["algorithm.observation: given 'gaussian', expected a section, such as {name: gaussian}"]),
+        (["train", "vae_digits", "--set", "algorithm.model=Adam"],
+         ["algorithm.model: given 'Adam', expected a section, with keys among steps, lr"]),
+        (["train", "vae_digits", "--set", "algorithm.model.options=x"],
+         ["algorithm.model.options: given 'x', expected a mapping, such as {key: value}"]),
+        (["train", "vae_digits", "--set", "tracking.model=a/b"],
+         ["tracking.model: given 'a/b', expected a name, such as avb-digits, with none of /"]),
+        (["train", "vae_digits", "--set", "algorithm.model={lr: 1.0e-3, lr: 1.0e-2}"], ["key 'lr' is given twice"]),
         (["train", "vae_digits", "--set", "data.binarisation=none"], ["bernoulli needs binary data"]),
         (["train", "avb_ac_digits", "--set", "algorithm.encoder.name=noise_input"], ["encoder.name", "noise_basis"]),
         (["train", "vae_digits", "--set", "training.logical_workers=3"], ["logical_workers: 3 do not divide"]),
@@ -59,6 +77,14 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
         (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
         (["evaluate", "models:/none@champion", "--figure", "x.pdf"], ["x.pdf", "ends in .png"]),
         (["evaluate", "models:/none@champion", "--figure", "/dev/null/x.png"], ["cannot write /dev/null/x.png"]),
+        (["evaluate", "."], [". has no manifest.json: expected a model folder"]),
+        (["pull", ".", "there"], [". has no manifest.json: expected a model folder"]),
+        (["sample", "models:/none@champion", "/proc/x/y.png"], ["cannot write /proc/x/y.png"]),
+        (["sample", "models:/none@champion", "/proc/y.npy"], ["cannot write /proc/y.npy"]),
+        (["figures", "models:/none@champion", "/proc/x"], ["cannot write /proc/x/samples.png"]),
+        (["figures", "models:/none@champion", "/etc/passwd"], ["/etc/passwd is no folder"]),
+        (["ui", "--port", "99999"], ["--port", "less than or equal to 65535"]),
+        (["ui", "--host", "192.0.2.1"], ["cannot listen at 192.0.2.1, port 5000"]),
         (["pull", "models:/none@champion", "there"], ["there is no model models:/none@champion"]),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
@@ -66,6 +92,45 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
 def test_bad_input_is_one_clear_message(capsys, monkeypatch, arguments, expected):
     message = refused(capsys, monkeypatch, *arguments)
     assert all(part in " ".join(message.split()) for part in expected), message
+
+
+def test_a_port_that_is_taken_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        message = refused(capsys, monkeypatch, "ui", "--port", port)
+    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in message
+
+
+def test_the_server_is_described_for_programs(capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(os, "dup2", lambda *ends: None)
+    monkeypatch.setattr(os, "execvp", lambda program, arguments: started.append(arguments))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(sys, "argv", ["avb", "ui", "--json", "--port", str(port)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    told = json.loads(capsys.readouterr().out)
+    assert left.value.code == 0 and str(port) in started[0]
+    assert told["url"] == f"http://127.0.0.1:{port}" and told["recorded_at"].startswith("sqlite:////")
+
+
+def commands(group: TyperGroup, *names: str) -> dict[str, set[str]]:
+    """The options of every command below a group, by its words."""
+    found = {}
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            found |= commands(command, *names, name)
+        else:
+            found[" ".join([*names, name])] = {option for each in command.params for option in each.opts}
+    return found
+
+
+def test_every_command_prints_json_for_programs():
+    options = commands(typer.main.get_command(cli.app))
+    assert len(options) > 10 and not [name for name, known in options.items() if "--json" not in known]
 
 
 def test_a_corrupt_npz_is_named(capsys, monkeypatch, tmp_path):
@@ -79,6 +144,13 @@ def test_a_corrupt_npz_is_named(capsys, monkeypatch, tmp_path):
 def test_an_unreachable_server_is_named(capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert "no MLflow server answers at http://127.0.0.1:9" in refused(capsys, monkeypatch, "train", "vae_digits")
+
+
+@pytest.mark.parametrize("uri", ["postgresql://127.0.0.1:9/x", "postgresql+psycopg://127.0.0.1:9/x"])
+def test_an_unreachable_database_is_named(capsys, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    message = refused(capsys, monkeypatch, "train", "vae_digits")
+    assert f"cannot use the database at {uri}" in message and "Connection refused" in message
 
 
 @pytest.mark.parametrize(
@@ -143,11 +215,14 @@ def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_
     assert not list((tmp_path / "runs").glob(".*.lock"))
 
 
-def test_the_traceback_is_there_for_those_who_ask(monkeypatch):
+def test_the_traceback_is_there_for_those_who_ask_and_changes_nothing_else(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["avb", "--traceback", "train", "vae_digit"])
     monkeypatch.setenv("AVB_TRACEBACK", "")
-    with pytest.raises(cli.UserError):
+    with pytest.raises(SystemExit) as left:
         cli.main()
+    told = capsys.readouterr().err
+    assert left.value.code == 2
+    assert "Traceback" in told and "error: vae_digit: neither a file nor a preset" in told
 
 
 @pytest.mark.parametrize("command", ["methods", "datasets"])
@@ -179,17 +254,27 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_users_arrays_train_without_a_cluster(tmp_path):
+@pytest.mark.parametrize("trunk", ["mlp", "conv"])
+@pytest.mark.parametrize("shape", [(28, 20), (7, 9, 5)], ids=["grey", "5 channels"])
+def test_users_arrays_train_without_a_cluster(tmp_path, shape, trunk):
     from avb_service.experiment import Experiment
+    from avb_service.figures.canvas import side_by_side
     from avb_service.settings import read_config
 
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 28, 20), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", x=pixels)
     overrides = ["data.name=file", f"data.path={tmp_path / 'mine.npz'}", "data.validation=10", "data.test=10",
-                 "training.rounds=3", "training.report_every=3", "likelihood.validation_data=10"]  # fmt: skip
+                 "training.rounds=3", "training.report_every=3", "likelihood.validation_data=10",
+                 f"algorithm.encoder={{name: {trunk}}}", f"algorithm.decoder={{name: {trunk}}}"]  # fmt: skip
     experiment = Experiment(read_config("vae_digits", overrides), tmp_path / "checkpoints")
     experiment.fit()
-    assert experiment.algorithm.sample(2).shape == (2, 1, 28, 20)
+    drawn = experiment.algorithm.sample(2)
+    height, width, channels = (*shape, 1)[:3]
+    assert drawn.shape == (2, channels, height, width)
+    sheet = side_by_side(drawn)
+    assert sheet.shape == (2, 1, height, channels * width)
+    assert torch.equal(sheet[:, 0, :, -width:], drawn[:, -1])
+    assert {"samples", "reconstructions", "latents"} <= experiment.draw().keys()
 
 
 @pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params"}), (124, set())])
@@ -208,6 +293,13 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
                                "-22.07", "±"][:7]  # fmt: skip
     assert "…" not in row + heading
     assert {name for name in ("gap", "params", "certificate") if name not in heading} == absent
+
+
+def test_programs_are_told_which_models_are_new_and_which_of_them_is_the_best(capsys):
+    versions = [RegisteredVersion("m", number, (), None, 0.0, {}, {}) for number in (1, 2, 3)]
+    tables.leaderboard(versions, True, ["models:/m/2", "models:/m/3"], "models:/m/3")
+    rows = {row["model"]: (row["new"], row["best_of_new"]) for row in json.loads(capsys.readouterr().out)}
+    assert rows == {"models:/m/1": (False, False), "models:/m/2": (True, False), "models:/m/3": (True, True)}
 
 
 def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):

@@ -192,7 +192,7 @@ def test_history_adds_curves(x: Tensor) -> None:
     assert "training_curves" not in draw(Implicit(None, spec((1, 8, 8))), x, history=[])
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2, 8, 8), (1, 1, 4), (1, 1, 20)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2, 8, 8), (13, 8, 8), (1, 1, 4), (1, 1, 20)])
 def test_shapes_of_data(shape: tuple[int, int, int]) -> None:
     x = torch.rand(9, *shape, generator=torch.Generator().manual_seed(0))
     for figure in draw(Linear(2, shape), x).values():
