@@ -30,8 +30,13 @@ CIRCUMSTANCES = (
     "data.root", "data.resident_gib", "data.download", "likelihood.budget", "likelihood.test_data",
     "likelihood.memory_mib",
 )  # fmt: skip
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of what is kept in a folder of its own
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError("letters, digits, _ - and ., a letter or digit first")
+    return name
 
 
 def _registrable(name: str) -> str:
@@ -40,6 +45,7 @@ def _registrable(name: str) -> str:
     return name
 
 
+FolderName = Annotated[str, AfterValidator(_folder_name)]  # of what is kept in a folder of its own
 ModelName = Annotated[str, AfterValidator(_registrable)]
 
 
@@ -168,9 +174,10 @@ def check_run_name(name: str) -> str:
     Raises:
         UserError: it is none.
     """
-    if not re.fullmatch(NAME, name):
-        raise UserError(f"--name: given {name!r}, expected letters, digits, _ - and ., a letter or digit first")
-    return name
+    try:
+        return _folder_name(name)
+    except ValueError as error:
+        raise UserError(f"--name: given {name!r}, expected {error}") from error
 
 
 def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str) -> LikelihoodConfig:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from avb_service.config import Config, Tree, flatten, override, read_yaml
 from avb_service.errors import ConfigError, UserError
 from avb_service.experiment import OBJECTIVE, OF_DRAWS, objective_of
-from avb_service.settings import NAME, ExperimentConfig, ModelName, read_preset
+from avb_service.settings import ExperimentConfig, FolderName, ModelName, read_preset
 
 Scalar = bool | int | float | str
 COMPARABLE = (OBJECTIVE, OF_DRAWS)
@@ -101,7 +101,7 @@ class SpaceConfig(Config):
         seed: of the search's draws.
     """
 
-    name: Annotated[str, Field(pattern=NAME)]
+    name: FolderName
     preset: str | Annotated[tuple[str, ...], Field(min_length=1)]
     set: dict[str, Any] = {}
     space: Annotated[dict[str, DomainConfig], Field(min_length=1)]

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import struct
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ from hypothesis import strategies as st
 
 from avb_service import storage
 from avb_service.checkpoint import CheckpointStore, ModelFolder
+from avb_service.distributed import train
 from avb_service.errors import DataError, UserError
+from avb_service.experiment import Experiment
 from avb_service.storage import read_folder, read_manifest, write_folder
 
 CONFIG = {"algorithm": {"name": "avb", "lr": 1e-5}, "seeds": [1, 2]}
@@ -306,3 +309,23 @@ def test_no_file_is_a_pickle(tmp_path):
     path = save(CheckpointStore(tmp_path), 1)
     assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json", ".yaml"}
     assert not any(p.read_bytes().startswith((b"\x80", b"PK")) for p in path.iterdir())
+
+
+class Tags(dict):
+    """A recorder that is told of nothing else."""
+
+    set_tags = dict.update
+
+
+def test_a_damaged_newest_is_named_where_training_is_started_and_in_its_run(small, tmp_path, monkeypatch, caplog):
+    config, tags = small("vae"), Tags()
+    store = Experiment(config, tmp_path / "mine" / "checkpoints")
+    store.fit()
+    newest = sorted(store.store.folder.iterdir())[-1]
+    shutil.copytree(newest, store.store.folder / "round-00009999")
+    damage(store.store.folder / "round-00009999" / "tensors.safetensors")
+    monkeypatch.setattr(train, "train", lambda job, callbacks: train.Outcome("finished"))
+    train.train_alone(config, "mine", tmp_path / "mine", "sqlite://", [])
+    assert "round-00009999/tensors.safetensors" in caplog.text
+    Experiment(config, store.store.folder, recorder=tags).resume()
+    assert "round-00009999/tensors.safetensors" in tags["avb.checkpoints_skipped"]
