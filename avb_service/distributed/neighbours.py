@@ -19,7 +19,7 @@ ALIGNED = 64  # bytes
 
 
 class Neighbours:
-    """All workers of a group that lies on one host.
+    """All workers, two at least, of a group that lies on one host.
 
     Args:
         memory: [2, workers, bytes], the same for all. It is used half by half, so that one barrier is enough: whoever
@@ -29,6 +29,7 @@ class Neighbours:
 
     def __init__(self, memory: Tensor) -> None:
         self._memory, self._half, self._rank = memory, 0, dist.get_rank()
+        self._nothing = torch.zeros(1)
 
     @classmethod
     def meet(cls, largest: int) -> Self | None:
@@ -38,9 +39,11 @@ class Neighbours:
             largest: bytes of the largest tensor to be averaged.
 
         Returns:
-            None where they are on several, or where the host has no such memory, or not enough.
+            None where they are on several, or where the host has no such memory, or not enough; and for one alone.
         """
         workers, width = dist.get_world_size(), -(-largest // ALIGNED) * ALIGNED
+        if workers < 2:
+            return None
         path = _allocate(2 * workers * width) if dist.get_rank() == 0 else None
         named: list[str | None] = [None if path is None else str(path)]
         dist.broadcast_object_list(named)
@@ -63,8 +66,11 @@ class Neighbours:
         everybody = self._memory[self._half, :, : gradients.nbytes].view(gradients.dtype)
         self._half = 1 - self._half
         everybody[self._rank].copy_(gradients)
-        dist.barrier()
-        torch.mean(everybody, dim=0, out=gradients)
+        dist.all_reduce(self._nothing)  # a barrier, and faster than gloo's
+        torch.add(everybody[0], everybody[1], out=gradients)  # torch.mean over the first axis takes twice as long
+        for other in everybody[2:]:
+            gradients.add_(other)
+        gradients.div_(len(everybody))
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         done.set_result(gradients)
         return done
