@@ -163,7 +163,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
         reason = f"{error.filename} is no folder" if in_the_way else error.strerror or error
-        raise UserError(f"cannot write {path}: {reason}; choose a place that can be written") from error
+        raise UserError(f"cannot write {path}: {reason}; make room or choose another place") from error
 
 
 def put_back(old: Path) -> None:

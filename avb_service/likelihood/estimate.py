@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from avb_service.algorithm import Algorithm
-from avb_service.errors import DataError, UserError
+from avb_service.errors import DataError
 from avb_service.seeding import seeded
-from avb_service.storage import write_file
+from avb_service.storage import write_file, writing
 
 Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 Quantity = Literal["log_likelihood", "simulated", "own_elbo", "parzen_density"]
@@ -251,7 +251,7 @@ class _Blocks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with _writing(folder):  # before anything is scored
+        with writing(folder):  # before anything is scored
             folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, blocks: Sequence[range]) -> dict[range, Columns]:
@@ -273,20 +273,12 @@ class _Blocks:
 
     def write(self, block: range, columns: Columns) -> None:
         path = self._path(block)
-        with _writing(path):
+        with writing(path):
             content = safetensors.torch.save(dict(columns))
             write_file(path, hashlib.sha256(content).digest() + content)
 
     def _path(self, block: range) -> Path:
         return self.folder / f"{block.start:08d}-{block.stop:08d}.block"
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; make room or choose another place") from error
 
 
 def _fingerprint(task: Task, scorer: Scorer) -> str:

@@ -175,12 +175,14 @@ class SpaceConfig(Config):
 
     def _never_stopped(self) -> Iterator[str]:
         """Where a trial would end before it may be stopped early."""
-        for preset in self.presets if self.scheduler.asha else ():
+        if (asha := self.scheduler.asha) is None:
+            return
+        for preset in self.presets:
             last, every = self.rounds(preset)
             reports = -(-last // every)
-            if self.scheduler.asha and self.scheduler.asha.grace > reports:
+            if asha.grace > reports:
                 yield (
-                    f"scheduler.asha.grace: {self.scheduler.asha.grace} reports, and a trial of {preset} makes "
+                    f"scheduler.asha.grace: {asha.grace} reports, and a trial of {preset} makes "
                     f"{reports} (training.rounds {last}, report_every {every}): none could be stopped early; give "
                     "fewer, or asha: null"
                 )
