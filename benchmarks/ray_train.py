@@ -1,72 +1,154 @@
 """What Ray Train costs, and what a second worker gains: `python -m benchmarks.ray_train`.
 
-The round loop of the same engine runs in this process and in Ray Train workers, in turn; workers report every 100
-rounds as real training does. One core a worker. Four minutes on two cores.
+The round loop of the same engine runs in a process of its own, in one worker of Ray Train while the other waits, and in
+both; they report every 100 rounds as real training does. One core a worker. The three take turns of seconds, so that a
+machine that is slow for a while is slow for all of them. Three minutes on two cores.
 """
 
+import multiprocessing
 import os
 import tempfile
-from statistics import median
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
+from avb_service.algorithm import DataSpec
+from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.distributed.cluster import cluster
 from avb_service.distributed.train import data_parallel
-from benchmarks.load import seconds_a_round
+from avb_service.engine import Engine, Report, TrainingConfig
+from avb_service.networks.trunks import MLPConfig
 
-REPEATS, ROUNDS, BATCH = 5, 300, 256
+LAPS, ROUNDS, BATCH, SHAPE = 16, 100, 256, (1, 28, 28)
+ALONE, ONE, TWO = range(3)  # who plays in a lap, one after another
 
 
-def work(config: dict[str, int]) -> float:
-    """What a worker does."""
+def images_a_second(
+    report: Callable[[dict[str, float]], None] = lambda terms: None,
+    rank: int = 0,
+    workers: int = 1,
+    wrap: Callable[[nn.Module], nn.Module] | None = None,
+) -> float:
+    """Speed of a VAE 784-512-8-512-784, after as many rounds to warm up; on one thread for each worker.
+
+    Args:
+        report: what is done after these rounds.
+        rank: this worker.
+        workers: how many.
+        wrap: makes a turn data-parallel.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = torch.rand(4096, *SHAPE).round()
+    trunk = MLPConfig(hidden=(512,))
+    model = VAE(VAEConfig(latent_dim=8, encoder=trunk, decoder=trunk), DataSpec(SHAPE, "binary", 1, data.mean(0)))
+    images, marks = workers * BATCH, [0.0]
+
+    def source(index: int, worker: int) -> tuple[Tensor, None]:
+        start = (index * images + worker * BATCH) % (len(data) - BATCH)
+        return data[start : start + BATCH], None
+
+    def mark(progress: Report) -> None:
+        report(dict(progress.terms))
+        marks.append(time.perf_counter())
+
+    training = TrainingConfig(rounds=2 * ROUNDS, batch_size=images, logical_workers=workers, report_every=ROUNDS)
+    Engine(model, source, training, wrap=wrap, rank=rank, workers=workers).run(mark)
+    return images * ROUNDS / (marks[-1] - marks[-2])
+
+
+class Turns:
+    """Who plays: a file that grows by a byte when a turn ends; those who wait for theirs sleep."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def wait(self, lap: int, player: int) -> None:
+        """Until it is a player's turn."""
+        while self._path.stat().st_size < 3 * lap + player:
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        """Let the next one play."""
+        with open(self._path, "ab") as file:
+            file.write(b".")
+
+
+def without_ray(path: str, lap: int) -> float:
+    """One turn of the process that has nothing to do with Ray."""
+    turns = Turns(path)
+    turns.wait(lap, ALONE)
+    speed = images_a_second()
+    turns.end()
+    return speed
+
+
+def with_ray(config: dict[str, str]) -> list[tuple[float, float]]:
+    """What a worker of Ray Train does: speed of the first one alone, and of both, for each lap."""
     import ray.train
 
-    context = ray.train.get_context()
-    workers = context.get_world_size()
-    return seconds_a_round(
-        config["batch_size"], ROUNDS, rank=context.get_world_rank(), workers=workers,
-        report=lambda progress: ray.train.report(dict(progress.terms)),
-        wrap=data_parallel if workers > 1 else None,
-    )  # fmt: skip
-
-
-def on_ray(workers: int, batch_size: int, storage: str) -> float:
-    """Seconds a round on Ray Train."""
-    trainer: Any = TorchTrainer(
-        work,
-        train_loop_config={"batch_size": batch_size},
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.98}),
-        run_config=RunConfig(storage_path=storage),
-    )
-    return trainer.fit().return_value
+    rank, turns, speeds = ray.train.get_context().get_world_rank(), Turns(config["path"]), []
+    dist.destroy_process_group()
+    for lap in range(LAPS):
+        turns.wait(lap, ONE)
+        if rank == 0:
+            one = images_a_second(ray.train.report)
+            turns.end()
+        else:  # reports wait for all workers
+            ray.train.report({})
+            ray.train.report({})
+        turns.wait(lap, TWO)
+        dist.init_process_group("gloo", f"file://{config['path']}-{lap}", rank=rank, world_size=2)
+        two = images_a_second(ray.train.report, rank, 2, data_parallel)
+        dist.destroy_process_group()
+        if rank == 0:
+            speeds.append((one, two))
+            turns.end()
+    return speeds
 
 
 def main() -> None:
-    """Measure in turn, and print medians and ratios."""
-    alone, one, two, two_wide = [], [], [], []
-    with tempfile.TemporaryDirectory() as storage, cluster():
-        for _ in range(REPEATS):
-            alone.append(seconds_a_round(BATCH, ROUNDS))
-            one.append(on_ray(1, BATCH, storage))
-            two.append(on_ray(2, BATCH, storage))
-            two_wide.append(on_ray(2, 2 * BATCH, storage))
-    title = f"VAE 784-512-8, one core a worker, {os.cpu_count()} cores"
-    table = Table("", "images a round", "images/s", "ratio, run by run: median (least, most)", title=title)
-    table.add_row("no Ray", str(BATCH), f"{BATCH / median(alone):.0f}", "")
-    longer = _spread([there / here for here, there in zip(alone, one, strict=True)])
-    table.add_row("1 worker", str(BATCH), f"{BATCH / median(one):.0f}", f"{longer} x the time without Ray")
-    for images, seconds in ((BATCH, two), (2 * BATCH, two_wide)):
-        gain = _spread([images / both / (BATCH / single) for single, both in zip(one, seconds, strict=True)])
-        table.add_row("2 workers", str(images), f"{images / median(seconds):.0f}", f"{gain} x one worker")
+    """Let all play, and print medians and ratios."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as storage, cluster(), ProcessPoolExecutor(1, mp_context=spawn) as process:
+        path = os.path.join(storage, "turns")
+        Path(path).touch()
+        alone = process.map(without_ray, [path] * LAPS, range(LAPS))
+        trainer: Any = TorchTrainer(
+            with_ray,
+            train_loop_config={"path": path},
+            scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.98}),
+            run_config=RunConfig(storage_path=storage),
+        )
+        speeds = [(there, *here) for there, here in zip(alone, trainer.fit().return_value, strict=True)]
+    title = f"VAE 784-512-8, {BATCH} images a worker, one core each of {os.cpu_count()}; {LAPS} laps of {ROUNDS} rounds"
+    table = Table("", "images/s", "ratio of a lap", title=title, caption="median (quartiles)")
+    table.add_row("no Ray", _spread([lap[ALONE] for lap in speeds], 0))
+    table.add_row(
+        "1 worker", _spread([lap[ONE] for lap in speeds], 0),
+        f"{_spread([lap[ALONE] / lap[ONE] for lap in speeds], 2)} x the time without Ray",
+    )  # fmt: skip
+    table.add_row(
+        "2 workers", _spread([lap[TWO] for lap in speeds], 0),
+        f"{_spread([lap[TWO] / lap[ONE] for lap in speeds], 2)} x the speed of one",
+    )  # fmt: skip
     Console(width=110).print(table)
 
 
-def _spread(ratios: list[float]) -> str:
-    return f"{median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
+def _spread(values: list[float], digits: int) -> str:
+    low, middle, high = quantiles(values, n=4)
+    return f"{middle:.{digits}f} ({low:.{digits}f}, {high:.{digits}f})"
 
 
 if __name__ == "__main__":

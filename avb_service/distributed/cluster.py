@@ -245,6 +245,7 @@ def _start() -> None:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: Ray's own processes would push workers aside
     here = {**LAPTOP, "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
     # The clean-up asks the dashboard, so that has to be there as well.
     ray.init(address="local", include_dashboard=True, runtime_env=_runtime_env(here), **QUIET)

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -252,11 +253,12 @@ def train_alone(config: ExperimentConfig, name: str, folder: Path, uri: str, cal
     return job
 
 
-def data_parallel(turn: nn.Module) -> nn.Module:
+def data_parallel(turn: nn.Module, timeout_s: float = 600) -> nn.Module:
     """A turn whose gradients are averaged over all workers.
 
     Args:
         turn: on the device where it is played.
+        timeout_s: how long a worker waits for another on its host, seconds; elsewhere the process group's limit holds.
     """
     size, on_cpu = sum(p.nbytes for p in turn.parameters()), next(turn.parameters()).device.type == "cpu"
     # Buffers are not synchronised at each step: that would hide a method whose ranks drift apart. On CPUs all gradients
@@ -265,7 +267,7 @@ def data_parallel(turn: nn.Module) -> nn.Module:
         turn, forward_sync_buffers=False, gradient_as_bucket_view=True,
         bucket_cap_mb=1 + size // 2**20 if on_cpu else None,
     )  # fmt: skip
-    if on_cpu and (neighbours := Neighbours.meet(size)) is not None:
+    if on_cpu and (neighbours := Neighbours.meet(size, timeout_s)) is not None:
         parallel.register_comm_hook(None, neighbours.mean)
     return parallel
 
@@ -294,7 +296,7 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     try:
         experiment = Experiment(
             config, job.checkpoints, recorder=box, rank=rank, workers=workers, device=get_device(),
-            wrap=data_parallel if workers > 1 else None,
+            wrap=partial(data_parallel, timeout_s=config.scaling.collective_timeout_s) if workers > 1 else None,
         )  # fmt: skip
         experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Notice(get_device()))
         if box is not None:

@@ -390,15 +390,35 @@ def meet(rank: int, workers: int, memory: Path) -> None:
     assert everybody == [sizes] * workers
     neighbours.MEMORY = memory / str(rank)
     neighbours.MEMORY.mkdir()
-    assert Neighbours.meet(2**60) is None, "more than there is"
+    assert Neighbours.meet(2**60, 60) is None, "more than there is"
     os.path.exists = lambda path: rank == 0 and Path(path).exists()
-    assert Neighbours.meet(120) is None, "rank 1 does not see what rank 0 has made"
+    assert Neighbours.meet(120, 60) is None, "rank 1 does not see what rank 0 has made"
     assert not list(neighbours.MEMORY.iterdir())
 
 
 def test_neighbours_average_through_memory_and_leave_none_behind(tmp_path):
     (tmp_path / "memory").mkdir()
     spawn(tmp_path, (3, meet, (tmp_path / "memory",)))
+
+
+def wait_in_vain(rank: int, workers: int, timeout_s: float, reason: str, ended: bool) -> None:
+    """Rank 1 does not come to a turn, or it has ended."""
+    parallel = data_parallel(nn.Linear(3, 5), timeout_s)
+    if rank == 1 and ended:
+        os._exit(0)
+    elif rank == 0:
+        with pytest.raises(RuntimeError, match=f"rank 0 waited for another on its host in vain: {reason}"):
+            parallel(torch.ones(2, 3)).sum().backward()
+    if not ended:
+        dist.barrier()
+
+
+def test_a_neighbour_that_does_not_come_is_an_error(tmp_path):
+    spawn(
+        tmp_path,
+        (2, wait_in_vain, (0.2, "timed out", False)),
+        (2, wait_in_vain, (60, "it has closed its connection|.*reset|.*Broken pipe", True)),
+    )
 
 
 def test_more_workers_than_slices_are_refused():
