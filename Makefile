@@ -15,8 +15,9 @@ tune: $(VENV)/ready
 test: lint types
 	$(MAKE) --no-print-directory --jobs 2 test-ray test-rest
 
+# Ray's own default: its workers leave the cores to the other tests, which take as long as they do.
 test-ray: $(VENV)/ready
-	$(BIN)/python -m pytest tests/cluster
+	RAY_worker_niceness=15 $(BIN)/python -m pytest tests/cluster
 
 test-rest: $(VENV)/ready
 	$(BIN)/python -m pytest --ignore tests/cluster
