@@ -2,7 +2,7 @@
 
 The round loop of the same engine runs in a process of its own, in one worker of Ray Train while the other waits, and in
 both; they report every 100 rounds as real training does. One core a worker. The three take turns of seconds, so that a
-machine that is slow for a while is slow for all of them. Three minutes on two cores.
+machine that is slow for a while is slow for all of them. Four minutes on two cores.
 """
 
 import multiprocessing
@@ -31,7 +31,8 @@ from avb_service.engine import Engine, Report, TrainingConfig
 from avb_service.networks.trunks import MLPConfig
 
 LAPS, ROUNDS, BATCH, SHAPE = 16, 100, 256, (1, 28, 28)
-ALONE, ONE, TWO = range(3)  # who plays in a lap, one after another
+PLAYERS = 3
+ALONE, ONE, TWO = range(PLAYERS)  # who plays in a lap, one after another
 
 
 def images_a_second(
@@ -76,7 +77,7 @@ class Turns:
 
     def wait(self, lap: int, player: int) -> None:
         """Until it is a player's turn."""
-        while self._path.stat().st_size < 3 * lap + player:
+        while self._path.stat().st_size < PLAYERS * lap + player:
             time.sleep(0.02)
 
     def end(self) -> None:

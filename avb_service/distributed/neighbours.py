@@ -114,6 +114,7 @@ def _connect(folder: str, rank: int, workers: int, timeout_s: float) -> list[soc
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(os.path.join(folder, str(rank)))
         door.listen(workers)
+        door.settimeout(timeout_s)
         dist.barrier()  # all doors are there
         others = []
         for other in range(rank):

@@ -417,7 +417,7 @@ def test_a_neighbour_that_does_not_come_is_an_error(tmp_path):
     spawn(
         tmp_path,
         (2, wait_in_vain, (0.2, "timed out", False)),
-        (2, wait_in_vain, (60, "it has closed its connection|.*reset|.*Broken pipe", True)),
+        (2, wait_in_vain, (60, "(it has closed its connection|.*reset|.*Broken pipe)", True)),
     )
 
 
