@@ -173,7 +173,7 @@ def pull(model: Model, directory: Path, as_json: Json = False) -> None:
 def evaluate(
     model: Model,
     estimator: Annotated[list[str] | None, typer.Option(help="Only this estimator; repeatable.")] = None,
-    budget: Annotated[str, typer.Option(help="quick, standard (annealing too) or certified.")] = "quick",
+    budget: Annotated[str | None, typer.Option(help="quick (else), standard (annealing too) or certified.")] = None,
     settings: Annotated[Path | None, typer.Option(help="YAML file with keys of the `likelihood` section.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Score on so many cores, through Ray; 1 stays here.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Keep scored data here; called again, it goes on.")] = None,

@@ -206,7 +206,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
     """Dotted path to leaf."""
     leaves: Tree = {}
     for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+        path = f"{prefix}{key}"
+        leaves |= flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
     return leaves
 
 

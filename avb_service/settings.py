@@ -180,13 +180,20 @@ def check_run_name(name: str) -> str:
         raise UserError(f"--name: given {name!r}, expected {error}") from error
 
 
-def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str) -> LikelihoodConfig:
-    """A model's own `likelihood` section with a budget, and a file's keys on top.
+def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str | None) -> LikelihoodConfig:
+    """A model's own `likelihood` section with a file's keys on top.
+
+    Args:
+        base: of the model.
+        file: YAML, with keys of that section.
+        budget: stands above the file's; where neither has one it is quick, whatever the model was trained with.
 
     Raises:
         UserError: the file cannot be read, or has keys or values that do not fit.
     """
-    tree = override(base.tree(), "budget", budget)
+    tree = override(base.tree(), "budget", "quick")
     for path, value in flatten(read_yaml(file) if file else {}).items():
         tree = override(tree, path, value)
+    if budget is not None:
+        tree = override(tree, "budget", budget)
     return LikelihoodConfig.parse(tree, str(file or "likelihood"))

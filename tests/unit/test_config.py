@@ -16,7 +16,8 @@ from avb_service.algorithm import ScheduleConfig, TurnConfig
 from avb_service.algorithms import TABLE
 from avb_service.config import Config, difference, flatten, override, parse_overrides, parse_yaml, read_yaml
 from avb_service.errors import ConfigError, UserError
-from avb_service.settings import ExperimentConfig, preset_names, read_config, read_preset
+from avb_service.likelihood.config import LikelihoodConfig
+from avb_service.settings import ExperimentConfig, preset_names, read_config, read_likelihood, read_preset
 
 
 class Circle(Config):
@@ -417,3 +418,20 @@ def test_schedules_warm_up_stay_and_decay_to_nothing(decay):
         "cosine": lambda u: 0.5 + 0.5 * math.cos(math.pi * u),
     }[decay]
     assert factors[60:] == pytest.approx([expected((round_ - 60) / 40) for round_ in range(60, 100)], abs=1e-6)
+
+
+def test_a_budget_that_is_asked_for_stands_above_the_files(tmp_path):
+    file, base = tmp_path / "likelihood.yaml", LikelihoodConfig(budget="certified")
+    file.write_text("budget: standard\nais: {chains: 4}\n")
+    assert read_likelihood(base, None, None).budget == "quick"
+    assert read_likelihood(base, file, None).budget == "standard"
+    assert read_likelihood(base, file, "quick").budget == "quick"
+    assert read_likelihood(base, file, "quick").ais.chains == 4
+
+
+@pytest.mark.parametrize("text", ["1: 2", "ais: {1: 2}"])
+def test_a_key_that_is_a_number_is_named_in_a_settings_file(tmp_path, text):
+    file = tmp_path / "likelihood.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"\b1\b"):
+        read_likelihood(LikelihoodConfig(), file, None)
