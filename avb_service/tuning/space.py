@@ -3,7 +3,7 @@
 Floor 9.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from avb_service.settings import ExperimentConfig, FolderName, ModelName, read_p
 Scalar = bool | int | float | str
 COMPARABLE = (OBJECTIVE, OF_DRAWS)
 LATENT = "algorithm.latent_dim"
+FEW = 64  # values between the ends of a range that are tried one by one
 
 
 class DomainConfig(Config):
@@ -45,6 +46,12 @@ class DomainConfig(Config):
         """Every value of a choice; both ends of a range."""
         name, values = self.given()
         return (values[0], values[1] - 1) if name == "randint" else values  # its upper end is exclusive
+
+    def between(self) -> Sequence[int]:
+        """The whole numbers between the ends, where they are few."""
+        name, values = self.given()
+        inner = range(values[0] + 1, values[1] - 1) if name == "randint" else ()
+        return inner if len(inner) <= FEW else ()
 
 
 class ASHAConfig(Config):
@@ -137,7 +144,7 @@ class SpaceConfig(Config):
             yield self.trial(preset, dict(zip(domains, values, strict=True)))
 
     def problems(self) -> Iterator[str]:
-        """Try every preset by itself, then every endpoint of every domain under it, then every two together."""
+        """Try every preset by itself, then every endpoint of every domain, what is between, and every two together."""
         yield from super().problems()
         if twice := sorted({preset for preset in self.presets if self.presets.count(preset) > 1}):
             yield f"preset: {', '.join(twice)} is there twice; give each once, and more trials"
@@ -147,7 +154,7 @@ class SpaceConfig(Config):
         yield from broken
         if broken:
             return
-        broken = list(self._tried_endpoints(1)) or list(self._tried_endpoints(2))
+        broken = list(self._tried_endpoints(1)) or list(self._tried_between()) or list(self._tried_endpoints(2))
         yield from broken
         for preset, value in product(self.baselines, self.latent_sizes()):
             yield from (f"baselines: at {value} latents, {line}" for line in self._tried(preset, {LATENT: value}))
@@ -172,6 +179,12 @@ class SpaceConfig(Config):
                 given = {path: value for (path, _), value in zip(domains, values, strict=True)}
                 where = " and ".join(f"space.{path}: at {value!r}" for path, value in given.items())
                 yield from (f"{where} with {line}" for line in self._tried(preset, given))
+
+    def _tried_between(self) -> Iterator[str]:
+        """What is wrong with whole numbers that are no endpoints, such as one that does not divide another."""
+        for preset, (path, domain) in product(self.presets, self.space.items()):
+            for value in domain.between():
+                yield from (f"space.{path}: at {value} with {line}" for line in self._tried(preset, {path: value}))
 
     def _never_stopped(self) -> Iterator[str]:
         """Where a trial would end before it may be stopped early."""

@@ -72,6 +72,12 @@ def test_endpoints_are_tried_in_pairs_as_well():
     assert "logical_workers: 8 do not divide training.batch_size 100" in line
 
 
+def test_whole_numbers_between_the_ends_are_tried_as_well():
+    (line,) = problems(space={"training.logical_workers": {"randint": [1, 5]}}, preset="avb_digits")
+    assert line.startswith("space.training.logical_workers: at 3 with avb_digits")
+    assert "logical_workers: 3 do not divide training.batch_size" in line
+
+
 def test_a_preset_that_is_given_twice_is_refused():
     assert "preset: avb_digits is there twice; give each once, and more trials" in problems(preset=["avb_digits"] * 2)
 
