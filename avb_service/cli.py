@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -192,14 +192,15 @@ def evaluate(
         _check_name(figure, ".png")
         check_place(figure)
     loaded = avb_service.load(model)
-    config = read_likelihood(loaded.config.likelihood, settings, budget)
+    likelihood = read_likelihood(loaded.config.likelihood, settings, budget)
+    loaded = replace(loaded, config=loaded.config.model_copy(update={"likelihood": likelihood}))
     x, _ = loaded.data("test", limit, data_root)
     with _runner(workers) as run, _progress(as_json) as progress:
-        evaluator = loaded.evaluator(config, noise, run=run, store=keep, progress=progress)
+        evaluator = loaded.evaluator(noise=noise, run=run, store=keep, progress=progress)
         x = loaded.check(x)
         for name in set(estimator or []) - {"parzen"}:
             evaluator.require(name)
-        estimates, certificate = ([], None) if estimator else evaluator.assess(x, config.budget)
+        estimates, certificate = ([], None) if estimator else evaluator.assess(x, likelihood.budget)
         for name in estimator or []:
             estimates += loaded.parzen(x, data_root) if name == "parzen" else [evaluator.score(name, x)]
     tables.estimates(estimates, certificate, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)

@@ -110,7 +110,8 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step
 def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> list[Published]:  # noqa: ANN401
     """Score the best trials on held-out data and register the best of each method; the best of all may be champion.
 
-    The search ranks trials by a bound that is cheap; its best few are ranked again by what their budget buys.
+    The search ranks trials by a bound that is cheap; its best few are ranked again by what their budget buys, those
+    whose figures can be believed before the others.
 
     Every step asks what is there already, so a call that was interrupted anywhere is brought to its end by another:
     what has been scored or registered is not done again.
@@ -127,7 +128,7 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
         contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
         leaders = _leaders(reached)
         records = _assess([*contenders, *leaders.values()], on_step, scoring)
-        best = max(contenders, key=lambda trial: _held_out(records[trial.job.name]))
+        best = max(contenders, key=lambda trial: _standing(records[trial.job.name]))
         _register(search, _leaders([best, *reached]).values(), best, records)
     search.run.finish()
     return list(search.published().values())
@@ -154,8 +155,9 @@ def _assess(
     return records
 
 
-def _held_out(record: LikelihoodRecord) -> float:
-    return -math.inf if record.held_out is None else record.held_out.value
+def _standing(record: LikelihoodRecord) -> tuple[bool, float]:
+    """Whether it could be champion's, and the figure: the greater the better."""
+    return record.objection is None, -math.inf if record.held_out is None else record.held_out.value
 
 
 def _register(

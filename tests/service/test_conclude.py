@@ -1,9 +1,12 @@
 """What follows a search, interrupted anywhere: trials that were trained here, a real registry, no Ray."""
 
+from dataclasses import replace
+
 import pytest
 
 from avb_service.distributed.train import Job
 from avb_service.experiment import Experiment
+from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.tracking import Run, leaderboard
 from avb_service.tracking.server import connect
 from avb_service.tuning.record import TRIAL, Search
@@ -76,3 +79,17 @@ def test_an_interrupted_end_is_brought_to_its_end_and_repeats_nothing(search, mo
     assert tags["avb.best_model"] in {each.uri for each in published}
     assert conclude(again(search), steps.append) == published
     assert len(leaderboard(search.tracking_uri)) == 2
+
+
+def test_a_trial_whose_certificate_failed_is_not_ranked_before_one_that_can_be_believed(search, monkeypatch):
+    records = {trial.job.name: trial.job.assess() for trial in search.trials()}
+    highest = max(records, key=lambda name: records[name].held_out.value)
+
+    def assess(job, **scoring):
+        gap = Check("gap", 0.9 if job.name == highest else 0.1, "<=", 0.2, "mean gap")
+        return replace(records[job.name], certificate=Certificate((gap,), -20.1, -20.0))
+
+    monkeypatch.setattr(Job, "assess", assess)
+    conclude(search, lambda step: None)
+    second = max(records.keys() - {highest}, key=lambda name: records[name].held_out.value)
+    assert connect(search.tracking_uri).get_run(search.run.run_id).data.tags["avb.best_trial"] == second
