@@ -127,16 +127,14 @@ class LoadedModel:
             memory_mib=likelihood.memory_mib,
         ))  # fmt: skip
 
-    def evaluator(
-        self, config: LikelihoodConfig | None = None, noise: float | None = None, **options: Any  # noqa: ANN401
-    ) -> Evaluator:
+    def evaluator(self, noise: float | None = None, **options: Any) -> Evaluator:  # noqa: ANN401
         """All estimators, one by one; options are `Evaluator`'s. What it is given should have gone through `check`.
 
         Raises:
             UserError: a noise is named for a method that has no use for it.
         """
         model = self.algorithm if noise is None else NoisyModel(self.algorithm, noise).eval()
-        return Evaluator(model, config or self.config.likelihood, **options)
+        return Evaluator(model, self.config.likelihood, **options)
 
     def check(self, x: Tensor) -> Tensor:
         """The data in the model's precision.

@@ -192,8 +192,7 @@ def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str | Non
         UserError: the file cannot be read, or has keys or values that do not fit.
     """
     tree = override(base.tree(), "budget", "quick")
-    for path, value in flatten(read_yaml(file) if file else {}).items():
+    asked = {} if budget is None else {"budget": budget}
+    for path, value in {**flatten(read_yaml(file) if file else {}), **asked}.items():
         tree = override(tree, path, value)
-    if budget is not None:
-        tree = override(tree, "budget", budget)
     return LikelihoodConfig.parse(tree, str(file or "likelihood"))

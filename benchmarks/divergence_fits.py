@@ -38,10 +38,7 @@ QUICK = {
 }  # fmt: skip
 # The best critic of total variation is a step where p = q, flat elsewhere: without a penalty of its slope it becomes
 # one, and does not follow when p = q moves.
-SMOOTH = {
-    "discriminator": {"name": "mlp", "hidden": [32, 32], "activation": "silu"}, "penalty": 1.0e-3,
-    "adversary": {"steps": 8, "lr": 5.0e-3, "betas": [0.5, 0.99], "clip_norm": 10.0}, "model": TURN,
-}  # fmt: skip
+SMOOTH = {**QUICK, "penalty": 1.0e-3, "adversary": {**QUICK["adversary"], "steps": 8}, "model": TURN}
 GAMES = {"jeffrey": QUICK, "total_variation": SMOOTH}
 TRAINING = {
     "jeffrey": {"dtype": "float64"},  # e^-V of data may overflow while the draws are still narrow

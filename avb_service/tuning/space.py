@@ -3,7 +3,7 @@
 Floor 9.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -154,7 +154,10 @@ class SpaceConfig(Config):
         yield from broken
         if broken:
             return
-        broken = list(self._tried_endpoints(1)) or list(self._tried_between()) or list(self._tried_endpoints(2))
+        broken = (
+            list(self._tried_together(1)) or list(self._tried_together(1, DomainConfig.between))
+            or list(self._tried_together(2))
+        )  # fmt: skip
         yield from broken
         for preset, value in product(self.baselines, self.latent_sizes()):
             yield from (f"baselines: at {value} latents, {line}" for line in self._tried(preset, {LATENT: value}))
@@ -172,19 +175,15 @@ class SpaceConfig(Config):
         presets = {preset: self.trial(preset).identity() for preset in (*self.presets, *self.baselines)}
         return {**self.tree(), "resolved": presets}
 
-    def _tried_endpoints(self, together: int) -> Iterator[str]:
-        """What is wrong with endpoints, alone or so many of them together."""
+    def _tried_together(
+        self, together: int, values_of: Callable[[DomainConfig], Sequence[Any]] = DomainConfig.endpoints
+    ) -> Iterator[str]:
+        """What is wrong with endpoints, or others of the values, alone or so many of them together."""
         for preset, domains in product(self.presets, combinations(self.space.items(), together)):
-            for values in product(*(domain.endpoints() for _, domain in domains)):
+            for values in product(*(values_of(domain) for _, domain in domains)):
                 given = {path: value for (path, _), value in zip(domains, values, strict=True)}
                 where = " and ".join(f"space.{path}: at {value!r}" for path, value in given.items())
                 yield from (f"{where} with {line}" for line in self._tried(preset, given))
-
-    def _tried_between(self) -> Iterator[str]:
-        """What is wrong with whole numbers that are no endpoints, such as one that does not divide another."""
-        for preset, (path, domain) in product(self.presets, self.space.items()):
-            for value in domain.between():
-                yield from (f"space.{path}: at {value} with {line}" for line in self._tried(preset, {path: value}))
 
     def _never_stopped(self) -> Iterator[str]:
         """Where a trial would end before it may be stopped early."""

@@ -68,8 +68,10 @@ def test_a_certified_budget_says_what_passed(folder):
 
 def test_a_settings_file_changes_the_recipe_and_its_typos_are_named(folder):
     (folder / "more.yaml").write_text("importance_draws: 9\ntest_data: 7\n")
-    found = avb(folder, "evaluate", "vae-model", "--estimator", "iwae", "--settings", "more.yaml").stdout
-    assert "iwae_9" in found and "on 7 test data" in " ".join(found.split())
+    (found,) = estimates(folder, "--estimator", "iwae", "--settings", "more.yaml")
+    assert found["estimator"] == "iwae_9"
+    shown = avb(folder, "evaluate", "vae-model", "--estimator", "elbo", "--settings", "more.yaml").stdout
+    assert "on 7 test data" in " ".join(shown.split())
     (folder / "typo.yaml").write_text("importance_drawz: 9\n")
     refused = avb(folder, "evaluate", "vae-model", "--settings", "typo.yaml")
     assert refused.returncode == 2
