@@ -5,6 +5,7 @@ Floor 8. Nothing heavy is imported before it is needed, so that help answers at 
 
 import json
 import math
+import re
 import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,12 @@ out = Console() if sys.stdout.isatty() else Console(width=120)
 # Of the leaderboard's columns: those that hold words; those that a terminal may have no room for, the first to go
 # first; and what they mean.
 WORDS = ("model", "alias", "method", "data", "certificate")
-DETAILS = ("params", "train", "drawn <=", "data", "gap", "log p(x) ~", "Parzen (training)")
+DETAILS = ("params", "train", "drawn <=", "data", "gap", "IWAE", "log p(x) ~", "Parzen (training)")
+REFINED = r"test/log_likelihood\.iwae_refined_\d+\.lower_bound"
 APART = "Between two lines: scored on the same data, by the same measure; only such figures can be compared."
 NOTES = {
     "model": "*: new.  ±: standard error over data.",
+    "IWAE": "IWAE: iwae_refined, a looser lower bound on the same data; searches compare by it on validation data.",
     "log p(x) ~": "~: what an adversary believes; it bounds nothing.",
     "drawn <=": "drawn <=: upper bound on data that the model drew itself.",
     "gap": "gap: between the two bounds on such data, plus 2 s.e.",
@@ -160,6 +163,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "data": row["data"],
         "d": row["latent"],
         "log p(x) >=": _number(row["log p(x) >="]) + error,
+        "IWAE": _number(row["iwae"]),
         "log p(x) ~": _number(row["log p(x) ~"]),
         "Parzen (training)": _number(row["parzen"], ".1f") + training,
         "drawn <=": _number(row["simulated <="]),
@@ -182,6 +186,7 @@ def _row(version: "RegisteredVersion") -> dict[str, Any]:
         "latent": tags.get("latent_dim", ""),
         "log p(x) >=": metrics.get(HELD_OUT),
         "stderr": metrics.get(f"{HELD_OUT}.stderr"),
+        "iwae": next((value for name, value in sorted(metrics.items()) if re.fullmatch(REFINED, name)), None),
         "log p(x) ~": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
         "parzen": metrics.get("test/parzen"),
         "parzen_training": metrics.get("test/parzen_training"),

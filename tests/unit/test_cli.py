@@ -277,10 +277,12 @@ def test_users_arrays_train_without_a_cluster(tmp_path, shape, trunk):
     assert {"samples", "reconstructions", "latents"} <= experiment.draw().keys()
 
 
-@pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params"}), (124, set())])
+@pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params", "IWAE"}), (91, {"gap", "params"}), (132, set())])
 def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     metrics = {
         "test/log_likelihood": -22.0666, "test/log_likelihood.stderr": 0.2645, "certificate/gap": 0.0251,
+        "test/log_likelihood.iwae_refined_256.lower_bound": -22.21,
+        "test/log_likelihood.iwae_256.lower_bound": -23.5,
         "test/log_likelihood.elbo_adversarial.estimate": -122.5, "certificate/simulated.upper": -124.5,
     }  # fmt: skip
     tags = {"method": "avb_ac", "latent_dim": "16", "data": "digits", "certificate": "PASS", "parameters": "88000",
@@ -292,7 +294,8 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     assert row.split()[:7] == ["digits-smoke/12", "*", "champion", "avb_ac", *(["digits"] if not absent else []), "16",
                                "-22.07", "±"][:7]  # fmt: skip
     assert "…" not in row + heading
-    assert {name for name in ("gap", "params", "certificate") if name not in heading} == absent
+    assert {name for name in ("gap", "params", "certificate", "IWAE") if name not in heading} == absent
+    assert ("-22.21" in row) == ("IWAE" not in absent) and "-23.50" not in row
 
 
 def test_programs_are_told_which_models_are_new_and_which_of_them_is_the_best(capsys):
