@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -63,28 +63,35 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one model on Ray, score it on held-out data and register it."""
-    from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.cluster import cluster, own_capacity
     from avb_service.distributed.progress import Bars, listening
     from avb_service.distributed.scoring import on_cluster
-    from avb_service.distributed.train import train_alone
+    from avb_service.distributed.train import Job, train_alone
     from avb_service.experiment import load_data
     from avb_service.lock import owned
     from avb_service.settings import check_run_name, read_config
     from avb_service.tracking import check_server
-    from avb_service.tracking.publish import check_name
+    from avb_service.tracking.publish import check_names
 
     config = read_config(source, assign).anchored()
-    name = check_run_name(name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    if name is None:
+        name = f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_run_name(name)
     uri = check_server()
-    check_name(config, uri)
+    check_names(config, uri)
+    if (here := own_capacity()) is not None:
+        here.models_at_a_time(config.scaling)
     load_data(config)
-    with owned(storage.absolute() / f".{name}.lock", f"run {name}", _note), cluster(_note) as capacity:
+    with ExitStack() as held:
+        held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
+        job = Job.alone(config, name, storage.absolute() / name, uri)
+        capacity = held.enter_context(cluster(_note))
         capacity.models_at_a_time(config.scaling)
         _note(f"training {name} on {capacity}; recorded at {uri}")
         try:
             with closing(Bars(config.training.rounds, quiet=as_json)) as bars:
                 with listening(partial(bars.report, name)) as callbacks:
-                    job = train_alone(config, name, storage.absolute() / name, uri, callbacks)
+                    train_alone(job, callbacks)
             job.deliver(_note)
             with _progress(as_json) as progress:
                 published = job.publish(job.assess(run=on_cluster(capacity), progress=progress))
@@ -105,12 +112,12 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Search hyper-parameters, then score and register the best."""
-    from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.cluster import cluster, own_capacity
     from avb_service.distributed.scoring import on_cluster
     from avb_service.lock import owned
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
-    from avb_service.tracking.publish import check_name
+    from avb_service.tracking.publish import check_names
     from avb_service.tuning import record
     from avb_service.tuning.progress import ProgressCallback
     from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
@@ -123,7 +130,9 @@ def tune(
         begun = record.folder_to_resume(searched, storage)
     uri = check_server()
     for config in searched.bases():
-        check_name(config, uri)
+        check_names(config, uri)
+    if (here := own_capacity()) is not None:
+        check_capacity(searched, here)
     preflight(searched)
     lock = storage.absolute() / f".{searched.name}.lock"
     with owned(lock, f"search {searched.name}", _note), cluster(_note) as capacity:
@@ -442,8 +451,10 @@ def _runner(workers: int) -> "Iterator[Runner]":
 
         yield serially
         return
-    from avb_service.distributed.cluster import cluster
+    from avb_service.distributed.cluster import cluster, own_capacity
     from avb_service.distributed.scoring import on_cluster
 
+    if (here := own_capacity()) is not None:
+        on_cluster(here, workers)
     with cluster(_note) as capacity:
         yield on_cluster(capacity, workers)

@@ -265,7 +265,8 @@ def _lines(
     lines = []
     paths = [_path(item["loc"], tree) for item in error.errors()]
     for item, path in zip(error.errors(), paths, strict=True):
-        inner = any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+        emptied = aside if item["input"] == {} else ()  # all that was given there is set aside
+        inner = any(len(other) > len(path) and other[: len(path)] == path for other in (*paths, *emptied))
         if inner or (item["type"] == "missing" and path in aside):
             continue
         dotted = ".".join(map(str, path)) or "(top)"

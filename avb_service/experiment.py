@@ -119,11 +119,12 @@ class Experiment:
 
         Raises:
             UserError: the folder holds checkpoints of another configuration, or only damaged ones.
-            DivergenceError: training left the finite numbers; the last good state is in the store.
+            DivergenceError: training left the finite numbers; names the last good state, which is in the store.
         """
         if self.recorder is not None:
             self.recorder.set_tags(self.tags())
-        self.resume(on_report)
+        if not self.resume(on_report):
+            self.save()  # so that there is a good state before the first report, too
         self._since = time.perf_counter()
 
         def report(progress: Report) -> None:
@@ -137,7 +138,11 @@ class Experiment:
             on_report(progress.round, metrics)
             self._since = time.perf_counter()
 
-        self.engine.run(report, lambda: heed(self.save))
+        try:
+            self.engine.run(report, lambda: heed(self.save))
+        except DivergenceError as error:
+            good = self.store.latest()
+            raise DivergenceError(f"{error}. The last good state is {good and good.path}") from error
 
     def save(self) -> None:
         """Write a checkpoint between two reports; all workers call it.
@@ -152,8 +157,11 @@ class Experiment:
             if self.rank == 0:
                 self.store.save(self.engine.round, self._state(), {}, self.config.tree())
 
-    def resume(self, on_report: OnReport = lambda round_, metrics: None) -> None:
+    def resume(self, on_report: OnReport = lambda round_, metrics: None) -> bool:
         """Load the newest checkpoint, if there is one, and report it again: who was to hear of it may have missed it.
+
+        Returns:
+            Whether there is one.
 
         Raises:
             UserError: it was made with another configuration; names the differing lines.
@@ -166,6 +174,7 @@ class Experiment:
                 self.recorder.set_tags({SKIPPED: "; ".join(checkpoint.skipped)})
             if checkpoint.metrics:  # else it was made between two reports
                 on_report(checkpoint.round, checkpoint.metrics)
+        return checkpoint is not None
 
     def load_best(self) -> int:
         """Load the checkpoint with the best validation likelihood, else the newest, and give its round.

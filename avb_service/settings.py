@@ -168,14 +168,14 @@ def read_config(source: str | Path, assignments: list[str] | None = None) -> Exp
     return ExperimentConfig.parse(tree, str(source), problems)
 
 
-def check_run_name(name: str) -> str:
-    """A name that can be that of a folder and stays in the folder where it is made.
+def check_run_name(name: str) -> None:
+    """Make sure that a name can be that of a folder, and stays in the folder where it is made.
 
     Raises:
         UserError: it is none.
     """
     try:
-        return _folder_name(name)
+        _folder_name(name)
     except ValueError as error:
         raise UserError(f"--name: given {name!r}, expected {error}") from error
 

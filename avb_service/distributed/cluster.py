@@ -103,6 +103,19 @@ class Capacity:
         return models
 
 
+def own_capacity() -> Capacity | None:
+    """What a cluster of our own has at most, known before it is started; None where `cluster` joins another.
+
+    Ray takes no more than what is here; where it may use less (a container's share), that is found once it has started.
+    """
+    import ray
+    import torch
+
+    if ray.is_initialized() or _address() != "local":
+        return None
+    return Capacity((Node(float(os.cpu_count() or 1), float(torch.cuda.device_count())),))
+
+
 def worker_cpus(scaling: ScalingConfig) -> float:
     """What a worker asks Ray for."""
     return scaling.cpus_per_worker * WORKER_SHARE
@@ -125,7 +138,7 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
         os.environ.setdefault(name, value)
     import ray
 
-    mine, address = not ray.is_initialized(), os.environ.get("RAY_ADDRESS") or "local"
+    mine, address = not ray.is_initialized(), _address()
     if mine and address == "local":
         _start()
     elif mine:
@@ -140,6 +153,11 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
     finally:
         if mine:
             ray.shutdown()
+
+
+def _address() -> str:
+    """Of the cluster that is used: `local` for one of our own."""
+    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _join(address: str) -> None:

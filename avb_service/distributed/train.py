@@ -131,6 +131,24 @@ class Job:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --storage") from error
 
     @classmethod
+    def alone(cls, config: ExperimentConfig, name: str, folder: Path, uri: str) -> "Job":
+        """A model that belongs to no search; its folder is written.
+
+        Args:
+            config: with absolute paths.
+            name: of the run.
+            folder: of this model alone, on a disk that all hosts share.
+            uri: of MLflow; absolute.
+
+        Raises:
+            UserError: another job was begun there, or the folder cannot be written.
+        """
+        job = cls(config.tree(), str(folder), name, name, None, uri, {"avb.kind": "single"})
+        job.begin()
+        CheckpointStore(job.checkpoints).latest()  # what is damaged is named here; workers speak to Ray's logs
+        return job
+
+    @classmethod
     def read(cls, folder: Path) -> "Job":
         """The job that was begun in a folder."""
         return cls(**json.loads((folder / JOB).read_text(encoding="utf-8")))
@@ -227,30 +245,20 @@ def _named(job: Job) -> Iterator[None]:
         ) from error
 
 
-def train_alone(config: ExperimentConfig, name: str, folder: Path, uri: str, callbacks: list[Any]) -> Job:
-    """Train one model that belongs to no search.
-
-    Args:
-        config: with absolute paths.
-        name: of the run.
-        folder: of this model alone, on a disk that all hosts share.
-        uri: of MLflow; absolute.
-        callbacks: of Ray Train.
+def train_alone(job: Job, callbacks: list[Any]) -> None:
+    """Train one model that belongs to no search, from `Job.alone`.
 
     Raises:
         UserError: it was refused, or diverged.
         KeyboardInterrupt: somebody stopped it.
     """
-    job = Job(config.tree(), str(folder), name, name, None, uri, {"avb.kind": "single"})
-    CheckpointStore(job.checkpoints).latest()  # what is damaged is named here too, since workers speak to Ray's logs
     try:
         outcome = train(job, callbacks)
     except KeyboardInterrupt:
         job.close("KILLED", "interrupted; the same command continues it")
         raise
     if outcome.status == "diverged":
-        raise DivergenceError(f"{name} diverged: {outcome.reason}")
-    return job
+        raise DivergenceError(f"{job.name} diverged: {outcome.reason}")
 
 
 def data_parallel(turn: nn.Module, timeout_s: float = 600) -> nn.Module:

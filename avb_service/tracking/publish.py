@@ -16,7 +16,7 @@ from avb_service.model import load_model
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.registry import RegisteredVersion, leaderboard, pull, register, set_alias
-from avb_service.tracking.runs import Run
+from avb_service.tracking.runs import Run, check_experiment
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 CONTENT, REASON, SCORED_ON = "sha256", "promotion", "scored_on"  # tags of a version
@@ -101,16 +101,18 @@ def _show(experiment: Experiment, record: LikelihoodRecord, run: Run, metrics: M
         run.log_figure("bounds", to_png(bounds(bounding, gap)))
 
 
-def check_name(config: ExperimentConfig, uri: str | None = None) -> None:
-    """Make sure that a model may be registered under its name, before it is trained.
+def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
+    """Make sure that a run may be recorded, and a model registered, under the names given, before it is trained.
 
     Args:
         config: of the model.
         uri: where, as `tracking_uri` reads it.
 
     Raises:
-        UserError: models of another kind have that name, so that no champion could be chosen among them.
+        UserError: the experiment was deleted; or models of another kind have that name, so that no champion could be
+            chosen among them.
     """
+    check_experiment(config.tracking.experiment, uri)
     name, method = config.tracking.model, config.algorithm.name
     for row in _versions(name, uri):
         others = row.tags.get("method"), row.tags.get("data")

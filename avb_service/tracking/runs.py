@@ -197,6 +197,17 @@ def close_open_children(parent: str, status: Status = "KILLED", reason: str = ""
     return children
 
 
+def check_experiment(name: str, uri: str | None = None) -> None:
+    """Make sure that runs may be recorded in an experiment, before there are any.
+
+    Raises:
+        UserError: it was deleted.
+    """
+    where = tracking_uri(uri)
+    with refusals(f"cannot look for the experiment {name!r} at {where}"):
+        _check_there(connect(where).get_experiment_by_name(name), where)
+
+
 def parameters(config: Tree) -> dict[str, str]:
     """The configuration as MLflow's parameters, dotted path to text, no longer than MLflow takes."""
     from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH
@@ -212,12 +223,16 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> "Experiment":
         with existing_is_fine():
             client.create_experiment(name, artifact_location=root.as_uri() if root else None)
         return _experiment(client, name, uri)
-    if experiment.lifecycle_stage == "deleted":
+    _check_there(experiment, uri)
+    return experiment
+
+
+def _check_there(experiment: "Experiment | None", uri: str) -> None:
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
         raise UserError(
-            f"the experiment {name!r} was deleted at {uri}: choose another name, or restore it with "
+            f"the experiment {experiment.name!r} was deleted at {uri}: choose another name, or restore it with "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         )
-    return experiment
 
 
 def _find(client: "MlflowClient", experiment_id: str, resume_key: str | None) -> "RunEntity | None":

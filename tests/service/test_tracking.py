@@ -33,6 +33,7 @@ from avb_service.tracking import (
     set_alias,
     tracking_uri,
 )
+from avb_service.tracking.runs import check_experiment
 
 # What MLflow does with SQLAlchemy, and when it is imported.
 pytestmark = [
@@ -210,6 +211,10 @@ def test_a_deleted_experiment_and_an_unknown_run_are_the_users_to_mend(uri, clie
     client.delete_experiment(client.get_run(run.run_id).info.experiment_id)
     with pytest.raises(UserError, match=f"'{name}' was deleted.*restore"):
         Run.start(name, "two", CONFIG, uri=uri)
+    with pytest.raises(UserError, match=f"'{name}' was deleted.*restore"):
+        check_experiment(name, uri)
+    check_experiment("never seen", uri)
+    assert client.get_experiment_by_name("never seen") is None, "looking makes nothing"
     with pytest.raises(UserError, match="cannot open run 0123"):
         Run("0123", uri)
 

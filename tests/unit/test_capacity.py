@@ -1,6 +1,6 @@
 import pytest
 
-from avb_service.distributed.cluster import Capacity, Node
+from avb_service.distributed.cluster import Capacity, Node, own_capacity
 from avb_service.distributed.scoring import on_cluster
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
@@ -58,3 +58,8 @@ def test_more_scorers_than_there_are_cores_or_gpus_are_refused(node, most):
 
 def test_what_a_cluster_has_is_said_in_a_line():
     assert str(Capacity((Node(2, 0), Node(4, 1)))) == "2 node(s), 6 CPUs, 1 GPUs"
+
+
+def test_what_another_cluster_has_is_not_known_before_it_is_joined(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert own_capacity() is None

@@ -317,15 +317,14 @@ class Tags(dict):
     set_tags = dict.update
 
 
-def test_a_damaged_newest_is_named_where_training_is_started_and_in_its_run(small, tmp_path, monkeypatch, caplog):
+def test_a_damaged_newest_is_named_where_training_is_started_and_in_its_run(small, tmp_path, caplog):
     config, tags = small("vae"), Tags()
     store = Experiment(config, tmp_path / "mine" / "checkpoints")
     store.fit()
     newest = sorted(store.store.folder.iterdir())[-1]
     shutil.copytree(newest, store.store.folder / "round-00009999")
     damage(store.store.folder / "round-00009999" / "tensors.safetensors")
-    monkeypatch.setattr(train, "train", lambda job, callbacks: train.Outcome("finished"))
-    train.train_alone(config, "mine", tmp_path / "mine", "sqlite://", [])
+    train.Job.alone(config, "mine", tmp_path / "mine", "sqlite://")
     assert "round-00009999/tensors.safetensors" in caplog.text
     Experiment(config, store.store.folder, recorder=tags).resume()
     assert "round-00009999/tensors.safetensors" in tags["avb.checkpoints_skipped"]

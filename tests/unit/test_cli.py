@@ -74,6 +74,7 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
          ["not found", "--set data.root=FOLDER"]),
         (["tune", "--space", "nowhere.yaml"], ["cannot read nowhere.yaml"]),
         (["train", "vae_digits", "--name", "/tmp/outside"], ["--name: given '/tmp/outside'"]),
+        (["train", "vae_digits", "--name", ""], ["--name: given ''"]),
         (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
         (["evaluate", "models:/none@champion", "--figure", "x.pdf"], ["x.pdf", "ends in .png"]),
         (["evaluate", "models:/none@champion", "--figure", "/dev/null/x.png"], ["cannot write /dev/null/x.png"]),
@@ -252,6 +253,21 @@ def test_help_imports_nothing_heavy():
     heavy = {"torch", "ray", "mlflow", "pydantic", "numpy"}
     code = f"import sys, avb_service.cli; print(sorted({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_more_workers_than_this_machine_has_are_refused_before_ray_is_started(command, monkeypatch, capsys, tmp_path):
+    many = ["training.batch_size=64", "training.logical_workers=64", "scaling.workers=64"]
+    space = {"preset": "vae_digits", "space": {"algorithm.latent_dim": {"choice": [2]}},
+             "set": dict(each.split("=") for each in many)}  # fmt: skip
+    (tmp_path / "space.yaml").write_text(json.dumps(space).replace('"64"', "64"))
+    arguments = {"train": ["vae_digits", *(word for each in many for word in ("--set", each))],
+                 "tune": ["--space", "space.yaml"]}  # fmt: skip
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    message = refused(capsys, monkeypatch, command, *arguments[command])
+    assert "64 workers of 1 CPUs and 0 GPUs do not fit; the cluster has 1 node" in message
 
 
 @pytest.mark.parametrize("trunk", ["mlp", "conv"])

@@ -22,10 +22,11 @@ ROW = {"version": 3, "aliases": (), "run_id": None, "created": 0.0, "metrics": {
 )  # fmt: skip
 def test_a_name_of_another_kind_is_taken(monkeypatch, name, tags, reason):
     monkeypatch.setattr(publish, "leaderboard", lambda uri: [RegisteredVersion(name=name, tags=tags, **ROW)])
+    monkeypatch.setattr(publish, "check_experiment", lambda name, uri: None)
     config = read_config("vae_digits")
     assert config.tracking.model == "vae-digits"
     if reason is None:
-        publish.check_name(config)
+        publish.check_names(config)
         return
     with pytest.raises(UserError, match=f"'vae-digits' is taken: models:/vae-digits/3 {reason}.*tracking.model"):
-        publish.check_name(config)
+        publish.check_names(config)

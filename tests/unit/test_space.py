@@ -62,7 +62,8 @@ def test_every_problem_is_named_at_once():
     ],
 )  # fmt: skip
 def test_a_domain_that_is_none_is_refused(domain, reason):
-    assert any(reason in line for line in problems(space={"algorithm.model.lr": domain}))
+    (line,) = problems(space={"algorithm.model.lr": domain})
+    assert reason in line, "and no second line, of what is left without it"
 
 
 def test_endpoints_are_tried_in_pairs_as_well():
