@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
-from torch.nn.functional import avg_pool1d, pad
+from torch.nn.functional import avg_pool1d, interpolate, pad
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.config import Config
@@ -23,6 +23,7 @@ Proposal = Callable[[Tensor], Distribution]  # data [b, ...] -> r(z|x), batch sh
 TARGET = 0.8  # acceptance at which HMC is most efficient, within a broad optimum
 FIRST_STEP = 0.5
 SIGMOID = 4.0
+STRIDES = 200  # temperatures at most at which step sizes are learned
 
 
 class AnnealConfig(Config):
@@ -218,9 +219,14 @@ def temperatures(count: int, shape: Literal["linear", "sigmoid"], like: Tensor) 
 
 
 def tuned_steps(path: Path, betas: Tensor, recipe: AnnealConfig) -> Tensor:
-    """Step sizes [T, b] at which pilot chains reach the target acceptance, smoothed along the path."""
-    pilot = pilot_chains(path, betas, recipe)
-    return smooth(pilot.steps)
+    """Step sizes [T, b] at which pilot chains reach the target acceptance, smoothed along the path.
+
+    They change slowly along it, so on a long path the pilots take fewer and longer strides.
+    """
+    count = len(betas) - 1
+    stations = torch.linspace(0, count, min(count, STRIDES) + 1, device=betas.device).round().long()
+    steps = smooth(pilot_chains(path, betas[stations], recipe).steps)
+    return interpolate(steps.log().mT[None], size=count, mode="linear")[0].mT.exp()
 
 
 def pilot_chains(path: Path, betas: Tensor, recipe: AnnealConfig) -> Annealed:

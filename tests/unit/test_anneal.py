@@ -14,14 +14,17 @@ from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.errors import ConfigError, DataError, UserError
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import (
+    STRIDES,
     AnnealConfig,
     Path,
     Proposal,
+    State,
     anneal,
     integrate,
     pilot_chains,
     temperatures,
     transition,
+    tuned_steps,
 )
 from avb_service.likelihood.bdmc import bdmc
 from avb_service.likelihood.certificate import CertificateConfig, certify
@@ -228,6 +231,36 @@ def test_pilot_chains_find_the_step_size_for_their_acceptance():
         pilot = pilot_chains(path, temperatures(100, "sigmoid", path.mean), AnnealConfig())
     assert 0.7 < pilot.acceptance.mean() < 0.9
     assert pilot.steps[-1].mean() < 0.5 * pilot.steps[0].mean(), "the posterior is narrower than the prior"
+
+
+def test_step_sizes_of_a_long_path_are_learned_in_fewer_strides():
+    model = pca()
+    recipe = AnnealConfig(temperatures=3 * STRIDES)
+    with seeded("strides"), torch.no_grad():
+        path = path_of(model, data(model, 20), from_prior(model))
+        betas = temperatures(recipe.temperatures, "sigmoid", path.mean)
+        asked = Counted(path)
+        steps = tuned_steps(asked, betas, recipe)
+        frozen = anneal(path, path.draw(8), betas, steps, recipe.leapfrog)
+    assert steps.shape == (recipe.temperatures, 20)
+    assert asked.gradients == STRIDES * recipe.leapfrog + 1
+    assert 0.7 < frozen.acceptance.mean() < 0.9, "and yet they suit"
+
+
+class Counted(Path):
+    """A path that counts how often it was asked for a gradient of all chains."""
+
+    def __init__(self, path: Path) -> None:
+        self.__dict__.update(path.__dict__)
+        self.gradients = 0
+
+    def at(self, u: Tensor) -> State:
+        self.gradients += 1
+        return super().at(u)
+
+    def gradient(self, u: Tensor) -> Tensor:
+        self.gradients += 1
+        return super().gradient(u)
 
 
 # Certificates.
