@@ -5,6 +5,7 @@ what a poor one costs is tightness.
 """
 
 import math
+from functools import cache
 from typing import Annotated
 
 import torch
@@ -68,9 +69,13 @@ def from_prior(model: LatentVariableModel) -> Proposal:
         )
     if isinstance(prior, MultivariateNormal) or isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
         return lambda x: prior.expand((len(x),))
-    with evaluating(model), seeded("proposals", "prior"):
-        whole = fit_gaussian(prior.sample((PRIOR_DRAWS, 1)))
-    return lambda x: whole.expand((len(x),))
+
+    @cache
+    def whole() -> MultivariateNormal:  # once it is needed: who asks whether an estimator applies does not wait for it
+        with evaluating(model), seeded("proposals", "prior"):
+            return fit_gaussian(prior.sample((PRIOR_DRAWS, 1)))
+
+    return lambda x: whole().expand((len(x),))
 
 
 def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
