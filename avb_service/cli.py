@@ -386,7 +386,7 @@ def methods(as_json: Json = False) -> None:
 @app.command()
 def datasets(as_json: Json = False) -> None:
     """The data sets that have a name."""
-    from avb_service.data.datasets import SOURCES
+    from avb_service.data.sources import SOURCES
 
     rows = [
         {"name": name, "about": source.about, "values": source.values or "as in the file"}

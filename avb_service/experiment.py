@@ -17,8 +17,9 @@ from avb_service.algorithm import AdversarialModel, LatentVariableModel
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import Checkpoint, CheckpointStore
 from avb_service.config import must_match
-from avb_service.data.datasets import DataConfig, Dataset, Split, load
+from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.mixtures import MIXTURES
+from avb_service.data.splits import Split
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, Source, together
 from avb_service.errors import DataError, DivergenceError, UserError

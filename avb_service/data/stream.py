@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from avb_service.data.datasets import Binarisation, Split, binarise, thresholds
+from avb_service.data.splits import Binarisation, Split, binarise, thresholds
 from avb_service.distributions import DataSpec
 from avb_service.errors import UserError
 from avb_service.seeding import generator

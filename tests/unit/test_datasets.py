@@ -8,8 +8,10 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
 from avb_service.config import parse_overrides
-from avb_service.data.datasets import SOURCES, DataConfig, Mapped, binarise, load, thresholds
+from avb_service.data.datasets import DataConfig, load
 from avb_service.data.mixtures import MIXTURES, POINTS
+from avb_service.data.sources import SOURCES
+from avb_service.data.splits import Mapped, binarise, thresholds
 from avb_service.errors import ConfigError, DataError
 from avb_service.seeding import generator
 
