@@ -146,6 +146,8 @@ class LoadedModel:
         spec = self.algorithm.spec
         if not isinstance(x, Tensor):
             raise DataError(f"data as {type(x).__name__}, expected a torch.Tensor [B, C, H, W]")
+        if x.is_complex():
+            raise DataError(f"data as {x.dtype}, expected real numbers")
         if x.dim() != 4 or tuple(x.shape[1:]) != tuple(spec.shape):
             raise DataError(f"data of shape {list(x.shape)}, expected [B, {', '.join(map(str, spec.shape))}]")
         x = x.to(next(self.algorithm.parameters()))

@@ -107,6 +107,8 @@ class Evaluator:
         Raises:
             UserError: there is no such estimator, or it does not apply; names what the model lacks, and what to use.
         """
+        if name == "parzen":
+            raise UserError("parzen asks for training data besides, and scores no model by itself: use `parzen(x)`")
         if name not in ESTIMATORS:
             raise UserError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)} and parzen")
         Make(name, self.config)(self.model)

@@ -19,7 +19,7 @@ from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
 from avb_service.likelihood.anneal import AnnealConfig, Path, pilot_chains, temperatures, transition
 from avb_service.likelihood.estimate import Recipe, evaluating
-from avb_service.likelihood.needs import prior_name, some_posterior
+from avb_service.likelihood.needs import others, prior_name, some_posterior
 from avb_service.maths import cholesky, fit_gaussian
 from avb_service.seeding import seeded
 
@@ -78,7 +78,7 @@ def from_prior(model: LatentVariableModel) -> Proposal:
     if getattr(prior.support, "is_discrete", False):
         raise UserError(
             f"annealing and its pilot chains need continuous codes, this prior is {prior_name(model)}: use "
-            "enumeration, iwae or elbo"
+            f"{others(model)}"
         )
     if isinstance(prior, MultivariateNormal) or isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
         whole: Distribution = prior

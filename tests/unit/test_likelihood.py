@@ -225,6 +225,10 @@ def test_estimators_that_do_not_apply_say_so():
         Evaluator(vae(2), settings()).score("elbo_adversarial", x)
     with pytest.raises(UserError, match="quadrature needs at most 2 latent dimensions, this model has 8"):
         Evaluator(vae(8), settings()).score("quadrature", x)
+    with pytest.raises(UserError, match="parzen asks for training data besides.*use `parzen"):
+        Evaluator(vae(8), settings()).score("parzen", x)
+    with pytest.raises(UserError, match="no estimator 'aiz'; there are quadrature.*and parzen"):
+        Evaluator(vae(8), settings()).score("aiz", x)
 
 
 ALWAYS = {"iwae_64", "iwae_refined_64", "elbo_ceiling"}

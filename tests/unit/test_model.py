@@ -46,12 +46,13 @@ def broken(value: float) -> Tensor:
         (torch.zeros(2, 64), r"data of shape \[2, 64\]"),
         (torch.zeros(0, *SHAPE), "no data to score: given 0"),
         (torch.zeros(2, *SHAPE).numpy(), "data as ndarray, expected a torch.Tensor"),
+        (torch.zeros(2, *SHAPE, dtype=torch.complex64), "data as torch.complex64, expected real numbers"),
         (broken(math.nan), r"datum 2 holds nan at \[0, 3, 5\], expected 0 or 1"),
         (broken(math.inf), r"datum 2 holds inf at \[0, 3, 5\], expected 0 or 1"),
         (broken(-1.0), r"datum 2 holds -1 at \[0, 3, 5\], expected 0 or 1"),
         (broken(0.4), r"datum 2 holds 0.4 at \[0, 3, 5\], expected 0 or 1 \(the model was trained on binarised data\)"),
     ],
-    ids=["size", "one image", "flat", "none", "numpy", "nan", "inf", "out of range", "not binarised"],
+    ids=["size", "one image", "flat", "none", "numpy", "complex", "nan", "inf", "out of range", "not binarised"],
 )  # fmt: skip
 def test_data_that_do_not_fit_are_named_whatever_they_are_given_to(binary, x, message):
     evaluator = binary.evaluator()
