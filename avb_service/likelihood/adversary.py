@@ -23,9 +23,8 @@ from avb_service.seeding import generator, seeded
 
 CODES = 2**16  # drawn at a time
 STANDARD_ERRORS = 2.0
-FLOOR_VIOLATION = 0.05  # nats that moments of draws may be off by; two standard errors where they are more
+ERROR = 0.2  # nats that an ELBO may be off by, as the two bounds of a certificate may be apart
 UNVERIFIABLE = 0.05  # share of codes; where the contrast covers q there are fewer
-LOG_NORMALISER = 0.2  # nats; a T that is too large by so much everywhere shifts the ELBO by as much
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,11 @@ class Diagnosis:
         Only a log-normaliser above its limit speaks against T: codes that make up for a low one may be too rare to have
         been drawn.
         """
-        chance = max(FLOOR_VIOLATION, STANDARD_ERRORS * self.floor_stderr)
+        chance = max(ERROR, STANDARD_ERRORS * self.floor_stderr)
         return (
             Check("floor_violation", self.floor_violation, "<=", chance, "KL below a Gaussian's with q's moments"),
             Check("unverifiable", self.unverifiable, "<=", UNVERIFIABLE, "codes with a T that no draw has held down"),
-            Check("log_normaliser", self.log_normaliser, "<=", LOG_NORMALISER, "log E_r e^T, 0 of a perfect adversary"),
+            Check("log_normaliser", self.log_normaliser, "<=", ERROR, "log E_r e^T, 0 of a perfect adversary"),
         )
 
     def metrics(self, split: str) -> dict[str, float]:
