@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -194,6 +195,7 @@ def evaluate(
 ) -> None:
     """Log-likelihoods of held-out data, each with its kind and error bar; with a certificate where asked for."""
     import avb_service
+    from avb_service.likelihood import LikelihoodRecord
     from avb_service.settings import read_likelihood
     from avb_service.storage import check_place, writing
 
@@ -206,18 +208,21 @@ def evaluate(
     x, _ = loaded.data("test", limit, data_root)
     with _runner(workers) as run, _progress(as_json) as progress:
         evaluator = loaded.evaluator(noise=noise, run=run, store=keep, progress=progress)
-        x = loaded.check(x)
         for name in set(estimator or []) - {"parzen"}:
             evaluator.require(name)
-        estimates, certificate = ([], None) if estimator else evaluator.assess(x, likelihood.budget)
-        for name in estimator or []:
-            estimates += loaded.parzen(x, data_root) if name == "parzen" else [evaluator.score(name, x)]
-    tables.estimates(estimates, certificate, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
+        if estimator:
+            windows = partial(loaded.parzen, x, data_root, run=run, store=keep, progress=progress)
+            scored = (windows() if name == "parzen" else [evaluator.score(name, x)] for name in estimator)
+            record = LikelihoodRecord({}, tuple(chain.from_iterable(scored)))
+        else:
+            record = evaluator.assess(x, likelihood.budget)
+    tables.estimates(record, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
     if figure is not None:
         from avb_service.figures import bounds, to_png
 
         with writing(figure):
-            figure.write_bytes(to_png(bounds(estimates, certificate.bracket if certificate else None)))
+            gap = record.certificate.bracket if record.certificate else None
+            figure.write_bytes(to_png(bounds(record.estimates, gap)))
 
 
 @app.command()

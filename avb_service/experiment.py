@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avb_service.algorithm import AdversarialModel, LatentVariableModel
+from avb_service.algorithm import LatentVariableModel
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import Checkpoint, CheckpointStore
 from avb_service.config import must_match
@@ -28,12 +28,13 @@ from avb_service.likelihood import (
     Evaluator,
     LikelihoodRecord,
     Task,
+    can_be_diagnosed,
+    codes_seen,
     diagnose,
     parzen_of_draws,
-    parzen_rows,
     surgery,
 )
-from avb_service.likelihood.needs import has_standard_normal_prior, measure
+from avb_service.likelihood.needs import measure
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
 from avb_service.seeding import derive_seed, seeded
@@ -212,16 +213,13 @@ class Experiment:
             "data_scored": str(likelihood.test_data or "all"),
         }  # fmt: skip
         x, _ = self.data("test", likelihood.test_data)
+        evaluator = Evaluator(model, likelihood, training=self.config.training, **options)
         if not isinstance(model, LatentVariableModel):
             train, validation = (self.data(split)[0] for split in ("train", "validation"))
-            return LikelihoodRecord(basis, parzen_rows(
-                model, train, validation, x, samples=likelihood.parzen_samples, seed=likelihood.seed,
-                memory_mib=likelihood.memory_mib,
-            ))  # fmt: skip
+            return LikelihoodRecord(basis, evaluator.parzen(train, validation, x))
         if self.dataset.spec.values == "levels":  # all others have but one
             basis["measure"] = measure(model)
-        estimates, certificate = Evaluator(model, likelihood, **options).assess(x, likelihood.budget)
-        return LikelihoodRecord(basis, tuple(estimates), certificate)
+        return evaluator.assess(x, likelihood.budget, basis)
 
     def draw(self) -> "dict[str, Figure]":
         """All figures that apply to the model."""
@@ -326,12 +324,11 @@ class Experiment:
 
     def _diagnosis(self) -> dict[str, float]:
         """What speaks against the adversary, on validation data; nothing where it cannot be told."""
-        x, _ = self.data("validation", self.config.likelihood.diagnosis_data)
-        model, players = self.engine.model, self.engine.players
-        steps = sum(player.turn.steps for player in players if player.name == "adversary")
-        if not isinstance(model, AdversarialModel) or not has_standard_normal_prior(model):
+        model = self.engine.model
+        if not can_be_diagnosed(model):
             return {}
-        seen = max(1, self.engine.round * steps * self.config.training.batch_size)
+        x, _ = self.data("validation", self.config.likelihood.diagnosis_data)
+        seen = codes_seen(model, self.engine.round, self.config.training.batch_size)
         return diagnose(model, x, seen, seed=self.config.likelihood.seed).metrics("validation")
 
     def _coverage(self) -> dict[str, float]:

@@ -25,7 +25,6 @@ from avb_service.likelihood import (
     LikelihoodConfig,
     LikelihoodRecord,
     NoisyModel,
-    parzen_rows,
 )
 from avb_service.likelihood.needs import on_a_grid
 from avb_service.seeding import seeded
@@ -111,30 +110,31 @@ class LoadedModel:
             UserError: the method defines no p(x|z) and no noise is given, or the other way round; or the data do not
                 fit.
         """
-        return self.evaluator(noise=noise).evaluate(self.check(x), budget)
+        return self.evaluator(noise=noise).evaluate(x, budget)
 
-    def parzen(self, x: Tensor, root: str | None = None) -> list[Estimate]:
+    def parzen(self, x: Tensor, root: str | None = None, **options: Any) -> list[Estimate]:  # noqa: ANN401
         """Parzen windows on draws from the model, and beside them on the training set: of another quantity.
 
         Args:
             x: data [n, C, H, W].
             root: folder of the data here.
+            options: `Evaluator`'s.
+
+        Raises:
+            UserError: the data do not fit, or those that it was trained on are missing here.
         """
-        train, validation = (self.check(self.data(split, root=root)[0]) for split in ("train", "validation"))
-        likelihood = self.config.likelihood
-        return list(parzen_rows(
-            self.algorithm, train, validation, self.check(x), samples=likelihood.parzen_samples, seed=likelihood.seed,
-            memory_mib=likelihood.memory_mib,
-        ))  # fmt: skip
+        train, validation = (self.data(split, root=root)[0] for split in ("train", "validation"))
+        return list(self.evaluator(**options).parzen(train, validation, x))
 
     def evaluator(self, noise: float | None = None, **options: Any) -> Evaluator:  # noqa: ANN401
-        """All estimators, one by one; options are `Evaluator`'s. What it is given should have gone through `check`.
+        """All estimators, one by one; options are `Evaluator`'s. What it is given goes through `check`.
 
         Raises:
             UserError: a noise is named for a method that has no use for it.
         """
         model = self.algorithm if noise is None else NoisyModel(self.algorithm, noise).eval()
-        return Evaluator(model, self.config.likelihood, **options)
+        config = self.config
+        return Evaluator(model, config.likelihood, check=self.check, training=config.training, **options)
 
     def check(self, x: Tensor) -> Tensor:
         """The data in the model's precision.
@@ -146,6 +146,8 @@ class LoadedModel:
         spec = self.algorithm.spec
         if not isinstance(x, Tensor):
             raise DataError(f"data as {type(x).__name__}, expected a torch.Tensor [B, C, H, W]")
+        if x.is_complex():
+            raise DataError(f"data as {x.dtype}, expected real numbers")
         if x.dim() != 4 or tuple(x.shape[1:]) != tuple(spec.shape):
             raise DataError(f"data of shape {list(x.shape)}, expected [B, {', '.join(map(str, spec.shape))}]")
         x = x.to(next(self.algorithm.parameters()))

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from avb_service.likelihood import Certificate, Estimate
+    from avb_service.likelihood import Check, Estimate, LikelihoodRecord
     from avb_service.tracking import RegisteredVersion
 
 out = Console() if sys.stdout.isatty() else Console(width=120)
@@ -49,36 +50,61 @@ def lines(rows: "Sequence[Mapping[str, Any]]", as_json: bool, title: str) -> Non
     out.print(table)
 
 
-def estimates(found: "Sequence[Estimate]", certificate: "Certificate | None", title: str, as_json: bool) -> None:
-    """Likelihoods, each with its kind and error bar, and what the certificate says."""
+def estimates(record: "LikelihoodRecord", title: str, as_json: bool) -> None:
+    """Likelihoods, each with its kind and error bar; what the certificate says; what speaks against an adversary."""
+    from avb_service.likelihood import HOLDS, known, verdict
+
+    doubts = record.doubts
     if as_json:
-        exact = [
-            {"estimator": e.name, "value": e.value, "stderr": e.stderr, "kind": e.kind, "quantity": e.quantity,
-             **({} if math.isnan(e.own_error) else {"own_error": e.own_error}), **e.diagnostics}
-            for e in found
-        ]  # fmt: skip
-        print(json.dumps({"estimates": exact, "certificate": certificate.tree() if certificate else None}, indent=2))
+        adversary = {
+            "verdict": verdict(doubts), "checks": [{**asdict(check), "passed": check.passed} for check in doubts],
+            "diagnosis": known(asdict(record.diagnosis)) if record.diagnosis else None,
+        }  # fmt: skip
+        tree = {
+            "estimates": [_estimate(e) for e in record.estimates],
+            "certificate": record.certificate.tree() if record.certificate else None,
+            "adversary": adversary if doubts else None,
+            "seconds": {e.name: e.seconds for e in record.estimates if not math.isnan(e.seconds)},
+        }
+        print(json.dumps(tree, indent=2))
         return
     rows = [
         {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
-         "data": len(e.per_datum), "own error": "" if math.isnan(e.own_error) else f"{e.own_error:.3f}"}
-        for e in found
+         "data": len(e.per_datum), "own error": "" if math.isnan(e.own_error) else f"{e.own_error:.3f}",
+         "time": "" if math.isnan(e.seconds) else f"{e.seconds:.0f} s"}
+        for e in record.estimates
     ]  # fmt: skip
     rows += [
         {"estimator": f"{e.name}, upper", "nats per datum": f"{e.diagnostics['upper']:.3f}",
          "kind": e.meaning.replace("lower", "upper"), "data": len(e.per_datum)}
-        for e in found if e.quantity == "simulated"
+        for e in record.estimates if e.quantity == "simulated"
     ]  # fmt: skip
     lines(rows, False, title)
-    if certificate is not None:
-        checks = [
-            {"check": check.meaning, "measured": f"{check.value:.3g}", "limit": f"{check.relation} {check.limit:.3g}",
-             "passed": "yes" if check.passed else "NO"}
-            for check in certificate.checks
-        ]  # fmt: skip
-        lines(checks, False, f"Certificate of ais: {certificate.verdict}")
-        out.print("It holds for data that the model itself draws; no upper bound holds for real data.", markup=False)
+    if record.certificate is not None:
+        _checks(record.certificate.checks, f"Certificate of ais: {record.certificate.verdict}")
+        out.print(HOLDS, markup=False)
+    if doubts:
+        _checks(doubts, f"What speaks against the adversary: {verdict(doubts)}")
+        out.print("Each that fails is enough to convict it; all that pass do not acquit it.", markup=False)
 
+
+def _estimate(estimate: "Estimate") -> dict[str, Any]:
+    """What a program sees of it, the same each time."""
+    numbers = {"value": estimate.value, "stderr": estimate.stderr, "own_error": estimate.own_error}
+    return {
+        "estimator": estimate.name, **{name: value for name, value in numbers.items() if not math.isnan(value)},
+        "kind": estimate.kind, "quantity": estimate.quantity, "data": len(estimate.per_datum),
+        "recipe": dict(estimate.recipe), **estimate.diagnostics,
+    }  # fmt: skip
+
+
+def _checks(checks: "Sequence[Check]", title: str) -> None:
+    rows = [
+        {"check": check.meaning, "measured": f"{check.value:.3g}", "limit": f"{check.relation} {check.limit:.3g}",
+         "passed": "yes" if check.passed else "NO"}
+        for check in checks
+    ]  # fmt: skip
+    lines(rows, False, title)
 
 def hosts(found: "Mapping[str, Mapping[str, Any]]", members: "Mapping[str, Sequence[float]] | None") -> None:
     """What each host of a cluster has.

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from avb_service.experiment import Experiment
 from avb_service.figures import bounds, to_png
-from avb_service.likelihood import Certificate, Estimate, Evaluator, LikelihoodConfig, Task, diagnose, excess
+from avb_service.likelihood import (
+    Certificate,
+    Estimate,
+    Evaluator,
+    LikelihoodConfig,
+    Task,
+    codes_seen,
+    diagnose,
+    excess,
+)
 from avb_service.likelihood.adversary import Diagnosis, Excess
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
@@ -64,7 +73,7 @@ def bad_case(data: int = 200) -> BadCase:
     score = from_own_gaussian(experiment, config)
     found["ais_own"] = score("ais", x)
     training = experiment.config.training
-    seen = training.rounds * training.batch_size * experiment.config.algorithm.adversary.steps
+    seen = codes_seen(model, training.rounds, training.batch_size)
     return BadCase(
         found, certify(score, x, config.ais.chains, config.certificate), evaluator.certify(x),
         diagnose(model, x, seen, draws=512), excess(found["elbo_adversarial"], found["ais"]),

@@ -16,7 +16,7 @@ import torch
 from avb_service.divergences import DIVERGENCES
 from avb_service.errors import DivergenceError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Estimate, parzen_rows
+from avb_service.likelihood import Estimate, Evaluator
 from avb_service.settings import read_config
 
 VAE = ("data.binarisation=none", "algorithm.observation={name: gaussian, noise: learned}")
@@ -36,7 +36,7 @@ def rows(preset: str, assignments: Sequence[str], rounds: int) -> tuple[Estimate
         experiment = Experiment(read_config(preset, [*assignments, *training]), Path(folder))
         experiment.fit()
     train, validation, test = (experiment.data(split)[0] for split in ("train", "validation", "test"))
-    return parzen_rows(experiment.engine.model, train, validation, test)
+    return Evaluator(experiment.engine.model, experiment.config.likelihood).parzen(train, validation, test)
 
 
 def main(names: Sequence[str], rounds: int) -> None:

@@ -175,6 +175,8 @@ def _draw_gap(axes: Axes, top: int, rows: Sequence[Row], gap: float | None) -> N
     words = f"gap on simulated data: {number(gap, '.2g')}"
     if _on_the_right(axes, value):
         axes.annotate(words, (value, y), (-4, 0), ha="right", **where)
+    elif _on_the_right(axes, value + gap):  # where the figures begin
+        axes.annotate(words, (value + gap / 2, y), (0, 6), ha="center", **where)
     else:
         axes.annotate(words, (value + gap, y), (4, 0), ha="left", **where)
 

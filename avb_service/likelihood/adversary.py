@@ -5,13 +5,16 @@ What is here is not sufficient either; but where one of these figures is bad, th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import AdversarialModel, LatentVariableModel
+from avb_service.algorithm import AdversarialModel, Algorithm, LatentVariableModel
 from avb_service.errors import DataError, UserError
+from avb_service.likelihood.certificate import Check
 from avb_service.likelihood.estimate import Estimate, evaluating, known, mean_and_stderr
 from avb_service.likelihood.moments import kl_floor
 from avb_service.likelihood.needs import has_standard_normal_prior, prior_name
@@ -20,6 +23,8 @@ from avb_service.seeding import generator, seeded
 
 CODES = 2**16  # drawn at a time
 STANDARD_ERRORS = 2.0
+ERROR = 0.2  # nats that an ELBO may be off by, as the two bounds of a certificate may be apart
+UNVERIFIABLE = 0.05  # share of codes; where the contrast covers q there are fewer
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,33 @@ class Diagnosis:
     out_of_reach: float
     log_normaliser: float
 
+    def checks(self) -> tuple[Check, ...]:
+        """Each that fails is enough to convict the adversary, and all that pass do not acquit it.
+
+        Only a log-normaliser above its limit speaks against T: codes that make up for a low one may be too rare to have
+        been drawn.
+        """
+        chance = max(ERROR, STANDARD_ERRORS * self.floor_stderr)
+        return (
+            Check("floor_violation", self.floor_violation, "<=", chance, "KL below a Gaussian's with q's moments"),
+            Check("unverifiable", self.unverifiable, "<=", UNVERIFIABLE, "codes with a T that no draw has held down"),
+            Check("log_normaliser", self.log_normaliser, "<=", ERROR, "log E_r e^T, 0 of a perfect adversary"),
+        )
+
     def metrics(self, split: str) -> dict[str, float]:
         """Named for a tracker: `validation/adversary.floor_violation`."""
         return known({f"{split}/adversary.{name}": value for name, value in asdict(self).items()})
+
+
+def codes_seen(model: AdversarialModel, rounds: int, batch_size: int) -> int:
+    """N, how many codes of the contrast an adversary has been trained on: one a datum, at each of its steps."""
+    steps = sum(player.turn.steps for player in model.players() if player.name == "adversary")
+    return max(1, rounds * steps * batch_size)
+
+
+def can_be_diagnosed(model: Algorithm) -> TypeGuard[AdversarialModel]:
+    """Whether `diagnose` applies."""
+    return isinstance(model, AdversarialModel) and has_standard_normal_prior(model)
 
 
 def diagnose(model: LatentVariableModel, x: Tensor, seen: int, *, draws: int = 128, seed: int = 0) -> Diagnosis:
@@ -57,12 +86,12 @@ def diagnose(model: LatentVariableModel, x: Tensor, seen: int, *, draws: int = 1
     Args:
         model: with an adversary and the prior N(0, I).
         x: data [n, ...].
-        seen: N, how many codes of the contrast the adversary has been trained on: rounds x steps x batch size.
-        draws: of the posterior and of the contrast, for each datum; more at evaluation, 512 say.
+        seen: N, from `codes_seen`.
+        draws: of the posterior and of the contrast, for each datum; more where the moments of q need them.
         seed: of all noise.
 
     Raises:
-        UserError: the model has no adversary, or another prior; or too few draws for the moments of q.
+        UserError: the model has no adversary, or another prior.
     """
     if not isinstance(model, AdversarialModel):
         raise UserError(f"{type(model).__name__} has no adversary T(x,z) to be diagnosed: its ELBO is a bound as it is")
@@ -70,8 +99,7 @@ def diagnose(model: LatentVariableModel, x: Tensor, seen: int, *, draws: int = 1
         raise UserError(f"the Gaussian floor of the KL needs the prior N(0, I), this one is {prior_name(model)}")
     if len(x) == 0 or seen < 1:
         raise DataError(f"an adversary is diagnosed on data and what it has seen, given {len(x)} data and {seen} codes")
-    if draws < (least := model.prior().event_shape[0] + 2):
-        raise UserError(f"moments in {least - 2} dimensions need at least {least} draws, given {draws}")
+    draws = max(draws, 2 * (model.prior().event_shape[0] + 1))
     with evaluating(model), seeded(seed, "adversary"):
         parts = [_figures(model, part, draws, seed) for part in x.split(max(1, CODES // draws))]
     log_ratio, floor, t, gaussian, t_contrast = (torch.cat(each, -1).double() for each in zip(*parts, strict=True))
@@ -118,6 +146,10 @@ class Excess:
         """Whether it is above by more than chance; it ought to be below log p(x), which AIS comes close to."""
         return self.difference > STANDARD_ERRORS * self.stderr
 
+    def check(self) -> Check:
+        """The same, beside those of `Diagnosis`."""
+        return Check("excess", self.difference, "<=", STANDARD_ERRORS * self.stderr, f"ELBO above {self.bound}")
+
     def metrics(self, split: str) -> dict[str, float]:
         """Named for a tracker: `test/adversary.not_a_bound` is 1 where it is none."""
         return known({
@@ -148,3 +180,8 @@ def excess(adversarial: Estimate, bound: Estimate) -> Excess:
             f"{len(bound.per_datum)}; compare them on the same"
         )
     return Excess(*mean_and_stderr(adversarial.per_datum - bound.per_datum), bound.name)
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """What they come to, for people."""
+    return "nothing was found" if all(check.passed for check in checks) else "its ELBO is not to be believed"

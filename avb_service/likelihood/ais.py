@@ -8,8 +8,9 @@ from typing import Literal
 from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
-from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, anneal, temperatures, tuned_steps
-from avb_service.likelihood.estimate import NATS, VARIANCE, Columns, Scorer
+from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, temperatures, tuned_steps
+from avb_service.likelihood.estimate import NATS, VARIANCE, Columns, Recipe, Scorer
+from avb_service.likelihood.proposals import Proposal
 from avb_service.maths import effective_size, log_mean_exp, variance_of_log_mean
 
 
@@ -44,4 +45,10 @@ def ais(
             "ess": effective_size(run.log_weights), "acceptance": run.acceptance,
         }  # fmt: skip
 
-    return Scorer(name, "lower_bound", 2 * recipe.chains, score)
+    rows = max(2 * recipe.chains, proposal.rows)
+    return Scorer(name, "lower_bound", rows, score, recipe=annealing(proposal, recipe, schedule))
+
+
+def annealing(proposal: Proposal, recipe: AnnealConfig, schedule: str) -> Recipe:
+    """What there is to be told of chains: temperatures, chains, leapfrog steps, schedule, and where they start."""
+    return {**recipe.tree(), "schedule": schedule, **proposal.recipe}

@@ -5,7 +5,6 @@ is in coordinates u = L^-1 (z - m) in which r is N(0, I), so one step size does 
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -17,8 +16,6 @@ from torch.nn.functional import avg_pool1d, interpolate, pad
 from avb_service.algorithm import LatentVariableModel
 from avb_service.config import Config
 from avb_service.distributions import likelihood_score
-
-Proposal = Callable[[Tensor], Distribution]  # data [b, ...] -> r(z|x), batch shape [b], event shape [D]
 
 TARGET = 0.8  # acceptance at which HMC is most efficient, within a broad optimum
 FIRST_STEP = 0.5

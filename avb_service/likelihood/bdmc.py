@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
-from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, anneal, anneal_back, temperatures, tuned_steps
+from avb_service.likelihood.ais import annealing
+from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, anneal_back, temperatures, tuned_steps
 from avb_service.likelihood.estimate import NATS, Columns, Scorer
+from avb_service.likelihood.proposals import Proposal
 from avb_service.maths import effective_size, log_mean_exp
 
 
@@ -53,4 +55,5 @@ def bdmc(
             "acceptance": forward.acceptance,
         }  # fmt: skip
 
-    return Scorer("bdmc", "lower_bound", 2 * recipe.chains, score, quantity="simulated")
+    rows, told = max(2 * recipe.chains, proposal.rows), annealing(proposal, recipe, schedule)
+    return Scorer("bdmc", "lower_bound", rows, score, quantity="simulated", recipe=told)

@@ -18,6 +18,7 @@ from avb_service.likelihood.estimate import Estimate, mean_and_stderr
 ENOUGH = 200  # simulated data, fewer of which say little of the 95th percentile
 ENOUGH_REAL = 50  # real data, fewer of which do not excuse a drift by its standard error
 Score = Callable[[str, Tensor], Estimate]  # (estimator, data) -> estimate
+HOLDS = "It holds for data that the model itself draws; no upper bound holds for real data."
 
 
 class CertificateConfig(Config):
@@ -113,7 +114,8 @@ class Certificate:
     def tree(self) -> dict[str, object]:
         """For programs."""
         checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        return {"verdict": self.verdict, "checks": checks, "simulated": {"lower": self.lower, "upper": self.upper}}
+        simulated = {"lower": self.lower, "upper": self.upper}
+        return {"verdict": self.verdict, "meaning": HOLDS, "checks": checks, "simulated": simulated}
 
     def metrics(self) -> dict[str, float]:
         """Named for a tracker: `certificate/gap`, `certificate/passed`, and the bounds on simulated data."""

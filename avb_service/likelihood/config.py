@@ -35,6 +35,7 @@ class LikelihoodConfig(Config):
         corrected: the fresh adversary of `elbo_corrected`.
         parzen_samples: draws from the model that Parzen windows are put on.
         diagnosis_data: how many validation data the adversary is looked at on, at every report.
+        adversary_data: how many test data it is looked at on, and a fresh one is trained for.
         validation_data: how many validation data the objective of a search is computed on.
         test_data: how many test data the final figures are computed on; all where not given.
         quadrature_data: how many of them quadrature is done for, which costs the most.
@@ -55,6 +56,7 @@ class LikelihoodConfig(Config):
     corrected: CorrectionConfig = CorrectionConfig()
     parzen_samples: Count = 10_000
     diagnosis_data: Count = 100
+    adversary_data: Count = 1000
     validation_data: Count | None = 200
     test_data: Count | None = None
     quadrature_data: Count = 100

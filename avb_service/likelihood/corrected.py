@@ -104,7 +104,8 @@ def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scor
             "log_normaliser": game.log_normaliser(config.elbo_draws), "drift": torch.full_like(kl, drift),
         }  # fmt: skip
 
-    return Scorer("elbo_corrected", "estimate", 1, score, block=LARGEST)
+    recipe = {name: getattr(config, name) for name in ("rounds", "batch_size", "draws", "moment_draws", "elbo_draws")}
+    return Scorer("elbo_corrected", "estimate", 1, score, block=LARGEST, recipe=recipe)
 
 
 class Correction(Algorithm):

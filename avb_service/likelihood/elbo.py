@@ -43,7 +43,7 @@ def elbo(model: LatentVariableModel, draws: int) -> Scorer:
         divergence = kl(q, model.prior(), z)
         return {NATS: reconstruction - divergence, "reconstruction": reconstruction, "kl": divergence}
 
-    return Scorer("elbo", "lower_bound", draws, score)
+    return Scorer("elbo", "lower_bound", draws, score, recipe={"draws": draws})
 
 
 def elbo_adversarial(model: LatentVariableModel, draws: int, seed: int) -> Scorer:
@@ -75,7 +75,7 @@ def elbo_adversarial(model: LatentVariableModel, draws: int, seed: int) -> Score
         log_ratio = model.log_ratio(x, q, z, shared).mean(0)
         return {NATS: reconstruction - log_ratio, "reconstruction": reconstruction, "log_ratio": log_ratio}
 
-    return Scorer("elbo_adversarial", "estimate", draws, score)
+    return Scorer("elbo_adversarial", "estimate", draws, score, recipe={"draws": draws})
 
 
 def elbo_ceiling(model: LatentVariableModel, draws: int) -> Scorer:
@@ -106,4 +106,4 @@ def elbo_ceiling(model: LatentVariableModel, draws: int) -> Scorer:
         floor = kl_floor(q, z)
         return {NATS: reconstruction - floor, "reconstruction": reconstruction, "kl_floor": floor}
 
-    return Scorer("elbo_ceiling", "upper_bound", draws, score, quantity="own_elbo")
+    return Scorer("elbo_ceiling", "upper_bound", draws, score, quantity="own_elbo", recipe={"draws": draws})

@@ -8,9 +8,10 @@ many workers, kept as they come, and left out when an interrupted evaluation goe
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from avb_service.algorithm import Algorithm
 from avb_service.errors import DataError
+from avb_service.provenance import code_version
 from avb_service.seeding import seeded
 from avb_service.storage import write_file, writing
 
 Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
 Quantity = Literal["log_likelihood", "simulated", "own_elbo", "parzen_density"]
 Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
+Recipe = Mapping[str, str | float]  # how an estimator goes about it: `temperatures`, `chains`, `schedule`
 NATS = "nats"
 VARIANCE = "variance"  # of that number by the estimator's own draws, where it is known
 OF: dict[Quantity, str] = {
@@ -50,6 +53,7 @@ class Scorer:
         score: a block of data [b, ...] -> its columns, each [b].
         block: data at most in a block; more for an estimator that has to learn from its block.
         quantity: what it is about, where that is not log p(x).
+        recipe: what else was asked for, the same for all data.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Scorer:
     score: Callable[[Tensor], Columns]
     block: int = BLOCK
     quantity: Quantity = "log_likelihood"
+    recipe: Recipe = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ class Estimate:
         kind: what the value is of the quantity.
         columns: numbers for each datum, [n], float64; kept so that two models can be compared datum by datum.
         quantity: log p(x), or another, which is never compared with it.
+        recipe: what was asked for: draws, or temperatures, chains, schedule and where they start.
+        seconds: what it took, less what was found in a store; NaN where that is not known. No part of the estimate,
+            which is the same whoever computes it.
     """
 
     name: str
@@ -80,13 +88,18 @@ class Estimate:
     kind: Kind
     columns: Columns = field(default_factory=dict)
     quantity: Quantity = "log_likelihood"
+    recipe: Recipe = field(default_factory=dict)
+    seconds: float = field(default=math.nan, compare=False)
 
     @classmethod
-    def of(cls, name: str, kind: Kind, columns: Columns, quantity: Quantity = "log_likelihood") -> "Estimate":
+    def of(
+        cls, name: str, kind: Kind, columns: Columns, quantity: Quantity = "log_likelihood",
+        recipe: Recipe | None = None,
+    ) -> "Estimate":
         """The mean over data and its standard error."""
         columns = {key: column.detach().double().cpu() for key, column in columns.items()}
         value, stderr = mean_and_stderr(columns[NATS])
-        return cls(name, value, stderr, kind, columns, quantity)
+        return cls(name, value, stderr, kind, columns, quantity, recipe or {})
 
     @property
     def per_datum(self) -> Tensor:
@@ -193,7 +206,7 @@ def estimate(
     task: Task,
     *,
     run: Runner = serially,
-    store: "Path | None" = None,
+    store: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Estimate:
     """Score a data set.
@@ -209,6 +222,7 @@ def estimate(
     """
     if len(task.x) == 0:
         raise DataError("no data to score: given 0, expected at least 1")
+    start = time.perf_counter()
     scorer = task.make(task.model)
     blocks = task.blocks(scorer)
     kept = _Blocks(store / f"{scorer.name}-{_fingerprint(task, scorer)}") if store is not None else None
@@ -224,7 +238,8 @@ def estimate(
     names = sorted(scored[blocks[0]])  # as in a stored block: what is printed of a resumed table is the same
     table = {name: torch.cat([scored[block][name] for block in blocks]) for name in names}
     kind = scorer.kind(table) if callable(scorer.kind) else scorer.kind
-    return Estimate.of(scorer.name, kind, table, scorer.quantity)
+    whole = Estimate.of(scorer.name, kind, table, scorer.quantity, scorer.recipe)
+    return replace(whole, seconds=time.perf_counter() - start)
 
 
 @contextmanager
@@ -282,8 +297,9 @@ class _Blocks:
 
 
 def _fingerprint(task: Task, scorer: Scorer) -> str:
-    """What the numbers depend on: weights and what they are the weights of, data, recipe, seed."""
+    """What the numbers depend on: weights and what they are the weights of, data, recipe, seed, and the code."""
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in task.model.state_dict().items()}
     digest = hashlib.sha256(safetensors.torch.save({**weights, "": task.x.cpu().contiguous()}))
-    digest.update(repr((scorer.name, task.make, task.seed, task.memory_mib, task.model.config)).encode())
+    settings = (scorer.name, task.make, task.seed, task.memory_mib, task.model.config, code_version())
+    digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]

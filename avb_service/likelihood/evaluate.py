@@ -9,8 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, DecodingModel, LatentVariableModel
+from avb_service.algorithm import AdversarialModel, Algorithm, DecodingModel, LatentVariableModel
+from avb_service.engine import TrainingConfig
 from avb_service.errors import UserError
+from avb_service.likelihood.adversary import Diagnosis, can_be_diagnosed, codes_seen, diagnose
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.bdmc import bdmc
@@ -22,7 +24,9 @@ from avb_service.likelihood.estimate import Estimate, Progress, Runner, Scorer, 
 from avb_service.likelihood.exact import enumeration, ppca, quadrature
 from avb_service.likelihood.importance import iwae
 from avb_service.likelihood.noisy import NoisyModel
+from avb_service.likelihood.parzen import Windows, parzen_rows
 from avb_service.likelihood.proposals import from_prior, own, refined
+from avb_service.likelihood.record import LikelihoodRecord
 
 # From the one that says the most. What does not apply to a model is left out.
 ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Scorer]] = {
@@ -44,6 +48,8 @@ QUICK = ("iwae_refined", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "qu
 BUDGETS: Mapping[Budget, tuple[str, ...]] = {
     "quick": QUICK, "standard": ("ais", *QUICK), "certified": ("ais", *QUICK),
 }  # fmt: skip
+OF_ADVERSARIES = ("elbo_corrected",)  # what the certified budget buys besides, where the KL is an adversary's
+DIAGNOSIS_DRAWS = 512
 OBJECTIVES = ("iwae_refined", "enumeration", "iwae")  # what searches compare by: the first that applies
 
 
@@ -74,6 +80,8 @@ class Evaluator:
         run: who scores the blocks.
         store: folder where scored blocks are kept; none by default.
         progress: told of every block: which estimator, data done, data in all.
+        check: what data have to go through before they are scored: it returns them, or says what is wrong with them.
+        training: how the model was trained; where that is not known, its adversary is not diagnosed.
     """
 
     model: Algorithm
@@ -81,16 +89,17 @@ class Evaluator:
     run: Runner = serially
     store: Path | None = None
     progress: Callable[[str], Progress] = lambda name: lambda done, total: None
+    check: Callable[[Tensor], Tensor] = lambda x: x
+    training: TrainingConfig | None = None
 
     def score(self, name: str, x: Tensor) -> Estimate:
         """One estimate on data [n, ...].
 
         Raises:
             UserError: there is no such estimator, or it does not apply to the model.
+            DataError: the data do not fit the model.
         """
-        self.require(name)
-        task = Task(self.model, Make(name, self.config), x, self.config.seed, self.config.memory_mib)
-        return estimate(task, run=self.run, store=self.store, progress=self.progress(name))
+        return self._score(name, self.check(x))
 
     def require(self, name: str) -> None:
         """Make sure that an estimator fits the model.
@@ -98,6 +107,8 @@ class Evaluator:
         Raises:
             UserError: there is no such estimator, or it does not apply; names what the model lacks, and what to use.
         """
+        if name == "parzen":
+            raise UserError("parzen asks for training data besides, and scores no model by itself: use `parzen(x)`")
         if name not in ESTIMATORS:
             raise UserError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)} and parzen")
         Make(name, self.config)(self.model)
@@ -129,16 +140,28 @@ class Evaluator:
         latent_variable_model(self.model)
         if budget not in BUDGETS:
             raise UserError(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
-        few = self.config.quadrature_data
-        names = [name for name in BUDGETS[budget] if self.applies(name)]
+        few = {"quadrature": self.config.quadrature_data, "elbo_corrected": self.config.adversary_data}
+        more = OF_ADVERSARIES if budget == "certified" and isinstance(self.model, AdversarialModel) else ()
+        names = [name for name in (*BUDGETS[budget], *more) if self.applies(name)]
         if not names:
             self.require(OBJECTIVES[0])  # says why not
-        return [self.score(name, x[:few] if name == "quadrature" else x) for name in names]
+        x = self.check(x)
+        return [self._score(name, x[: few.get(name)]) for name in names]
 
-    def assess(self, x: Tensor, budget: Budget) -> tuple[list[Estimate], Certificate | None]:
-        """What the budget buys, with a certificate where it is to have one and the model can be annealed."""
+    def assess(self, x: Tensor, budget: Budget, basis: Mapping[str, str] | None = None) -> LikelihoodRecord:
+        """What the budget buys, with a certificate where it is to have one and the model can be annealed.
+
+        Args:
+            x: data [n, ...].
+            budget: of estimates; a certificate is part of the certified one. An adversary is diagnosed under each.
+            basis: of the record.
+
+        Raises:
+            UserError: as for `evaluate`.
+        """
         estimates = self.evaluate(x, budget)
-        return estimates, self.certify(x) if budget == "certified" and self.applies("ais") else None
+        certificate = self.certify(x) if budget == "certified" and self.applies("ais") else None
+        return LikelihoodRecord(basis or {}, tuple(estimates), certificate, self._diagnosis(x))
 
     def certify(self, x: Tensor) -> Certificate:
         """Whether `ais` on such data can be believed.
@@ -146,7 +169,35 @@ class Evaluator:
         Raises:
             UserError: the model cannot be annealed.
         """
-        return certify(self.score, x, self.config.ais.chains, self.config.certificate)
+        return certify(self._score, self.check(x), self.config.ais.chains, self.config.certificate)
+
+    def parzen(self, train: Tensor, validation: Tensor, x: Tensor) -> tuple[Estimate, Estimate]:
+        """Parzen windows on draws from the model, and on as many training data: of another quantity than log p(x).
+
+        Args:
+            train: the model's training data [m, ...].
+            validation: for the bandwidths, one for each of the two.
+            x: data [n, ...].
+        """
+        train, validation, x = map(self.check, (train, validation, x))
+        samples, seed = self.config.parzen_samples, self.config.seed
+        return parzen_rows(self.model, train, validation, x, self._estimate, samples=samples, seed=seed)
+
+    def _score(self, name: str, x: Tensor) -> Estimate:
+        """`score` without a check: of data that have had theirs, or of the numbers that `bdmc` takes in their place."""
+        self.require(name)
+        return self._estimate(Make(name, self.config), x)
+
+    def _estimate(self, make: Make | Windows, x: Tensor) -> Estimate:
+        task = Task(self.model, make, x, self.config.seed, self.config.memory_mib)
+        return estimate(task, run=self.run, store=self.store, progress=self.progress(make.name))
+
+    def _diagnosis(self, x: Tensor) -> Diagnosis | None:
+        if self.training is None or not can_be_diagnosed(self.model):
+            return None
+        x = self.check(x[: self.config.adversary_data])
+        seen = codes_seen(self.model, self.training.rounds, self.training.batch_size)
+        return diagnose(self.model, x, seen, draws=DIAGNOSIS_DRAWS, seed=self.config.seed)
 
 
 def latent_variable_model(model: Algorithm) -> LatentVariableModel:

@@ -16,7 +16,7 @@ from avb_service.algorithm import LatentVariableModel
 from avb_service.discrete import DiscreteCodes, arrangements
 from avb_service.errors import UserError
 from avb_service.likelihood.estimate import NATS, Columns, Kind, Scorer, evaluating
-from avb_service.likelihood.needs import gaussian_marginals, has_standard_normal_prior, prior_name
+from avb_service.likelihood.needs import gaussian_marginals, has_standard_normal_prior, others, prior_name
 from avb_service.seeding import generator
 
 HALF_WIDTH = 8.0  # of the box, in standard deviations of the prior, whose density is e^-32 of its peak there
@@ -55,10 +55,10 @@ def quadrature(model: LatentVariableModel) -> Scorer:
     marginals = gaussian_marginals(model.prior())
     if marginals is None:
         raise UserError(
-            f"quadrature needs a factorised Gaussian prior, this one is {prior_name(model)}: use {_other(model)}"
+            f"quadrature needs a factorised Gaussian prior, this one is {prior_name(model)}: use {others(model)}"
         )
     if (dim := len(marginals.loc)) > 2:
-        raise UserError(f"quadrature needs at most 2 latent dimensions, this model has {dim}: use ais or iwae")
+        raise UserError(f"quadrature needs at most 2 latent dimensions, this model has {dim}: use {others(model)}")
     points = COARSE[dim] ** dim
     rows = max(ROWS, points // math.prod(model.spec.shape))  # the coarse grid is kept as a whole
     return Scorer("quadrature", _settled, rows, lambda x: _Grid(model, x, marginals).solve())
@@ -216,7 +216,7 @@ def _affine(model: LatentVariableModel) -> tuple[Tensor, Tensor, Tensor]:
 
 def _not_linear(model: LatentVariableModel, reason: str) -> UserError:
     return UserError(
-        f"ppca needs p(x|z) = N(W z + mu, diag s^2) and the prior N(0, I); {reason}: use {_other(model)}"
+        f"ppca needs p(x|z) = N(W z + mu, diag s^2) and the prior N(0, I); {reason}: use {others(model)}"
     )
 
 
@@ -246,7 +246,8 @@ def _states(model: LatentVariableModel) -> Tensor:
     base = prior.base_dist if isinstance(prior, Independent) else prior
     if not base.has_enumerate_support:
         raise UserError(
-            f"enumeration needs a prior over finitely many codes, this one is {prior_name(model)}: use ais or iwae"
+            f"enumeration needs a prior over finitely many codes, this one is {prior_name(model)}: "
+            f"use {others(model)}"
         )
     if isinstance(base, DiscreteCodes):
         values, parts = base.values, base.parts
@@ -258,8 +259,3 @@ def _states(model: LatentVariableModel) -> Tensor:
             f"enumeration takes at most 2^16 = {STATES} codes, this prior has {len(values)}^{parts} = {count}: use iwae"
         )
     return arrangements(values, parts).reshape(count, *prior.event_shape)
-
-
-def _other(model: LatentVariableModel) -> str:
-    """What to use in place of a method that does not fit the prior."""
-    return "enumeration or iwae" if getattr(model.prior().support, "is_discrete", False) else "ais or iwae"

@@ -6,8 +6,8 @@ Floor 5.
 from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
-from avb_service.likelihood.anneal import Proposal
 from avb_service.likelihood.estimate import NATS, VARIANCE, Columns, Scorer
+from avb_service.likelihood.proposals import Proposal
 from avb_service.maths import effective_size, log_mean_exp, variance_of_log_mean
 
 
@@ -32,4 +32,5 @@ def iwae(model: LatentVariableModel, proposal: Proposal, draws: int, name: str =
             "ess": effective_size(log_weights),
         }  # fmt: skip
 
-    return Scorer(f"{name}_{draws}", "lower_bound", draws, score)
+    rows = max(draws, proposal.rows)
+    return Scorer(f"{name}_{draws}", "lower_bound", rows, score, recipe={"draws": draws, **proposal.recipe})

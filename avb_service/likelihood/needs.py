@@ -31,6 +31,16 @@ def gaussian_marginals(distribution: Distribution) -> Normal | None:
     return None
 
 
+def others(model: LatentVariableModel) -> str:
+    """What to use in place of an estimator that does not fit the prior."""
+    discrete = getattr(model.prior().support, "is_discrete", False)
+    try:
+        some_posterior(model)
+    except UserError:
+        return "parzen" if discrete else "ais"  # which ask for no posterior
+    return "enumeration, iwae or elbo" if discrete else "ais or iwae"
+
+
 def has_standard_normal_prior(model: LatentVariableModel) -> bool:
     """Whether p(z) = N(0, I); no where the model has no prior."""
     try:

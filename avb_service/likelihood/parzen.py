@@ -5,9 +5,11 @@ likelihood of another density than the model's, and moves with the number of sam
 pixels (Theis, van den Oord & Bethge 2016): only what stands beside the training set's own figure can be read at all.
 """
 
+import hashlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +23,36 @@ _log = logging.getLogger(__name__)
 
 BANDWIDTHS = tuple(0.01 * 10 ** (k / 8) for k in range(17))  # 0.01 to 1, in the units of the data
 CENTRES = 1024  # taken at a time
+BLOCK = 250  # data at most: centres are made ready once for each block
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Binds Parzen windows to a model, which is not asked any more: its samples are here, and go where it goes.
+
+    Attributes:
+        name: of the estimator.
+        samples: s_i, [m, ...], on the CPU.
+        bandwidths: one, in the units of the data, or several to choose from.
+    """
+
+    name: str
+    samples: Tensor
+    bandwidths: tuple[float, ...]
+
+    def __call__(self, model: Algorithm) -> Scorer:
+        """The scorer."""
+        if len(self.bandwidths) == 1:
+            return parzen(self.samples, self.bandwidths[0], self.name)
+        return bandwidth_trial(self.samples, self.bandwidths, self.name)
+
+    def __repr__(self) -> str:
+        """All that the numbers depend on."""
+        content = hashlib.sha256(self.samples.contiguous().numpy().tobytes()).hexdigest()
+        return f"Windows({self.name!r}, {content}, {self.bandwidths})"
+
+
+Score = Callable[[Windows, Tensor], Estimate]  # (estimator, data) -> estimate
 
 
 def parzen(samples: Tensor, bandwidth: float, name: str = "parzen") -> Scorer:
@@ -39,40 +71,43 @@ def parzen(samples: Tensor, bandwidth: float, name: str = "parzen") -> Scorer:
     """
     if not (bandwidth > 0 and math.isfinite(bandwidth)):
         raise UserError(f"parzen needs a positive bandwidth, given {bandwidth}")
-    centres = _flat(samples)
 
-    def score(x: Tensor) -> Columns:
-        nats = log_densities(x, centres, [bandwidth])[0]
-        return {NATS: nats, "bandwidth": torch.full_like(nats, bandwidth)}
+    def columns(values: Tensor) -> Columns:
+        return {NATS: values[0], "bandwidth": torch.full_like(values[0], bandwidth)}
 
-    rows = max(1, 2 * CENTRES // math.prod(samples.shape[1:]))
-    return Scorer(name, "estimate", rows, score, quantity="parzen_density")
+    return _scorer(name, samples, [bandwidth], columns)
 
 
-def best_bandwidth(samples: Tensor, validation: Tensor, bandwidths: Sequence[float] = BANDWIDTHS) -> float:
-    """The bandwidth under which validation data are most likely.
+def bandwidth_trial(samples: Tensor, bandwidths: Sequence[float], name: str) -> Scorer:
+    """`parzen` under each of several bandwidths: a column of each, by its number, for `best_bandwidth`.
 
     Args:
         samples: s_i, [m, ...].
-        validation: data [n, ...] that are used for nothing else.
-        bandwidths: to choose from.
+        bandwidths: h, at least two.
+        name: of the estimator.
 
     Raises:
-        DataError: no data.
+        DataError: no samples, or samples that are not finite.
     """
-    if len(validation) == 0:
-        raise DataError("no data to choose a bandwidth on: given 0, expected at least 1")
-    centres = _flat(samples)
-    values = torch.cat([log_densities(part, centres, bandwidths) for part in validation.split(CENTRES)], 1)
-    best = int(values.mean(1).argmax())
-    if best in (0, len(bandwidths) - 1) and len(bandwidths) > 1:
+    return _scorer(name, samples, bandwidths, lambda values: {NATS: values.amax(0), **_numbered(values)})
+
+
+def best_bandwidth(trial: Estimate, bandwidths: Sequence[float]) -> float:
+    """The bandwidth under which validation data are most likely.
+
+    Args:
+        trial: by `bandwidth_trial`, of data that are used for nothing else.
+        bandwidths: those tried.
+    """
+    best = max(range(len(bandwidths)), key=lambda k: trial.columns[str(k)].mean().item())
+    if best in (0, len(bandwidths) - 1):
         _log.warning("the best bandwidth, %g, is at the end of those tried; try others beyond it", bandwidths[best])
     return bandwidths[best]
 
 
 def parzen_rows(
-    model: Algorithm, train: Tensor, validation: Tensor, x: Tensor, *, samples: int = 10_000, seed: int = 0,
-    bandwidths: Sequence[float] = BANDWIDTHS, memory_mib: int = 64,
+    model: Algorithm, train: Tensor, validation: Tensor, x: Tensor, score: Score, *, samples: int = 10_000,
+    seed: int = 0, bandwidths: Sequence[float] = BANDWIDTHS,
 ) -> tuple[Estimate, Estimate]:
     """`parzen` of the model, and `parzen_training`: the training set's own, by the same rule, from as many centres.
 
@@ -81,23 +116,20 @@ def parzen_rows(
         train: its training data [m, ...].
         validation: for the bandwidths, one for each row.
         x: data [n, ...].
+        score: scores data, here or elsewhere.
         samples: how many centres, at most as many as there are training data.
         seed: of the samples, and of the choice among the training data.
         bandwidths: to choose from.
-        memory_mib: bound on what one batch takes.
 
     Raises:
         DataError: no data, or samples that are not finite.
     """
     samples = min(samples, len(train))
-    drawn = _draws(model, samples, seed)
     chosen = train[permutation(len(train), seed, "parzen", "train")[:samples].to(train.device)]
-
-    def row(centres: Tensor, name: str) -> Estimate:
-        scorer = parzen(centres, best_bandwidth(centres, validation, bandwidths), name)
-        return estimate(Task(model, lambda _: scorer, x, seed, memory_mib))
-
-    return row(drawn, "parzen"), row(chosen, "parzen_training")
+    return (
+        _row("parzen", _draws(model, samples, seed), validation, x, score, bandwidths),
+        _row("parzen_training", chosen, validation, x, score, bandwidths),
+    )
 
 
 def parzen_of_draws(
@@ -115,14 +147,11 @@ def parzen_of_draws(
     Raises:
         DataError: fewer than two data, or samples that are not finite.
     """
-    centres = _draws(model, samples, seed)
-    scorer = parzen(centres, best_bandwidth(centres, x[::2]))
-    return estimate(Task(model, lambda _: scorer, x[1::2], seed, memory_mib))
 
+    def score(windows: Windows, x: Tensor) -> Estimate:
+        return estimate(Task(model, windows, x, seed, memory_mib))
 
-def _draws(model: Algorithm, samples: int, seed: int) -> Tensor:
-    with seeded(seed, "parzen"), torch.no_grad():
-        return torch.cat([model.sample(min(CENTRES, samples - i)) for i in range(0, samples, CENTRES)])
+    return _row("parzen", _draws(model, samples, seed), x[::2], x[1::2], score, BANDWIDTHS)
 
 
 def log_densities(x: Tensor, centres: Tensor, bandwidths: Sequence[float]) -> Tensor:
@@ -145,6 +174,35 @@ def log_densities(x: Tensor, centres: Tensor, bandwidths: Sequence[float]) -> Te
             total[k] = torch.logaddexp(total[k], torch.logsumexp(-squares / (2 * h[k] ** 2), 1))
     constant = math.log(len(centres)) + flat.shape[1] * (h[:, :, 0].log() + 0.5 * math.log(2 * math.pi))
     return total - constant
+
+
+def _row(
+    name: str, centres: Tensor, validation: Tensor, x: Tensor, score: Score, bandwidths: Sequence[float]
+) -> Estimate:
+    """`parzen` of data under the bandwidth that is best for others."""
+    centres = centres.cpu()
+    trial = score(Windows(f"{name}_bandwidth", centres, tuple(bandwidths)), validation)
+    row = score(Windows(name, centres, (best_bandwidth(trial, bandwidths),)), x)
+    return replace(row, seconds=trial.seconds + row.seconds)
+
+
+def _draws(model: Algorithm, samples: int, seed: int) -> Tensor:
+    with seeded(seed, "parzen"), torch.no_grad():
+        return torch.cat([model.sample(min(CENTRES, samples - i)) for i in range(0, samples, CENTRES)])
+
+
+def _scorer(name: str, samples: Tensor, bandwidths: Sequence[float], columns: Callable[[Tensor], Columns]) -> Scorer:
+    """Columns made of the log-densities [H, b] of a block."""
+    centres = _flat(samples)
+    rows = max(1, 2 * CENTRES // math.prod(samples.shape[1:]))
+    return Scorer(
+        name, "estimate", rows, lambda x: columns(log_densities(x, centres.to(x.device), bandwidths)), BLOCK,
+        "parzen_density", {"samples": len(samples)},
+    )  # fmt: skip
+
+
+def _numbered(values: Tensor) -> Columns:
+    return {str(k): row for k, row in enumerate(values)}
 
 
 def _flat(samples: Tensor) -> Tensor:

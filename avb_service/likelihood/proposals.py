@@ -5,8 +5,10 @@ what a poor one costs is tightness.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field
@@ -14,15 +16,35 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from avb_service.algorithm import LatentVariableModel
+from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
-from avb_service.likelihood.anneal import AnnealConfig, Path, Proposal, pilot_chains, temperatures, transition
-from avb_service.likelihood.estimate import evaluating
-from avb_service.likelihood.needs import prior_name, some_posterior
+from avb_service.likelihood.anneal import AnnealConfig, Path, pilot_chains, temperatures, transition
+from avb_service.likelihood.estimate import Recipe, evaluating
+from avb_service.likelihood.needs import others, prior_name, some_posterior
 from avb_service.maths import cholesky, fit_gaussian
 from avb_service.seeding import seeded
 
 PRIOR_DRAWS = 4096
 RIDGE = 1e-4  # of the mean variance, so that a covariance always has a factor
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Where draws and chains start.
+
+    Attributes:
+        propose: data [b, ...] -> r(z|x), batch shape [b], event shape [D].
+        rows: evaluations of a network that a datum needs at a time for it, to bound the memory.
+        recipe: how it is found.
+    """
+
+    propose: Callable[[Tensor], Distribution]
+    rows: int = 1
+    recipe: Recipe = field(default_factory=dict)
+
+    def __call__(self, x: Tensor) -> Distribution:
+        """r(z|x) for data [b, ...]."""
+        return self.propose(x)
 
 
 class PilotConfig(AnnealConfig):
@@ -45,18 +67,10 @@ def own(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
     Raises:
         UserError: the model has no posterior.
     """
-    some_posterior(model)
-
-    def propose(x: Tensor) -> Distribution:
-        q = model.posterior(x)
-        return q if isinstance(q, Distribution) else fit_gaussian(q.sample((draws,)), inflate)
-
-    return propose
-
-
-def fitted(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
-    """A Gaussian fitted to draws of the posterior, of whatever kind that is."""
-    return lambda x: fit_gaussian(model.posterior(x).sample((draws,)), inflate)
+    if not isinstance(some_posterior(model), ImplicitPosterior):
+        return Proposal(lambda x: cast(Distribution, model.posterior(x)), recipe={"start": "posterior"})
+    recipe: Recipe = {"start": "fitted", "fitted_to": draws, "inflate": inflate}
+    return Proposal(lambda x: fit_gaussian(model.posterior(x).sample((draws,)), inflate), draws, recipe)
 
 
 def from_prior(model: LatentVariableModel) -> Proposal:
@@ -65,17 +79,17 @@ def from_prior(model: LatentVariableModel) -> Proposal:
     if getattr(prior.support, "is_discrete", False):
         raise UserError(
             f"annealing and its pilot chains need continuous codes, this prior is {prior_name(model)}: use "
-            "enumeration, iwae or elbo"
+            f"{others(model)}"
         )
     if isinstance(prior, MultivariateNormal) or isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
-        return lambda x: prior.expand((len(x),))
+        return Proposal(lambda x: prior.expand((len(x),)), recipe={"start": "prior"})
 
     @cache
     def whole() -> MultivariateNormal:  # once it is needed: who asks whether an estimator applies does not wait for it
         with evaluating(model), seeded("proposals", "prior"):
             return fit_gaussian(prior.sample((PRIOR_DRAWS, 1)))
 
-    return lambda x: whole().expand((len(x),))
+    return Proposal(lambda x: whole().expand((len(x),)), recipe={"start": "prior"})
 
 
 def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
@@ -88,14 +102,16 @@ def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
     def propose(x: Tensor) -> Distribution:
         path = Path(model, x, start(x))
         pilot = pilot_chains(path, temperatures(recipe.temperatures, "sigmoid", path.mean), recipe)
-        states = [pilot.state]
+        state, visited = pilot.state, [pilot.state.u]
         for _ in range(recipe.rest):
-            state, _ = transition(path, states[-1], 1.0, pilot.steps[-1], recipe.leapfrog)
-            states.append(state)
-        z = path.z(torch.cat([state.u for state in states]))
-        return weighted_gaussian(z, pilot.log_weights.repeat(len(states), 1), recipe.inflate)
+            state, _ = transition(path, state, 1.0, pilot.steps[-1], recipe.leapfrog)
+            visited.append(state.u)
+        z = path.z(torch.cat(visited))
+        return weighted_gaussian(z, pilot.log_weights.repeat(len(visited), 1), recipe.inflate)
 
-    return propose
+    codes = recipe.chains * (recipe.rest + 1) * model.prior().event_shape[0]  # numbers, four times over at the fit
+    rows = 2 * recipe.chains + math.ceil(codes / math.prod(model.spec.shape))
+    return Proposal(propose, rows, {"start": "refined", **{f"pilot_{k}": v for k, v in recipe.tree().items()}})
 
 
 def weighted_gaussian(z: Tensor, log_weights: Tensor, inflate: float) -> MultivariateNormal:

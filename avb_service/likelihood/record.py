@@ -4,6 +4,7 @@ Floor 5.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood.adversary import excess
-from avb_service.likelihood.certificate import Certificate
+from avb_service.likelihood.adversary import Diagnosis, Excess, excess
+from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
 
 MOST_BELIEVED = ("enumeration", "ppca", "ais", "iwae_refined", "iwae", "elbo")  # but for draws and noise
@@ -55,11 +56,13 @@ class LikelihoodRecord:
             probabilities or of a density, where data can have either. Models whose bases are equal can be compared.
         estimates: all of them.
         certificate: of the annealed one; None where there is none.
+        diagnosis: of the model's adversary; None where it has none, or none that can be diagnosed.
     """
 
     basis: Mapping[str, str]
     estimates: tuple[Estimate, ...]
     certificate: Certificate | None = None
+    diagnosis: Diagnosis | None = None
 
     @property
     def scored_on(self) -> str:
@@ -89,6 +92,26 @@ class LikelihoodRecord:
             return f"{best.name} has no certificate"
         return None if self.certificate.passed else f"the certificate failed: {self.certificate.reason}"
 
+    @property
+    def standing(self) -> tuple[bool, float]:
+        """Among models that are scored alike: those that can be believed before the others, then by the figure."""
+        return self.objection is None, -math.inf if self.held_out is None else self.held_out.value
+
+    @property
+    def excess(self) -> Excess | None:
+        """The adversary's ELBO against the most believable figure; None where there are not both."""
+        adversarial = next((each for each in self.estimates if each.name == "elbo_adversarial"), None)
+        if adversarial is None or self.held_out is None:
+            return None
+        return excess(adversarial, self.held_out)
+
+    @property
+    def doubts(self) -> tuple[Check, ...]:
+        """What could speak against the model's adversary; of a single datum nobody knows what is chance."""
+        of_kl = self.diagnosis.checks() if self.diagnosis else ()
+        of_elbo = (self.excess.check(),) if self.excess else ()
+        return tuple(check for check in of_kl + of_elbo if not math.isnan(check.limit))
+
     def against(self, other: "LikelihoodRecord") -> Comparison:
         """A paired comparison: by what can be believed of either, else by the best estimate that both have.
 
@@ -116,19 +139,17 @@ class LikelihoodRecord:
     def metrics(self, split: str = "test") -> dict[str, float]:
         """Named for a tracker."""
         named = {name: value for estimate in self.estimates for name, value in estimate.metrics(split).items()}
-        adversarial = next((each for each in self.estimates if each.name == "elbo_adversarial"), None)
-        if adversarial is not None and self.held_out is not None:
-            named |= excess(adversarial, self.held_out).metrics(split)
+        for found in (self.diagnosis, self.excess):
+            named |= found.metrics(split) if found else {}
         return {**named, **(self.certificate.metrics() if self.certificate else {})}
 
     def to_json(self) -> bytes:
         """With the figure of every datum, to the bit."""
-        estimates = [
-            {**asdict(each), "columns": {name: column.tolist() for name, column in each.columns.items()}}
-            for each in self.estimates
-        ]
-        certificate = asdict(self.certificate) if self.certificate else None
-        tree = {"basis": dict(self.basis), "estimates": estimates, "certificate": certificate}
+        tree = {
+            "basis": dict(self.basis), "estimates": [_tree(each) for each in self.estimates],
+            "certificate": asdict(self.certificate) if self.certificate else None,
+            "diagnosis": asdict(self.diagnosis) if self.diagnosis else None,
+        }  # fmt: skip
         return json.dumps(tree, sort_keys=True).encode()  # the same bytes, whether just found or read from its store
 
     @classmethod
@@ -141,9 +162,17 @@ class LikelihoodRecord:
         try:
             tree = json.loads(content)
             certificate = tree["certificate"] and Certificate.from_tree(tree["certificate"])
-            return cls(tree["basis"], tuple(_estimate(each) for each in tree["estimates"]), certificate)
+            diagnosis = Diagnosis(**tree["diagnosis"]) if tree.get("diagnosis") else None  # older ones have none
+            return cls(tree["basis"], tuple(map(_estimate, tree["estimates"])), certificate, diagnosis)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"no record of likelihoods: {error!r}") from error
+
+
+def _tree(estimate: Estimate) -> dict[str, Any]:
+    """Without the time it took, which is another each time."""
+    tree = {**asdict(estimate), "columns": {name: column.tolist() for name, column in estimate.columns.items()}}
+    del tree["seconds"]
+    return tree
 
 
 def _estimate(tree: Mapping[str, Any]) -> Estimate:

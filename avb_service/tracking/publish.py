@@ -11,7 +11,7 @@ from pathlib import Path
 from avb_service.algorithms import TABLE
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment, objective_of
-from avb_service.likelihood import LikelihoodRecord, known
+from avb_service.likelihood import Check, LikelihoodRecord, known, verdict
 from avb_service.model import load_model
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
@@ -191,7 +191,7 @@ Log-likelihood of held-out data, nats per datum; ± is the standard error over d
 
 {_certificate(record)}
 
-```python
+{_adversary(record)}```python
 import avb_service
 model = avb_service.load("runs:/{run_id}/{config.tracking.model}")
 images = model.sample(16, seed=0)
@@ -202,18 +202,32 @@ images = model.sample(16, seed=0)
 def _certificate(record: LikelihoodRecord) -> str:
     if record.certificate is None:
         return f"Certificate: {_verdict(record)}."
-    rows = [
-        f"| {check.meaning} | {check.value:.3g} | {check.relation} {check.limit:.3g} | "
-        f"{'yes' if check.passed else 'NO'} |"
-        for check in record.certificate.checks
-    ]
     lower, upper = record.certificate.lower, record.certificate.upper
     return f"""Certificate of the annealed estimate: **{record.certificate.verdict}**. It brackets the likelihood of
 data that the model itself has drawn, between {lower:.2f} and {upper:.2f}; no upper bound holds for real data.
 
-| check | measured | limit | passed |
-|---|---|---|---|
-{chr(10).join(rows)}"""
+{_checks(record.certificate.checks)}"""
+
+
+def _adversary(record: LikelihoodRecord) -> str:
+    """Nothing of a model that has none."""
+    if not record.doubts:
+        return ""
+    return f"""What speaks against the adversary: **{verdict(record.doubts)}**. Each that fails is enough to convict it;
+all that pass do not acquit it.
+
+{_checks(record.doubts)}
+
+"""
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    rows = [
+        f"| {check.meaning} | {check.value:.3g} | {check.relation} {check.limit:.3g} | "
+        f"{'yes' if check.passed else 'NO'} |"
+        for check in checks
+    ]
+    return "\n".join(["| check | measured | limit | passed |", "|---|---|---|---|", *rows])
 
 
 def _verdict(record: LikelihoodRecord) -> str:

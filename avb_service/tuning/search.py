@@ -6,7 +6,6 @@ Floor 9.
 import hashlib
 import json
 import logging
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,7 +127,7 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
         contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
         leaders = _leaders(reached)
         records = _assess([*contenders, *leaders.values()], on_step, scoring)
-        best = max(contenders, key=lambda trial: _standing(records[trial.job.name]))
+        best = max(contenders, key=lambda trial: records[trial.job.name].standing)
         _register(search, _leaders([best, *reached]).values(), best, records)
     search.run.finish()
     return list(search.published().values())
@@ -153,11 +152,6 @@ def _assess(
             on_step(f"scoring {name} on held-out data")
             records[name] = trial.job.assess(**scoring)
     return records
-
-
-def _standing(record: LikelihoodRecord) -> tuple[bool, float]:
-    """Whether it could be champion's, and the figure: the greater the better."""
-    return record.objection is None, -math.inf if record.held_out is None else record.held_out.value
 
 
 def _register(

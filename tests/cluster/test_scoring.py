@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ DATA = {
     "training.rounds": 30, "training.report_every": 30, "likelihood.test_data": 120,
     "likelihood.pilot": {"temperatures": 10, "chains": 4}, "likelihood.ais": {"temperatures": 5, "chains": 4},
     "likelihood.ais_prior": {"temperatures": 10, "chains": 4}, "likelihood.certificate": {"real": 10},
+    "likelihood.corrected": {"rounds": 10, "moment_draws": 64, "elbo_draws": 8}, "likelihood.adversary_data": 30,
+    "likelihood.parzen_samples": 200, "likelihood.memory_mib": 1,
 }  # fmt: skip
 
 
@@ -36,34 +39,57 @@ def avb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([AVB, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def estimates(folder: Path, *arguments: str) -> list[dict]:
-    done = avb(folder, "evaluate", "vae-model", *arguments, "--json")
+def told(folder: Path, model: str, *arguments: str) -> dict:
+    done = avb(folder, "evaluate", model, *arguments, "--json")
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["estimates"]
+    return json.loads(done.stdout)
+
+
+def estimates(folder: Path, *arguments: str) -> list[dict]:
+    return told(folder, "vae-model", *arguments)["estimates"]
+
+
+ALL = ("avb-model", "--estimator", "ais", "--estimator", "elbo_corrected", "--estimator", "parzen")
 
 
 def test_the_numbers_are_the_same_on_any_number_of_workers_and_after_an_interruption(folder):
-    (alone,) = estimates(folder, "--estimator", "ais", "--keep", "kept")
-    kept = sorted((folder / "kept").rglob("*.block"))
-    assert len(kept) == 3, "120 data are three blocks"
-    kept[1].unlink()
-    untouched = kept[0].stat().st_mtime_ns
-    (resumed,) = estimates(folder, "--estimator", "ais", "--keep", "kept")
-    assert resumed == alone
-    assert kept[1].exists() and kept[0].stat().st_mtime_ns == untouched
-    (shared,) = estimates(folder, "--estimator", "ais", "--workers", "2")
-    assert shared == alone
+    alone = told(folder, *ALL, "--keep", "kept")["estimates"]
+    assert [found["estimator"] for found in alone] == ["ais", "elbo_corrected", "parzen", "parzen_training"]
+    assert {found["data"] for found in alone} == {120}
+    assert alone[0]["recipe"]["temperatures"] == 5 and alone[0]["recipe"]["start"] == "refined"
+    kept = {name: sorted((folder / "kept").rglob(f"{name}-*/*.block")) for name in ("ais", "parzen")}
+    assert all(len(blocks) > 1 for blocks in kept.values())
+    untouched = kept["ais"][0].stat().st_mtime_ns
+    for blocks in kept.values():
+        blocks[1].unlink()
+    assert told(folder, *ALL, "--keep", "kept")["estimates"] == alone
+    assert kept["ais"][0].stat().st_mtime_ns == untouched
+    assert all(blocks[1].exists() for blocks in kept.values())
+    assert told(folder, *ALL, "--workers", "2")["estimates"] == alone
+
+
+def test_an_adversary_is_put_to_the_test_as_it_was_when_the_model_was_published(folder):
+    found = told(folder, "avb-model", "--budget", "certified", "--limit", "40")
+    data = {each["estimator"]: each["data"] for each in found["estimates"]}
+    assert data["elbo_corrected"] == 30 and data["ais"] == data["elbo_adversarial"] == 40
+    assert set(found["seconds"]) == set(data)
+    names = [check["name"] for check in found["adversary"]["checks"]]
+    assert names == ["floor_violation", "unverifiable", "log_normaliser", "excess"]
+    record = LikelihoodRecord.from_json((folder / "avb-model/likelihood.json").read_bytes())
+    assert found["adversary"]["diagnosis"] == asdict(record.diagnosis)
+    assert {"test/adversary.unverifiable", "test/adversary.not_a_bound"} <= record.metrics().keys()
 
 
 def test_a_certified_budget_says_what_passed(folder):
-    done = avb(folder, "evaluate", "vae-model", "--budget", "certified", "--limit", "20", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["certificate"]["verdict"] in ("PASS", "lower bound only")
-    assert {"gap", "gap_95", "drift", "starts", "ess"} <= {check["name"] for check in told["certificate"]["checks"]}
-    kinds = {found["estimator"]: found["kind"] for found in told["estimates"]}
+    everything = told(folder, "vae-model", "--budget", "certified", "--limit", "20")
+    certificate = everything["certificate"]
+    assert certificate["verdict"] in ("PASS", "lower bound only")
+    assert "no upper bound holds for real data" in certificate["meaning"]
+    assert {"gap", "gap_95", "drift", "starts", "ess"} <= {check["name"] for check in certificate["checks"]}
+    kinds = {found["estimator"]: found["kind"] for found in everything["estimates"]}
     assert kinds["ais"] == kinds["elbo"] == "lower_bound"
     assert kinds["elbo_ceiling"] == "upper_bound"
+    assert everything["adversary"] is None and "elbo_corrected" not in kinds, "it has no adversary"
 
 
 def test_a_settings_file_changes_the_recipe_and_its_typos_are_named(folder):
@@ -97,9 +123,9 @@ def test_what_does_not_fit_is_refused_by_name(folder, arguments, message):
 def test_two_models_are_compared_datum_by_datum(folder):
     done = avb(folder, "compare", "vae-model", "avb-model", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    compared = json.loads(done.stdout)
     records = [LikelihoodRecord.from_json((folder / f"{m}-model/likelihood.json").read_bytes()) for m in ("vae", "avb")]
     first, second = (record.held_out.per_datum for record in records)
-    assert told["difference"] == pytest.approx((first - second).mean().item())
-    assert told["stderr"] == pytest.approx((first - second).std().item() / len(first) ** 0.5)
-    assert torch.is_tensor(first) and told["data"] == len(first) == 120
+    assert compared["difference"] == pytest.approx((first - second).mean().item())
+    assert compared["stderr"] == pytest.approx((first - second).std().item() / len(first) ** 0.5)
+    assert torch.is_tensor(first) and compared["data"] == len(first) == 120

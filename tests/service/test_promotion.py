@@ -9,10 +9,10 @@ import torch
 
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Certificate, Check, Estimate, LikelihoodRecord
+from avb_service.likelihood import Certificate, Check, Diagnosis, Estimate, LikelihoodRecord
 from avb_service.model import load_model
 from avb_service.tracking import Run, leaderboard, pull
-from avb_service.tracking.publish import promote, publish, record_of
+from avb_service.tracking.publish import card, promote, publish, record_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -26,6 +26,15 @@ def record(values: torch.Tensor, gap: float = 0.05, data: str = "ab") -> Likelih
     return LikelihoodRecord(
         {"data_sha256": data}, (Estimate.of("ais", "lower_bound", {"nats": values}),), Certificate(checks, -25.0, -24.9)
     )
+
+
+def test_a_card_says_what_the_bounds_hold_for_and_what_speaks_against_the_adversary(experiment):
+    made = record(VALUES)
+    told = " ".join(card(experiment, made, "run").split())
+    assert "no upper bound holds for real data" in told and "adversary" not in told
+    told = card(experiment, dataclasses.replace(made, diagnosis=Diagnosis(10.0, 12.5, 2.5, 0.1, 0.0, 0.0, 0.05)), "run")
+    assert "What speaks against the adversary: **its ELBO is not to be believed**" in told
+    assert "| KL below a Gaussian's with q's moments | 2.5 | <= 0.2 | NO |" in told
 
 
 @pytest.fixture(scope="module")

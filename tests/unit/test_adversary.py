@@ -9,11 +9,12 @@ from linear_gaussian import PCA
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, kl_divergence
 
+from avb_service.algorithm import TurnConfig
 from avb_service.algorithms.avb import AVB, AVBConfig
 from avb_service.algorithms.avb_ac import AVBAC, AVBACConfig
 from avb_service.errors import DataError, UserError
 from avb_service.likelihood import adversary as module
-from avb_service.likelihood.adversary import diagnose, excess
+from avb_service.likelihood.adversary import Diagnosis, codes_seen, diagnose, excess, verdict
 from avb_service.likelihood.estimate import NATS, Estimate, Kind
 
 N = 50
@@ -124,6 +125,32 @@ def test_metrics_have_names():
     }  # fmt: skip
 
 
+def failed(found: Diagnosis) -> set[str]:
+    return {check.name for check in found.checks() if not check.passed}
+
+
+def test_what_is_wrong_with_an_adversary_is_called_so_and_what_is_not_is_not():
+    model = adaptive(torch.nn.Identity())
+    model.discriminator = Optimal(Q, Q.loc, contrast_factor(model))
+    assert failed(diagnose(model, one_hot(N), SEEN, draws=512)) == set()
+    assert failed(diagnose(plain(Always(0.0)), one_hot(N), SEEN)) == {"floor_violation"}
+    found = diagnose(plain(Always(7.0)), one_hot(N), 1000)
+    assert failed(found) == {"unverifiable", "log_normaliser"}
+    assert verdict(found.checks()) == "its ELBO is not to be believed"
+    assert failed(diagnose(plain(Always(-7.0)), one_hot(N), 1000)) == {"floor_violation"}, "what is rare was not drawn"
+
+
+def test_where_codes_have_many_dimensions_more_are_drawn():
+    assert diagnose(plain(Always(0.0)), one_hot(N), SEEN, draws=2) == diagnose(
+        plain(Always(0.0)), one_hot(N), SEEN, draws=8
+    )
+
+
+def test_codes_seen_are_those_of_all_steps():
+    section = {**SMALL, "encoder": INPUT, "adversary": TurnConfig(steps=3)}
+    assert codes_seen(AVB(AVBConfig(**section), BINARY), 100, 16) == 100 * 3 * 16
+
+
 class OtherPrior(AVB):
     def prior(self) -> Distribution:
         return Independent(Bernoulli(torch.full((3,), 0.5)), 1)
@@ -134,8 +161,6 @@ def test_what_cannot_be_diagnosed_says_why():
         diagnose(PCA(2), one_hot(2), SEEN)
     with pytest.raises(UserError, match=r"prior N\(0, I\), this one is Bernoulli"):
         diagnose(OtherPrior(AVBConfig(**SMALL, encoder=INPUT), BINARY), one_hot(2), SEEN)
-    with pytest.raises(UserError, match="3 dimensions need at least 5 draws, given 4"):
-        diagnose(plain(Always(0.0)), one_hot(N), SEEN, draws=4)
     with pytest.raises(DataError, match="given 0 data"):
         diagnose(plain(Always(0.0)), one_hot(N)[:0], SEEN)
 
@@ -153,7 +178,7 @@ def test_an_elbo_above_a_lower_bound_is_not_a_bound():
     found = excess(above, ais)
     assert found.difference == pytest.approx(1.025)
     assert found.stderr < 0.1, "data are paired: unpaired it is 8"
-    assert found.not_a_bound
+    assert found.not_a_bound and not found.check().passed
     assert found.metrics("test") == {
         "test/adversary.excess": found.difference, "test/adversary.excess.stderr": found.stderr,
         "test/adversary.not_a_bound": 1.0,
@@ -164,7 +189,7 @@ def test_an_elbo_above_a_lower_bound_is_not_a_bound():
 def test_an_elbo_below_it_or_within_chance_is_not_flagged(offsets):
     ais = estimate("ais", "lower_bound", torch.tensor([-80.0, -120.0, -95.0, -101.0]))
     found = excess(estimate("elbo_adversarial", "estimate", ais.per_datum + torch.tensor(offsets)), ais)
-    assert not found.not_a_bound
+    assert not found.not_a_bound and found.check().passed
     assert found.metrics("test")["test/adversary.not_a_bound"] == 0.0
 
 

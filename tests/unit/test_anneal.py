@@ -1,23 +1,22 @@
 """Annealing against a model whose evidence and posterior are Gaussians, and estimation that is interrupted."""
 
 import math
-import random
 
 import pytest
 import torch
-from linear_gaussian import PCA, data, widened
+from linear_gaussian import PCA, data, stderr, widened
 from torch import Tensor
 from torch.distributions import Distribution
 
 from avb_service.algorithm import DataSpec
 from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.errors import ConfigError, DataError, UserError
+from avb_service.likelihood import estimate as module
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import (
     STRIDES,
     AnnealConfig,
     Path,
-    Proposal,
     State,
     anneal,
     integrate,
@@ -30,7 +29,7 @@ from avb_service.likelihood.bdmc import bdmc
 from avb_service.likelihood.certificate import CertificateConfig, certify
 from avb_service.likelihood.estimate import Estimate, Scorer, Task, estimate, serially
 from avb_service.likelihood.importance import iwae
-from avb_service.likelihood.proposals import PilotConfig, from_prior, refined
+from avb_service.likelihood.proposals import PilotConfig, Proposal, from_prior, refined
 from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import seeded
 
@@ -44,7 +43,7 @@ def pca(dtype: torch.dtype = torch.float32, dim: int = DIM) -> PCA:
 
 def narrow(model: PCA) -> Proposal:
     """A proposal that misses most of the posterior, as a collapsed encoder does."""
-    return lambda x: widened(0.1, shift=0.3)(model.exact_posterior(x))
+    return Proposal(lambda x: widened(0.1, shift=0.3)(model.exact_posterior(x)))
 
 
 def run(model: PCA, make, x: Tensor, **options) -> Estimate:
@@ -75,13 +74,29 @@ def test_chains_from_the_exact_posterior_are_exact_each():
     assert run(model, make, x).columns["worst"].max() < 1e-4
 
 
+def bracketed(model: PCA, start: Proposal, recipe: AnnealConfig, schedule: str, n: int) -> tuple[Estimate, Tensor]:
+    """Both bounds on data that the model drew, and what is between them: log p(x) of the same data."""
+    simulated: list[Tensor] = []
+
+    def propose(part: Tensor) -> Distribution:
+        simulated.append(part)
+        return start(part)
+
+    seen = Proposal(propose, start.rows)
+    result = run(model, lambda model: bdmc(model, seen, recipe, schedule), torch.arange(n))
+    return result, model.exact(torch.cat(simulated))
+
+
 def test_the_start_from_the_prior_brackets_the_truth_and_the_gap_falls_with_temperatures():
     model, gaps = pca(), []
     for count in (10, 40, 160):
-        recipe = AnnealConfig(temperatures=count)
-        result = run(model, lambda model, r=recipe: bdmc(model, from_prior(model), r, "sigmoid"), torch.arange(50))
+        result, exact = bracketed(model, from_prior(model), AnnealConfig(temperatures=count), "sigmoid", 50)
+        below, above = exact - result.per_datum, result.columns["upper"] - exact
+        for side in (below, above):
+            assert side.mean() > -3 * stderr(side)
         gaps.append(result.diagnostics["gap"])
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
+    assert max(below.mean(), above.mean()) < gaps[-1], "the truth is inside"
 
 
 def test_the_bounds_of_bdmc_stand_on_both_sides_of_the_exact_value():
@@ -141,14 +156,8 @@ def test_the_whole_recipe_is_unbiased_forwards_and_its_upper_bound_backwards():
     start = refined(model, PilotConfig(temperatures=8, chains=16, rest=4, leapfrog=2, inflate=1.6))
     x = data(model, 1).expand(4000, -1, -1, -1)
     forward = run(model, lambda model: ais(model, start, recipe), x).per_datum - model.exact(x)
-    simulated: list[Tensor] = []
-
-    def proposal(part: Tensor) -> Distribution:
-        simulated.append(part)
-        return start(part)
-
-    both = run(model, lambda model: bdmc(model, proposal, recipe), torch.arange(4000))
-    for log_ratio in (forward, model.exact(torch.cat(simulated)) - both.columns["upper"]):
+    both, exact = bracketed(model, start, recipe, "linear", 4000)
+    for log_ratio in (forward, exact - both.columns["upper"]):
         ratio = log_ratio.exp()
         stderr = ratio.std().item() / math.sqrt(len(ratio))
         assert stderr < 0.01
@@ -280,21 +289,17 @@ def scoring(model: PCA, proposal, recipe: AnnealConfig):
     return lambda name, x: run(model, makes[name], x)
 
 
-def test_a_refined_recipe_gets_its_certificate():
-    model = pca(dim=2)
-    score = scoring(model, refined(model, PilotConfig()), AnnealConfig())
-    certificate = certify(score, data(model, 50), 8, CertificateConfig(real=50))
-    assert certificate.passed, certificate.reason
-    assert certificate.verdict == "PASS"
-
-
-def test_a_proposal_that_is_too_narrow_gets_none():
-    model = pca()
-    certificate = certify(scoring(model, narrow(model), AnnealConfig()), data(model, 40), 8, CertificateConfig(real=40))
-    assert certificate.verdict == "lower bound only"
-    failed = {check.name for check in certificate.checks if not check.passed}
+def test_a_model_is_certified_from_a_refined_start_and_not_from_one_that_is_too_narrow():
+    model, config = pca(dim=2), CertificateConfig(real=50)
+    x = data(model, 50)
+    good = certify(scoring(model, refined(model, PilotConfig()), AnnealConfig()), x, 8, config)
+    assert good.passed, good.reason
+    assert good.verdict == "PASS"
+    bad = certify(scoring(model, narrow(model), AnnealConfig()), x, 8, config)
+    assert bad.verdict == "lower bound only"
+    failed = {check.name for check in bad.checks if not check.passed}
     assert {"gap", "starts"} <= failed
-    assert "gap between the bounds" in certificate.reason
+    assert "gap between the bounds" in bad.reason
 
 
 def test_too_few_simulated_data_give_no_certificate():
@@ -339,10 +344,6 @@ def test_a_limit_can_be_tightened_and_not_loosened(limit):
 # Interruptions.
 
 
-class Killed(BaseException):
-    pass
-
-
 def quick(model: PCA) -> Scorer:
     return iwae(model, from_prior(model), 4)
 
@@ -353,33 +354,6 @@ class Quick:
 
     def __repr__(self) -> str:
         return "quick"
-
-
-def test_killed_twenty_times_the_table_is_the_same_to_the_bit(tmp_path):
-    model = pca()
-    x = data(model, 3000)
-    undisturbed = run(model, Quick(), x)
-    chance, scored = random.Random(0), []
-
-    def mortal(task: Task, blocks):
-        for block, columns in serially(task, blocks):
-            if kills and chance.random() < 0.5:
-                raise Killed
-            scored.append(block)
-            yield block, columns
-
-    kills = 20
-    while True:
-        try:
-            result = run(model, Quick(), x, run=mortal, store=tmp_path)
-            break
-        except Killed:
-            kills -= 1
-    assert kills == 0
-    assert torch.equal(result.per_datum, undisturbed.per_datum)
-    assert torch.equal(result.columns["ess"], undisturbed.columns["ess"])
-    assert list(result.columns) == list(undisturbed.columns), "what is printed of it is the same too"
-    assert len(scored) == len(set(scored)), "no block is scored twice"
 
 
 def test_blocks_done_in_any_order_give_the_same_table():
@@ -411,6 +385,20 @@ def test_another_model_does_not_find_the_blocks_of_the_first(tmp_path):
     with torch.no_grad():
         model.w.mul_(1.1)
     assert not torch.equal(run(model, Quick(), x, store=tmp_path).per_datum, first.per_datum)
+
+
+def test_other_code_does_not_find_them_either(tmp_path, monkeypatch):
+    model, scored = pca(), []
+    x = data(model, 60)
+
+    def noting(task: Task, blocks):
+        scored.extend(blocks)
+        yield from serially(task, blocks)
+
+    for version in ("1+a", "1+a", "1+b"):
+        monkeypatch.setattr(module, "code_version", lambda version=version: version)
+        run(model, Quick(), x, run=noting, store=tmp_path)
+    assert len(scored) == 4, "two blocks, by either code once"
 
 
 def test_a_place_where_nothing_can_be_kept_is_refused_before_anything_is_scored(tmp_path):

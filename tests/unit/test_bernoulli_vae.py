@@ -135,7 +135,7 @@ def test_what_applies_to_binary_codes_and_what_refuses():
     total = (made.log_joint(x, CODES[:, None])).logsumexp(0).detach()
     torch.testing.assert_close(found["enumeration"].per_datum, total, rtol=0, atol=1e-9)
     assert evaluator.objective(x).name == "enumeration"
-    assert evaluator.assess(x, "certified")[1] is None
+    assert evaluator.assess(x, "certified").certificate is None
     assert (found["elbo"].per_datum < total + 0.5).all() and found["elbo"].value < found["iwae_2000"].value
     torch.testing.assert_close(found["iwae_2000"].per_datum, total, rtol=0, atol=0.3)
     for name in ("ais", "ais_prior", "bdmc", "iwae_refined", "quadrature", "ppca", "elbo_corrected", "elbo_ceiling"):

@@ -100,6 +100,15 @@ def test_the_gap_stands_beside_ais():
     assert not [word for word in words(bounds([ADVERSARY, IWAE], GAP)) if word.startswith("gap")]
 
 
+@pytest.mark.parametrize("gap", [0.01, 1.0, 4.0, 400.0])
+def test_the_words_on_the_gap_stay_clear_of_the_figures(gap):
+    figure = bounds([ADVERSARY, IWAE, AIS], gap)
+    figure.draw_without_rendering()
+    (text,) = [text for text in figure.axes[0].texts if text.get_text().startswith("gap on simulated data")]
+    axes, words = figure.axes[0].get_window_extent(), text.get_window_extent()
+    assert axes.x0 <= words.x0 and words.x1 <= axes.x1
+
+
 def test_other_quantities_are_left_out():
     parzen = estimate("parzen", "estimate", 300.0)
     assert to_png(bounds([*BAD, parzen])) == to_png(bounds(BAD))

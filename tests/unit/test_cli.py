@@ -338,14 +338,34 @@ def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
 def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatch):
     from torch import tensor
 
-    from avb_service.likelihood import Estimate
+    from avb_service.likelihood import Estimate, LikelihoodRecord
 
     columns = {"nats": tensor([-24.0, -26.0]), "upper": tensor([-23.5, -25.0])}
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
-    tables.estimates([Estimate.of("bdmc", "lower_bound", columns, "simulated")], None, "a model", False)
+    record = LikelihoodRecord({}, (Estimate.of("bdmc", "lower_bound", columns, "simulated"),))
+    tables.estimates(record, "a model", False)
     lower, upper = (line for line in tables.out.file.getvalue().splitlines() if "bdmc" in line)
     assert "-25.000" in lower and "lower bound on data that the model drew itself" in lower
     assert "-24.250" in upper and "upper bound on data that the model drew itself" in upper
+
+
+def test_what_speaks_against_an_adversary_is_shown_below_its_figures(monkeypatch):
+    from torch import arange
+
+    from avb_service.likelihood import Diagnosis, Estimate, LikelihoodRecord
+
+    nats = arange(9.0) - 30
+    found = (Estimate.of("ais", "lower_bound", {"nats": nats}),
+             Estimate.of("elbo_adversarial", "estimate", {"nats": nats - 1}))  # fmt: skip
+    record = LikelihoodRecord({}, found, None, Diagnosis(10.0, 12.5, 2.5, 0.1, 0.0, 0.0, 0.05))
+    monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
+    tables.estimates(record, "a model", False)
+    lines = tables.out.file.getvalue().splitlines()
+    assert any("What speaks against the adversary: its ELBO is not to be believed" in line for line in lines)
+    judged = {line.split("│")[1].strip(): line.split("│")[4].strip() for line in lines if line.count("│") == 5}
+    assert judged["KL below a Gaussian's with q's moments"] == "NO"
+    assert judged["ELBO above ais"] == "yes"
+    assert "do not acquit" in lines[-1]
 
 
 def test_parzen_windows_stand_beside_those_of_the_training_data_and_in_a_column_of_their_own(monkeypatch):

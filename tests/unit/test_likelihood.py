@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from known_adversary import BASIS, BINARY, INPUT, SMALL
-from linear_gaussian import PCA, data, mean_field
+from linear_gaussian import PCA, data, implicit, mean_field
 from torch import Tensor
+from torch.distributions import Distribution
 
 from avb_service.algorithm import Algorithm, AlgorithmConfig, Player
 from avb_service.algorithms.avb import AVB, AVBConfig
@@ -15,6 +16,7 @@ from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.errors import UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig, latent_variable_model
 from avb_service.likelihood.estimate import BLOCK, NATS, Columns, Estimate, Scorer, Task, estimate
+from avb_service.likelihood.proposals import PilotConfig, own, refined
 from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import seeded
 
@@ -64,6 +66,47 @@ def test_data_are_cut_into_as_many_pieces_as_fit():
 def test_an_estimator_that_learns_from_its_data_gets_them_together():
     assert pieces(Sums(1, block=1000), 300, 64) == [300]
     assert pieces(Sums(2**20 // (4 * 4 * 4) // 16, block=1000), 40, 1) == [16, 16, 8]
+
+
+class Counting(PCA):
+    """Notes how many codes its decoder is given at a time."""
+
+    def __init__(self, dim: int, pixels: int) -> None:
+        super().__init__(dim, implicit, pixels=pixels, dtype=torch.float32)
+        self.most = 0
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        self.most = max(self.most, z.shape[:-1].numel())
+        return super().likelihood(z)
+
+
+FEW = {"chains": 2, "temperatures": 2, "leapfrog": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ais", {"ais": FEW, "pilot": {**FEW, "chains": 32}}),
+        ("ais", {"ais": {**FEW, "chains": 32}, "pilot": {**FEW, "chains": 4}}),
+        ("ais_prior", {"ais_prior": {**FEW, "chains": 32}}),
+        ("bdmc", {"ais": FEW, "pilot": {**FEW, "chains": 32}}),
+        ("iwae_refined", {"importance_draws": 2, "search": {**FEW, "chains": 32}}),
+        ("iwae", {"importance_draws": 64, "proposal_draws": 16}),
+        ("elbo_ceiling", {"proposal_draws": 64}),
+    ],
+)
+def test_no_batch_is_larger_than_the_memory_that_it_may_take(name, options):
+    pixels = 512
+    fits = 2**20 // (pixels * 4 * 4)  # evaluations of the decoder, in a MiB
+    model = Counting(2, pixels)
+    Evaluator(model, LikelihoodConfig.parse({"memory_mib": 1, **options})).score(name, data(model, 20))
+    assert 32 <= model.most <= fits
+
+
+def test_what_a_proposal_keeps_of_its_chains_counts_too():
+    few, many = (refined(PCA(5), PilotConfig(chains=4, rest=rest)).rows for rest in (1, 100))
+    assert many > few + 4 * 90 * 5 / 6, "codes of 5 numbers, where data are of 6"
+    assert own(PCA(2, implicit), 300, 1.2).rows == 300 and own(PCA(2), 300, 1.2).rows == 1
 
 
 def noise(model: Algorithm, name: str, x: Tensor, seed: int = 0) -> Tensor:
@@ -182,6 +225,10 @@ def test_estimators_that_do_not_apply_say_so():
         Evaluator(vae(2), settings()).score("elbo_adversarial", x)
     with pytest.raises(UserError, match="quadrature needs at most 2 latent dimensions, this model has 8"):
         Evaluator(vae(8), settings()).score("quadrature", x)
+    with pytest.raises(UserError, match="parzen asks for training data besides.*use `parzen"):
+        Evaluator(vae(8), settings()).score("parzen", x)
+    with pytest.raises(UserError, match="no estimator 'aiz'; there are quadrature.*and parzen"):
+        Evaluator(vae(8), settings()).score("aiz", x)
 
 
 ALWAYS = {"iwae_64", "iwae_refined_64", "elbo_ceiling"}

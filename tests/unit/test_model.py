@@ -26,6 +26,12 @@ def grey(small) -> LoadedModel:
     return LoadedModel(build(config, load_data(config).spec), config, "# card")
 
 
+@pytest.fixture(scope="module")
+def gan(small) -> LoadedModel:
+    config = small("gan")
+    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+
+
 def broken(value: float) -> Tensor:
     x = torch.zeros(4, *SHAPE)
     x[2, 0, 3, 5] = value
@@ -40,16 +46,30 @@ def broken(value: float) -> Tensor:
         (torch.zeros(2, 64), r"data of shape \[2, 64\]"),
         (torch.zeros(0, *SHAPE), "no data to score: given 0"),
         (torch.zeros(2, *SHAPE).numpy(), "data as ndarray, expected a torch.Tensor"),
+        (torch.zeros(2, *SHAPE, dtype=torch.complex64), "data as torch.complex64, expected real numbers"),
         (broken(math.nan), r"datum 2 holds nan at \[0, 3, 5\], expected 0 or 1"),
         (broken(math.inf), r"datum 2 holds inf at \[0, 3, 5\], expected 0 or 1"),
         (broken(-1.0), r"datum 2 holds -1 at \[0, 3, 5\], expected 0 or 1"),
         (broken(0.4), r"datum 2 holds 0.4 at \[0, 3, 5\], expected 0 or 1 \(the model was trained on binarised data\)"),
     ],
-    ids=["size", "one image", "flat", "none", "numpy", "nan", "inf", "out of range", "not binarised"],
+    ids=["size", "one image", "flat", "none", "numpy", "complex", "nan", "inf", "out of range", "not binarised"],
 )  # fmt: skip
-def test_data_that_do_not_fit_are_named(binary, x, message):
-    with pytest.raises(DataError, match=message):
-        binary.log_likelihood(x)
+def test_data_that_do_not_fit_are_named_whatever_they_are_given_to(binary, x, message):
+    evaluator = binary.evaluator()
+    given = [
+        binary.log_likelihood, lambda x: evaluator.score("elbo", x), lambda x: evaluator.score("bdmc", x),
+        evaluator.objective, evaluator.evaluate, lambda x: evaluator.assess(x, "quick"), evaluator.certify,
+        binary.parzen,
+    ]  # fmt: skip
+    for score in given:
+        with pytest.raises(DataError, match=message):
+            score(x)
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.5])
+def test_data_are_checked_under_a_noise_too(gan, value):
+    with pytest.raises(DataError, match=f"datum 2 holds {value:g}"):
+        gan.evaluator(noise=0.1).score("iwae_refined", broken(value))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1.7, -0.1])

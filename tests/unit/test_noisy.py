@@ -7,7 +7,7 @@ import torch
 from known_adversary import BINARY
 from linear_gaussian import PCA, SPEC, data
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Distribution, Independent
 
 from avb_service.algorithm import Algorithm, AlgorithmConfig, DecodingModel, Player
 from avb_service.algorithms.vae import VAE, VAEConfig
@@ -94,6 +94,20 @@ def test_what_asks_for_a_posterior_is_refused_with_what_does_not(name, x):
     message = r"generator has no posterior q\(z\|x\) under this noise: use ais, ais_prior or iwae_refined"
     with pytest.raises(UserError, match=message):
         Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).score(name, x)
+
+
+def test_what_does_not_fit_the_prior_is_refused_with_what_asks_for_no_posterior(x):
+    wide, bits = Generator(), Generator()
+    wide.linear = PCA(3, noise=NOISE)
+    bits.prior = lambda: Independent(Bernoulli(torch.full((40,), 0.5)), 1)  # type: ignore[method-assign]
+    for generator, name, message in (
+        (wide, "quadrature", "at most 2 latent dimensions, this model has 3: use ais$"),
+        (wide, "enumeration", "finitely many codes.*: use ais$"),
+        (bits, "ais", "need continuous codes.*: use parzen$"),
+        (bits, "iwae_refined", "need continuous codes.*: use parzen$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Evaluator(NoisyModel(generator, NOISE), CONFIG).score(name, x)
 
 
 def test_without_a_noise_the_refusal_says_that_one_can_be_named(x):

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood.estimate import NATS, Estimate, Task, estimate
-from avb_service.likelihood.parzen import best_bandwidth, log_densities, parzen, parzen_rows
+from avb_service.likelihood import Evaluator, LikelihoodConfig, Task
+from avb_service.likelihood.estimate import NATS, Estimate, estimate, serially
+from avb_service.likelihood.parzen import Windows, best_bandwidth, log_densities, parzen
 from avb_service.seeding import seeded
 
 MODEL = PCA(2)
@@ -24,6 +25,16 @@ def drawn(n: int, *seed: str, scale: float = 1.0) -> Tensor:
 
 def windows(samples: Tensor, x: Tensor, bandwidth: float) -> Estimate:
     return estimate(Task(MODEL, lambda _: parzen(samples, bandwidth), x, 0, 64))
+
+
+def rows(model: PCA, parts: tuple[Tensor, ...], samples: int, **options) -> tuple[Estimate, Estimate]:
+    """Of test, training and validation data."""
+    x, train, validation = parts
+    return Evaluator(model, LikelihoodConfig(parzen_samples=samples), **options).parzen(train, validation, x)
+
+
+def tried(centres: Tensor, validation: Tensor, bandwidths: tuple[float, ...]) -> Estimate:
+    return estimate(Task(MODEL, Windows("tried", centres, bandwidths), validation, 0, 64))
 
 
 def test_one_centre_is_the_gaussian_density():
@@ -65,37 +76,37 @@ def test_several_bandwidths_at_once_are_each_by_itself():
 
 def test_the_bandwidth_is_the_one_under_which_validation_data_are_most_likely(caplog):
     centres, validation = drawn(400, "centres"), drawn(100, "validation")
-    tried = (0.05, 0.2, 0.5, 1.0, 3.0)
-    values = {h: windows(centres, validation, h).value for h in tried}
-    best = best_bandwidth(centres, validation, tried)
+    bandwidths = (0.05, 0.2, 0.5, 1.0, 3.0)
+    values = {h: windows(centres, validation, h).value for h in bandwidths}
+    best = best_bandwidth(tried(centres, validation, bandwidths), bandwidths)
     assert values[best] == max(values.values())
-    assert best not in (tried[0], tried[-1]) and not caplog.text
-    assert best_bandwidth(centres, validation, tried[:2]) == 0.2
+    assert best not in (bandwidths[0], bandwidths[-1]) and not caplog.text
+    assert best_bandwidth(tried(centres, validation, bandwidths[:2]), bandwidths[:2]) == 0.2
     assert "0.2, is at the end of those tried" in caplog.text
 
 
 def test_the_training_set_s_own_figure_stands_beside_the_model_s():
-    x, train, validation = (data(MODEL, 3000).split([100, 2800, 100]))
-    mine, training = parzen_rows(MODEL, train, validation, x, samples=500)
+    parts = data(MODEL, 3000).split([100, 2800, 100])
+    mine, training = rows(MODEL, parts, 500)
     assert (mine.name, training.name) == ("parzen", "parzen_training")
     assert mine.kind == training.kind == "estimate"
     assert mine.value == pytest.approx(training.value, abs=0.5), "the model is the truth here"
-    assert mine.value < MODEL.exact(x).mean(), "samples are few"
+    assert mine.value < MODEL.exact(parts[0]).mean(), "samples are few"
     wrong = PCA(2)
     wrong.mu = wrong.mu + 3
-    off, same = parzen_rows(wrong, train, validation, x, samples=500)
+    off, same = rows(wrong, parts, 500)
     assert off.value < training.value - 1
     assert same.value == training.value
 
 
 def test_both_rows_have_as_many_centres(monkeypatch):
     counts: list[int] = []
-    x, train, validation = (data(MODEL, 300).split([100, 100, 100]))
+    parts = data(MODEL, 300).split([100, 100, 100])
     monkeypatch.setattr(model := PCA(2), "sample", lambda n: (counts.append(n), MODEL.sample(n))[1])
-    few = parzen_rows(model, train, validation, x, samples=10_000)[1]
+    few = rows(model, parts, 10_000)[1]
     assert sum(counts) == 100
     h = few.diagnostics["bandwidth"]
-    assert few.value == pytest.approx(windows(train, x, h).value, abs=1e-9), "all there are"
+    assert few.value == pytest.approx(windows(parts[1], parts[0], h).value, abs=1e-9), "all there are"
 
 
 @pytest.mark.parametrize("bandwidth", [0.0, -1.0, math.nan, math.inf])
@@ -111,8 +122,26 @@ def test_bad_samples_are_named():
         parzen(broken, 0.3)
     with pytest.raises(DataError, match="no samples.*given 0"):
         parzen(broken[:0], 0.3)
-    with pytest.raises(DataError, match="no data to choose a bandwidth on"):
-        best_bandwidth(drawn(5), broken[:0])
+    with pytest.raises(DataError, match="no data to score"):
+        tried(drawn(5), broken[:0], (0.2, 0.3))
+
+
+def test_kept_blocks_are_found_again_and_those_of_other_samples_are_not(tmp_path):
+    scored: list[tuple[str, range]] = []
+
+    def noting(task: Task, blocks):
+        for block, columns in serially(task, blocks):
+            scored.append((task.make.name, block))
+            yield block, columns
+
+    parts, options = data(MODEL, 900).split([300, 300, 300]), {"run": noting, "store": tmp_path}
+    undisturbed = rows(MODEL, parts, 200)
+    for kept in (rows(MODEL, parts, 200, **options), rows(MODEL, parts, 200, **options)):
+        for one, other in zip(kept, undisturbed, strict=True):
+            assert torch.equal(one.per_datum, other.per_datum)
+        assert len(scored) == len(set(scored)) == 8, "validation and test data of both rows, two blocks each"
+    rows(MODEL, parts, 150, **options)
+    assert len(scored) == 16
 
 
 def test_nats_are_per_datum_and_not_per_pixel():

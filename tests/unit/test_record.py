@@ -1,6 +1,7 @@
 """What a model carries of its likelihoods, and how two models are compared."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from avb_service.errors import DataError, UserError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Certificate, Check, Estimate, LikelihoodRecord
+from avb_service.likelihood import Certificate, Check, Diagnosis, Estimate, LikelihoodRecord
 
 BASIS = {"data": "digits", "data_sha256": "ab", "split": "test", "binarisation": "dynamic", "seed": "0"}
 
@@ -125,6 +126,47 @@ def test_a_record_survives_its_file_to_the_bit():
     assert dataclasses.replace(one, columns={}) == dataclasses.replace(other, columns={})
     assert torch.equal(one.per_datum, other.per_datum)
     assert torch.equal(one.columns["ess"], other.columns["ess"])
+
+
+DIAGNOSIS = Diagnosis(10.0, 12.5, 2.5, 0.1, 0.3, 0.9, 0.05)
+
+
+def test_what_speaks_against_an_adversary_is_recorded_and_survives_the_file():
+    made = record(HARD, estimates=(estimate(HARD + 2, "elbo_adversarial", "estimate"), estimate(HARD)),
+                  diagnosis=DIAGNOSIS)  # fmt: skip
+    read = LikelihoodRecord.from_json(made.to_json())
+    assert read.diagnosis == DIAGNOSIS and read.doubts == made.doubts
+    assert [check.name for check in made.doubts if not check.passed] == ["floor_violation", "unverifiable", "excess"]
+    metrics = made.metrics("test")
+    assert metrics["test/adversary.floor_violation"] == 2.5 and metrics["test/adversary.unverifiable"] == 0.3
+    assert metrics["test/adversary.not_a_bound"] == 1.0
+    assert record(HARD).doubts == (), "a model without an adversary"
+
+
+def test_of_a_single_datum_nobody_knows_what_is_chance():
+    one = HARD[:1]
+    made = record(one, estimates=(estimate(one + 2, "elbo_adversarial", "estimate"), estimate(one)))
+    assert made.excess and made.doubts == ()
+
+
+def test_a_file_from_before_adversaries_were_diagnosed_is_read():
+    tree = json.loads(record(HARD).to_json())
+    del tree["diagnosis"], tree["estimates"][0]["recipe"]
+    read = LikelihoodRecord.from_json(json.dumps(tree).encode())
+    assert read.diagnosis is None and read.estimates[0].recipe == {}
+
+
+def test_the_bytes_tell_the_recipe_and_not_how_long_it_took():
+    slow = dataclasses.replace(estimate(HARD), recipe={"chains": 8}, seconds=9.0)
+    fast = dataclasses.replace(slow, seconds=1.0)
+    content = record(HARD, estimates=(slow,)).to_json()
+    assert content == record(HARD, estimates=(fast,)).to_json()
+    assert LikelihoodRecord.from_json(content).estimates[0].recipe == {"chains": 8}
+
+
+def test_what_can_be_believed_stands_before_a_better_figure_that_cannot():
+    believed, better, none = record(HARD), record(HARD + 1, gap=0.5), record(HARD, estimates=(), certificate=None)
+    assert sorted([none, better, believed], key=lambda each: each.standing, reverse=True) == [believed, better, none]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"basis": {}, "estimates": [{}], "certificate": null}'])
