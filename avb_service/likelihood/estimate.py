@@ -101,6 +101,11 @@ class Estimate:
         value, stderr = mean_and_stderr(columns[NATS])
         return cls(name, value, stderr, kind, columns, quantity, recipe or {})
 
+    def first(self, count: int) -> "Estimate":
+        """The same on the first of the data alone."""
+        columns = {name: column[:count] for name, column in self.columns.items()}
+        return Estimate.of(self.name, self.kind, columns, self.quantity, self.recipe)
+
     @property
     def per_datum(self) -> Tensor:
         """Log-likelihood of each datum, [n]."""

@@ -159,17 +159,26 @@ class Evaluator:
         Raises:
             UserError: as for `evaluate`.
         """
-        estimates = self.evaluate(x, budget)
-        certificate = self.certify(x) if budget == "certified" and self.applies("ais") else None
-        return LikelihoodRecord(basis or {}, tuple(estimates), certificate, self._diagnosis(x))
+        record = LikelihoodRecord(basis or {}, tuple(self.evaluate(x, budget)), diagnosis=self._diagnosis(x))
+        if budget == "certified" and self.applies("ais"):
+            record = replace(record, certificate=self.certify(x, record.named("ais")))
+        return record
 
-    def certify(self, x: Tensor) -> Certificate:
+    def certify(self, x: Tensor, known: Estimate | None = None) -> Certificate:
         """Whether `ais` on such data can be believed.
+
+        Args:
+            x: data [n, ...].
+            known: `ais` on these very data, where it is there already.
 
         Raises:
             UserError: the model cannot be annealed.
         """
-        return certify(self._score, self.check(x), self.config.ais.chains, self.config.certificate)
+
+        def score(name: str, part: Tensor) -> Estimate:
+            return known.first(len(part)) if known is not None and name == "ais" else self._score(name, part)
+
+        return certify(score, self.check(x), self.config.ais.chains, self.config.certificate)
 
     def parzen(self, train: Tensor, validation: Tensor, x: Tensor) -> tuple[Estimate, Estimate]:
         """Parzen windows on draws from the model, and on as many training data: of another quantity than log p(x).
