@@ -21,6 +21,7 @@ from avb_service.distributions import Concatenated, DataSpec, ImplicitPosterior,
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 # Those that take one step from dense gradients of any shape.
 _UNFIT = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.Muon, torch.optim.SparseAdam)
@@ -53,7 +54,7 @@ class TurnConfig(Config):
     steps: Positive = 1
     lr: Annotated[float, Field(gt=0)] = 1e-3
     optimizer: str = "Adam"
-    betas: tuple[Fraction, Fraction] | None = None
+    betas: tuple[Beta, Beta] | None = None
     options: dict[str, bool | int | float] = {}
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -79,6 +80,8 @@ class TurnConfig(Config):
         for name, value in self.options.items():
             if isinstance(value, bool) and type(accepted[name].default) in (int, float):
                 raise ValueError(f"{name} as a number, given {value}")
+        if not self.options:
+            return self  # nothing to try; and torch takes a second to make the first optimizer of a process
         tried = nn.Parameter(torch.zeros(1))
         tried.grad = torch.zeros(1)
         try:
