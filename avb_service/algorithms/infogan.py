@@ -6,15 +6,17 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal, Uniform
+from torch.distributions import Independent, Uniform
 from torch.nn.functional import logsigmoid
 
 from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig
 from avb_service.distributions import Concatenated, OneOfK, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
+from avb_service.networks.distortion import DistortionConfig
 from avb_service.networks.generator import Generator
-from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width, layers
+from avb_service.networks.recogniser import UNIFORM_SCALE, Recogniser
+from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class InfoGANConfig(AlgorithmConfig):
@@ -27,6 +29,7 @@ class InfoGANConfig(AlgorithmConfig):
         recogniser: widths between the discriminator's features and Q(c|x).
         weight: lambda of the categorical code's information.
         continuous_weight: lambda of the continuous codes', whose differential entropy is on another scale.
+        distortion: of draws before Q reads their category, which so has to be a shape that survives it; None for none.
         penalty: gamma, of the discriminator's squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
         adversary: the turn of the discriminator and Q.
         model: the turn of the generator.
@@ -41,6 +44,7 @@ class InfoGANConfig(AlgorithmConfig):
     recogniser: tuple[Width, ...] = (128,)
     weight: Annotated[float, Field(ge=0)] = 1.0
     continuous_weight: Annotated[float, Field(ge=0)] = 0.1
+    distortion: DistortionConfig | None = None
     penalty: Annotated[float, Field(ge=0)] = 0.0
     adversary: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
@@ -53,8 +57,7 @@ class InfoGANConfig(AlgorithmConfig):
     def objection(self, values: Values) -> str | None:
         """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
         if values == "binary":
-            return "generator: infogan makes data by gradient, and binary data let none through; set " \
-                   "data.binarisation: none"  # fmt: skip
+            return "generator: infogan draws by gradient, and binary data let none through; set data.binarisation: none"
         return None
 
 
@@ -67,11 +70,9 @@ class InfoGAN(CodedModel):
         super().__init__(config, spec)
         self.generator = Generator(config.latent_dim, spec, config.generator)
         self.discriminator = Critic(config.discriminator, spec.shape)
-        widths = (self.discriminator.head.in_features, *config.recogniser)
-        out = nn.Linear(widths[-1], config.categories + 2 * config.continuous)
-        self.recogniser = nn.Sequential(*layers(widths, "leaky_relu"), out)
-        # torch's own initialisation shrinks the difference between two codes at every layer: Q would find nothing to
-        # read, and the generator would not be paid for showing it. The paper normalises batches instead.
+        width = self.discriminator.head.in_features
+        self.recogniser = Recogniser(width, config.recogniser, config.categories, config.continuous)
+        # torch's own shrinks the difference between codes at every layer. The paper normalises batches instead.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -88,62 +89,62 @@ class InfoGAN(CodedModel):
     def adversary_loss(self, batch: Batch) -> Loss:
         """-E_p(x)[log D(x)] - E_p(c,z)[log(1 - D(G(c,z)))] - lambda L_I + R1."""
         z = self.prior().sample((len(batch.x),))
-        h = self.discriminator.features(torch.cat([batch.x, self.generator(z)]))
-        t_real, t_fake = self.discriminator.head(h)[:, 0].chunk(2)
+        h_real, *read = self.features(self.decode(z), batch.x)
+        t_real, t_fake = self.discriminator.head(torch.stack([h_real, read[0]]))[..., 0]
         loss = -(logsigmoid(t_real) + logsigmoid(-t_fake)).mean()
-        weighted, _ = self.information(z, h[len(z) :])
+        value = loss - self.information(z, *read)[0] + self.discriminator.penalty(batch.x, self.config.penalty)
         accuracy = ((t_real > 0).float().mean() + (t_fake < 0).float().mean()) / 2
-        penalty = self.discriminator.penalty(batch.x, self.config.penalty)
-        return Loss(loss - weighted + penalty, {"loss": loss.detach(), "accuracy": accuracy})
+        return Loss(value, {"loss": loss.detach(), "accuracy": accuracy})
 
     def model_loss(self, batch: Batch) -> Loss:
         """-E_p(c,z)[log D(G(c,z))] - lambda L_I: the form that does not saturate."""
         z = self.prior().sample((len(batch.x),))
-        h = self.discriminator.features(self.generator(z))
-        deception = -logsigmoid(self.discriminator.head(h)).mean()
-        weighted, terms = self.information(z, h)
+        read = self.features(self.decode(z))
+        deception = -logsigmoid(self.discriminator.head(read[0])).mean()
+        weighted, terms = self.information(z, *read)
         return Loss(deception - weighted, {"loss": deception.detach(), **terms})
 
-    def information(self, z: Tensor, h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def features(self, drawn: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """D's features, [B, F], of other images [B, C, H, W], of draws, and of draws as Q reads categories off them."""
+        distort = self.config.distortion
+        views = [*others, drawn] if distort is None else [*others, drawn, distort(drawn)]
+        h = self.discriminator.features(torch.cat(views)).chunk(len(views))
+        return (*h, h[-1]) if distort is None else h
+
+    def information(self, z: Tensor, h: Tensor, h_category: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats: times lambda, and as it is.
+
+        It bounds it for distorted draws too, which know no more of c.
 
         Args:
             z: codes and noise, [B, D].
-            h: the discriminator's features of G(c,z), [B, F].
+            h: features of G(c,z), [B, F], that continuous codes are read off.
+            h_category: those that categories are read off, [B, F].
         """
         category, continuous, _ = self.prior().split(z)
-        q_category, q_continuous = self.of_features(h).parts
+        q_category, q_continuous = self.recogniser(h_category).parts[0], self.recogniser(h).parts[1]
         categorical = math.log(self.config.categories) + q_category.log_prob(category).mean()
         differential = self.config.continuous * math.log(2) + q_continuous.log_prob(continuous).mean()
         weighted = self.config.weight * categorical + self.config.continuous_weight * differential
-        total = categorical + differential
-        return weighted, {"information": total.detach(), "information_categorical": categorical.detach()}
+        total = (categorical + differential).detach()
+        return weighted, {"information": total, "information_categorical": categorical.detach()}
 
     def prior(self) -> Concatenated:
         """p(c) p(z): one of K, uniform on [-1, 1], N(0, I)."""
-        like = self.discriminator.head.weight
-        one = like.new_ones(self.config.continuous)
+        one = self.discriminator.head.weight.new_ones(self.config.continuous)
         return Concatenated(
-            OneOfK(like.new_zeros(self.config.categories)),
+            OneOfK(one.new_zeros(self.config.categories)),
             Independent(Uniform(-one, one, validate_args=False), 1, validate_args=False),
-            standard_normal(self.config.noise_dim, like=like),
+            standard_normal(self.config.noise_dim, like=one),
         )  # fmt: skip
 
     def decode(self, z: Tensor) -> Tensor:
         """G(c, z) for codes and noise side by side."""
-        return self.generator(z)
+        (category, continuous, noise), k = self.prior().split(z), self.config.categories
+        # All get the noise's variance, 1: a category's numbers have (K - 1) / K^2, too little to matter beside it.
+        category, continuous = category * (k / math.sqrt(k - 1)), continuous * (1 / UNIFORM_SCALE)
+        return self.generator(torch.cat([category, continuous, noise], -1))
 
     def recognise(self, x: Tensor) -> Concatenated:
-        """Q(c|x): categorical, and a factorised Gaussian of each datum."""
-        return self.of_features(self.discriminator.features(x))
-
-    def of_features(self, h: Tensor) -> Concatenated:
-        """Q(c|x) of the discriminator's features of x, [B, F]."""
-        sizes = [self.config.categories, self.config.continuous, self.config.continuous]
-        logits, mean, log_scale = self.recogniser(h).split(sizes, -1)
-        # A scale below e^-4 would pay for a code that is told from its neighbours, which nobody can see.
-        scale = torch.exp(4 * torch.tanh(log_scale / 4))
-        return Concatenated(
-            OneOfK(logits),
-            Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False),
-        )
+        """Q(c|x)."""
+        return self.recogniser(self.discriminator.features(x))

@@ -43,12 +43,18 @@ class MLPConfig(Config):
 
 
 class ConvConfig(Config):
-    """Strided 3x3 convolutions down, nearest-neighbour upsampling and 3x3 convolutions up."""
+    """Strided 3x3 convolutions down, nearest-neighbour upsampling and 3x3 convolutions up.
+
+    Attributes:
+        normalise: what goes up, at every stage, over all numbers of one datum; such statistics, unlike a batch's, are
+            the same however a batch is cut.
+    """
 
     name: Literal["conv"] = "conv"
     channels: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64)
     hidden: Width = 256
     activation: Activation = "relu"
+    normalise: bool = False
 
     def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
         """A module [B, C, H, W] -> [B, F], and F."""
@@ -64,14 +70,18 @@ class ConvConfig(Config):
         sizes, activation = self._sizes(shape), ACTIVATIONS[self.activation]
         height, width = sizes[-1]
         stack: list[nn.Module] = layers((inputs, self.hidden, self.channels[-1] * height * width), self.activation)
-        stack.append(nn.Unflatten(-1, (self.channels[-1], height, width)))
+        stack += [nn.Unflatten(-1, (self.channels[-1], height, width)), *self._normaliser(self.channels[-1])]
         upward = (*reversed(self.channels), self.channels[0])
         for before, after, size in zip(upward[:-1], upward[1:], reversed(sizes[:-1]), strict=True):
-            stack += [nn.Upsample(size=size), nn.Conv2d(before, after, 3, padding=1), activation()]
+            convolution = nn.Conv2d(before, after, 3, padding=1)
+            stack += [nn.Upsample(size=size), convolution, *self._normaliser(after), activation()]
         last = nn.Conv2d(self.channels[0], planes * shape[0], 3, padding=1)
         with torch.no_grad():
             last.bias.copy_(bias.mean((-2, -1)).flatten())  # type: ignore[union-attr]
         return nn.Sequential(*stack, last, nn.Unflatten(1, (planes, shape[0])))
+
+    def _normaliser(self, channels: int) -> list[nn.Module]:
+        return [nn.GroupNorm(1, channels)] if self.normalise else []
 
     def _sizes(self, shape: ImageShape) -> list[tuple[int, int]]:
         """Height and width before each stage and after the last."""

@@ -11,6 +11,7 @@ from avb_service.algorithms.infogan import InfoGAN, InfoGANConfig
 from avb_service.distributions import Concatenated
 from avb_service.figures.probe import continuous
 from avb_service.maths import standard_normal
+from avb_service.networks.distortion import DistortionConfig
 from benchmarks.infogan_codes import agreement
 
 
@@ -41,11 +42,11 @@ def test_the_information_is_at_most_the_entropy_of_the_code(model):
     z = model.prior().sample((50,))
     found = []
     for certainty in (100.0, 0.0, -100.0):
-        logits = torch.cat([certainty * z[:, :4], torch.zeros(50, 2)], -1)
-        model.of_features = lambda h, logits=logits: Concatenated(  # type: ignore[method-assign]
+        logits = torch.cat([certainty * z[:, :4], torch.zeros(50, 1)], -1)
+        model.recogniser.forward = lambda h, logits=logits: Concatenated(
             OneHotCategorical(logits=logits[:, :4]), Independent(Normal(logits[:, 4:5], 1.0), 1)
         )
-        found.append(model.information(z, torch.zeros(50, 1))[1]["information_categorical"].item())
+        found.append(model.information(z, torch.zeros(50, 1), torch.zeros(50, 1))[1]["information_categorical"].item())
     assert found[0] == pytest.approx(math.log(4), abs=1e-4)
     assert found[1] == pytest.approx(0, abs=1e-5)
     assert found[2] < -50
@@ -58,10 +59,52 @@ def test_the_generator_is_paid_for_codes_that_can_be_read(model):
     loss = model.model_loss(batch)
     torch.manual_seed(1)
     z = model.prior().sample((20,))
-    weighted, terms = model.information(z, model.discriminator.features(model.decode(z)))
+    h = model.discriminator.features(model.decode(z))
+    weighted, terms = model.information(z, h, h)
     torch.testing.assert_close(loss.value, loss.terms["loss"] - weighted)
     continuous_ = terms["information"] - terms["information_categorical"]
     torch.testing.assert_close(weighted, terms["information_categorical"] + 0.1 * continuous_)
+
+
+def test_no_part_of_the_code_outshouts_the_rest(model):
+    """The generator sees numbers of one variance, 1: of categories, of the uniform codes, of the noise."""
+    seen = []
+    model.generator.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    model.decode(model.prior().sample((20_000,)))
+    torch.testing.assert_close(seen[0].var(0), torch.ones(8), atol=0.05, rtol=0)
+
+
+def test_categories_are_read_off_distorted_draws_and_all_else_as_it_is(model):
+    model.config = model.config.model_copy(update={"distortion": DistortionConfig(shift=1.0)})
+    x, drawn = torch.rand(6, 1, 4, 4), torch.rand(6, 1, 4, 4)
+    h_real, h, h_category = model.features(drawn, x)
+    torch.testing.assert_close(h_real, model.discriminator.features(x))
+    torch.testing.assert_close(h, model.discriminator.features(drawn))
+    assert h_category.shape == h.shape and not torch.allclose(h_category, h)
+    model.config = model.config.model_copy(update={"distortion": None})
+    torch.testing.assert_close(model.features(drawn), (h, h))
+
+
+def test_distortion():
+    """No more than asked for, gradients flow back, and each datum is distorted by itself."""
+    still = {"rotation": 0.0, "shear": 0.0, "zoom": 0.0, "shift": 0.0}
+    x = torch.zeros(400, 1, 9, 9)
+    x[:, :, 4, 4] = 1.0
+    torch.testing.assert_close(DistortionConfig(**still)(x), x)
+
+    def centres(**amount: float) -> torch.Tensor:
+        """Centres of gravity, (across, down) from the middle, in halves of a side, [400, 2]."""
+        y = DistortionConfig(**{**still, **amount})(x)[:, 0]
+        places = (torch.arange(9.0) - 4) / 4.5
+        return torch.stack([(y * places).sum((1, 2)), (y * places[:, None]).sum((1, 2))], -1) / y.sum((1, 2))[:, None]
+
+    for amount in ("rotation", "shear", "zoom"):
+        torch.testing.assert_close(centres(**{amount: 0.3}), torch.zeros(400, 2), atol=1e-5, rtol=0)
+    moved = centres(shift=0.4)
+    assert 0.35 < moved.abs().max() < 0.41 and moved.std(0).min() > 0.2
+    x.requires_grad_()
+    DistortionConfig()(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum((1, 2, 3)).min() > 0
 
 
 def test_categories_are_matched_with_classes_one_to_one():

@@ -22,6 +22,7 @@ TRUNKS = [
     ConvConfig(channels=(4,), hidden=12, activation="silu"), ConvConfig(channels=(3, 4, 5), hidden=9, activation="elu"),
     AffineConfig(),
 ]  # fmt: skip
+NORMALISED = ConvConfig(channels=(8, 9), hidden=12, activation="tanh", normalise=True)
 ADVERSARIES = [
     InnerProductConfig(trunk=MLPConfig(hidden=(12,)), hidden=(9, 8), rank=7),
     InnerProductConfig(trunk=ConvConfig(channels=(4,), hidden=12), hidden=(9,), rank=7),
@@ -31,6 +32,9 @@ ADVERSARIES = [
 DIM = 3
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+writers = pytest.mark.parametrize(
+    "trunk", [*TRUNKS, NORMALISED], ids=lambda trunk: f"{trunk.name}-{trunk.activation}"
+)
 trunks = pytest.mark.parametrize("trunk", TRUNKS, ids=lambda trunk: f"{trunk.name}-{trunk.activation}")
 adversaries = pytest.mark.parametrize("adversary", ADVERSARIES, ids=lambda a: f"{a.name}-{a.trunk.name}")
 
@@ -63,7 +67,7 @@ def test_trunks_read_images_of_any_shape(trunk, shape):
 
 
 @shapes
-@trunks
+@writers
 @pytest.mark.parametrize("planes", [1, 2])
 def test_trunks_write_images_of_any_shape(trunk, shape, planes):
     module = trunk.generator(DIM, planes, shape, torch.zeros(planes, *shape))
@@ -88,6 +92,28 @@ def test_each_datum_is_read_by_itself(trunk):
     module, _ = trunk.features((1, 8, 8))
     x = images(5, (1, 8, 8))
     torch.testing.assert_close(module(x)[2:3], module(x[2:3]))
+
+
+@writers
+def test_each_datum_is_written_by_itself(trunk):
+    """Normalised or not: what a datum becomes does not hang on the batch, nor on how a batch is cut for workers."""
+    module = trunk.generator(DIM, 1, (1, 8, 8), torch.zeros(1, 1, 8, 8))
+    z = torch.randn(5, DIM)
+    torch.testing.assert_close(module(z)[2:3], module(z[2:3]))
+
+
+def test_a_normalised_generator_has_features_of_one_scale():
+    """Mean 0 and standard deviation 1 over each datum, at every stage."""
+    module = NORMALISED.generator(DIM, 1, (1, 8, 8), torch.zeros(1, 1, 8, 8))
+    normalised = [layer for layer in module if isinstance(layer, nn.GroupNorm)]
+    assert len(normalised) == 3
+    h, z = {}, torch.randn(50, DIM)
+    for i, layer in enumerate(normalised):
+        layer.register_forward_hook(lambda _, inputs, output, i=i: h.__setitem__(i, output))
+    module(z)
+    for output in h.values():
+        torch.testing.assert_close(output.flatten(1).mean(1), torch.zeros(50), atol=1e-5, rtol=0)
+        torch.testing.assert_close(output.flatten(1).std(1, correction=0), torch.ones(50), atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

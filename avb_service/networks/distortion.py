@@ -1,0 +1,46 @@
+"""Random affine maps of images, each datum its own.
+
+Floor 1.
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from avb_service.config import Config
+
+Amount = Annotated[float, Field(ge=0, le=1)]
+
+
+class DistortionConfig(Config):
+    """By how much, at most: all are drawn evenly from both signs, for each datum.
+
+    Attributes:
+        rotation: radians.
+        shear: sideways for each step upwards.
+        zoom: of both sides by themselves, as the logarithm of a factor.
+        shift: in halves of the image's sides.
+    """
+
+    rotation: Amount = 0.35
+    shear: Amount = 0.5
+    zoom: Amount = 0.2
+    shift: Amount = 0.15
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W], distorted; gradients flow through. What comes in from outside is 0."""
+        limits = (self.rotation, self.shear, self.zoom, self.zoom, self.shift, self.shift)
+        angle, shear, *zoom, across, down = (
+            x.new_empty(len(x)).uniform_(-1, 1) * limit for limit in limits
+        )  # fmt: skip
+        wide, high = (z.exp() for z in zoom)
+        cosine, sine = angle.cos(), angle.sin()
+        rows = (
+            torch.stack([cosine * wide, (shear * cosine - sine) * high, across], -1),
+            torch.stack([sine * wide, (shear * sine + cosine) * high, down], -1),
+        )
+        grid = affine_grid(torch.stack(rows, -2), list(x.shape), align_corners=False)
+        return grid_sample(x, grid, align_corners=False)
