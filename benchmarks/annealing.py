@@ -24,7 +24,7 @@ from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.likelihood.anneal import Path, anneal, temperatures
 from avb_service.networks.trunks import MLPConfig
 
-DATA, CHAINS, TEMPERATURES, LEAPFROG, REPEATS, ROUNDS, HELD_OUT = 50, 8, 40, 5, 5, 2000, 100
+DATA, CHAINS, TEMPERATURES, LEAPFROG, REPEATS, ROUNDS, HELD_OUT = 50, 8, 100, 2, 5, 2000, 100
 
 
 def seconds(work: Callable[[], object]) -> float:

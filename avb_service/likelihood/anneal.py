@@ -29,12 +29,13 @@ class AnnealConfig(Config):
     Attributes:
         temperatures: T, how many steps the path is cut into.
         chains: C, for each datum.
-        leapfrog: gradients a transition.
+        leapfrog: gradients a transition. Few, since T x leapfrog is what it costs, and finer steps of the temperature
+            are worth more (docs/likelihoods.md).
     """
 
-    temperatures: Annotated[int, Field(ge=2)] = 50
+    temperatures: Annotated[int, Field(ge=2)] = 100
     chains: Annotated[int, Field(ge=2)] = 8
-    leapfrog: Annotated[int, Field(ge=1)] = 5
+    leapfrog: Annotated[int, Field(ge=1)] = 2
 
 
 class State(NamedTuple):

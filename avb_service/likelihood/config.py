@@ -48,10 +48,10 @@ class LikelihoodConfig(Config):
     proposal_draws: Count = 256
     inflate: Annotated[float, Field(ge=1, le=3)] = 1.2
     elbo_draws: Count = 16
-    search: PilotConfig = PilotConfig(temperatures=40, chains=12)
+    search: PilotConfig = PilotConfig(temperatures=100, chains=12)
     pilot: PilotConfig = PilotConfig()
     ais: AnnealConfig = AnnealConfig()
-    ais_prior: AnnealConfig = AnnealConfig(temperatures=700)
+    ais_prior: AnnealConfig = AnnealConfig(temperatures=1500)
     certificate: CertificateConfig = CertificateConfig()
     corrected: CorrectionConfig = CorrectionConfig()
     parzen_samples: Count = 10_000

@@ -55,9 +55,9 @@ class PilotConfig(AnnealConfig):
         inflate: factor on the standard deviations.
     """
 
-    temperatures: Annotated[int, Field(ge=2)] = 100
+    temperatures: Annotated[int, Field(ge=2)] = 250
     chains: Annotated[int, Field(ge=4)] = 16
-    rest: Annotated[int, Field(ge=1)] = 10
+    rest: Annotated[int, Field(ge=1)] = 20
     inflate: Annotated[float, Field(ge=1, le=3)] = 1.3
 
 
