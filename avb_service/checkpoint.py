@@ -144,6 +144,11 @@ class CheckpointStore:
         self._prune(round)
         return path
 
+    @property
+    def newest(self) -> Path | None:
+        """The folder of the newest checkpoint, whole or not; None where there is none."""
+        return next(reversed(self._paths()), None)
+
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, None where there is none at all.
 

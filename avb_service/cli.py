@@ -199,6 +199,8 @@ def evaluate(
     from avb_service.settings import read_likelihood
     from avb_service.storage import check_place, writing
 
+    if estimator and budget:
+        raise UserError("--budget buys estimators, and --estimator names them one by one: give either")
     if figure is not None:
         _check_name(figure, ".png")
         check_place(figure)
@@ -213,7 +215,8 @@ def evaluate(
         if estimator:
             windows = partial(loaded.parzen, x, data_root, run=run, store=keep, progress=progress)
             scored = (windows() if name == "parzen" else [evaluator.score(name, x)] for name in estimator)
-            record = LikelihoodRecord({}, tuple(chain.from_iterable(scored)))
+            diagnosis = evaluator.diagnosis(x) if "elbo_adversarial" in estimator else None
+            record = LikelihoodRecord({}, tuple(chain.from_iterable(scored)), diagnosis=diagnosis)
         else:
             record = evaluator.assess(x, likelihood.budget)
     tables.estimates(record, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)

@@ -143,8 +143,7 @@ class Experiment:
         try:
             self.engine.run(report, lambda: heed(self.save))
         except DivergenceError as error:
-            good = self.store.latest()
-            raise DivergenceError(f"{error}. The last good state is {good and good.path}") from error
+            raise DivergenceError(f"{error}. The last good state is {self.store.newest}") from error
 
     def save(self) -> None:
         """Write a checkpoint between two reports; all workers call it.

@@ -74,7 +74,13 @@ class LoadedModel:
         return fixed(getattr(dataset, split), dataset.spec, config.binarisation, seed, limit=limit)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """N draws from the model, [n, C, H, W]."""
+        """N draws from the model, [n, C, H, W].
+
+        Raises:
+            UserError: n is no count.
+        """
+        if not isinstance(n, int) or n < 1:
+            raise UserError(f"n: given {n!r}, expected how many draws, 1 or more")
         with seeded(seed, "sample"), torch.no_grad():
             return self.algorithm.sample(n)
 

@@ -159,7 +159,7 @@ class Evaluator:
         Raises:
             UserError: as for `evaluate`.
         """
-        record = LikelihoodRecord(basis or {}, tuple(self.evaluate(x, budget)), diagnosis=self._diagnosis(x))
+        record = LikelihoodRecord(basis or {}, tuple(self.evaluate(x, budget)), diagnosis=self.diagnosis(x))
         if budget == "certified" and self.applies("ais"):
             record = replace(record, certificate=self.certify(x, record.named("ais")))
         return record
@@ -179,6 +179,14 @@ class Evaluator:
             return known.first(len(part)) if known is not None and name == "ais" else self._score(name, part)
 
         return certify(score, self.check(x), self.config.ais.chains, self.config.certificate)
+
+    def diagnosis(self, x: Tensor) -> Diagnosis | None:
+        """What speaks against the model's adversary on data [n, ...]; None where it has none that can be diagnosed."""
+        if self.training is None or not can_be_diagnosed(self.model):
+            return None
+        x = self.check(x[: self.config.adversary_data])
+        seen = codes_seen(self.model, self.training.rounds, self.training.batch_size)
+        return diagnose(self.model, x, seen, draws=DIAGNOSIS_DRAWS, seed=self.config.seed)
 
     def parzen(self, train: Tensor, validation: Tensor, x: Tensor) -> tuple[Estimate, Estimate]:
         """Parzen windows on draws from the model, and on as many training data: of another quantity than log p(x).
@@ -200,13 +208,6 @@ class Evaluator:
     def _estimate(self, make: Make | Windows, x: Tensor) -> Estimate:
         task = Task(self.model, make, x, self.config.seed, self.config.memory_mib)
         return estimate(task, run=self.run, store=self.store, progress=self.progress(make.name))
-
-    def _diagnosis(self, x: Tensor) -> Diagnosis | None:
-        if self.training is None or not can_be_diagnosed(self.model):
-            return None
-        x = self.check(x[: self.config.adversary_data])
-        seen = codes_seen(self.model, self.training.rounds, self.training.batch_size)
-        return diagnose(self.model, x, seen, draws=DIAGNOSIS_DRAWS, seed=self.config.seed)
 
 
 def latent_variable_model(model: Algorithm) -> LatentVariableModel:

@@ -119,8 +119,12 @@ class LikelihoodRecord:
         is loose for one of them.
 
         Raises:
-            UserError: they were scored on other data, or have no estimate in common; names the difference.
+            UserError: one has no figure to compare by; or they were scored on other data, or have no estimate in
+                common; names the difference.
         """
+        if None in (self.held_out, other.held_out):
+            raise UserError("one of the two has no exact figure or lower bound of log p(x) to be compared by; a method "
+                            "that defines no p(x|z) has none, and is seen by its Parzen windows")  # fmt: skip
         if lines := [f"{key}: {self.basis.get(key)} and {other.basis.get(key)}"
                      for key in {**self.basis, **other.basis} if self.basis.get(key) != other.basis.get(key)]:
             raise UserError("the two were scored on different data, or by another measure, so a difference would mean "

@@ -153,8 +153,10 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
         The reason.
 
     Raises:
-        UserError: it has not earned it; says why.
+        UserError: it has not earned it; says why. Or the override gives no reason.
     """
+    if override is not None and not override.strip():
+        raise UserError(f"--override: given {override!r}, expected a reason, which is kept with the model")
     alias, reason = _promotion(_versions(name, uri), record_of(f"models:/{name}/{version}", uri), uri)
     if alias != CHAMPION:
         if override is None:

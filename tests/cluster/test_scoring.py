@@ -112,6 +112,7 @@ def test_a_settings_file_changes_the_recipe_and_its_typos_are_named(folder):
         (("--estimator", "quadrature"), "at most 2 latent dimensions"),
         (("--estimator", "enumeration"), "enumeration"),
         (("--budget", "lavish"), "budget: given 'lavish'"),
+        (("--budget", "certified", "--estimator", "elbo"), "give either"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(folder, arguments, message):

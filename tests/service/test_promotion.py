@@ -99,6 +99,8 @@ def test_an_override_needs_a_reason_and_is_recorded(register, uri):
     with pytest.raises(UserError, match="no better than .* --override REASON makes it champion"):
         promote("vae", version, uri=uri)
     assert champion(uri) != worse.uri
+    with pytest.raises(UserError, match="--override: given ' ', expected a reason"):
+        promote("vae", version, override=" ", uri=uri)
     promote("vae", version, override="its samples are sharper", uri=uri)
     assert champion(uri) == worse.uri
     (row,) = [row for row in leaderboard(uri) if row.uri == worse.uri]

@@ -105,3 +105,9 @@ def test_the_limit_of_test_data_is_one_of_test_data(binary):
     assert len(binary.data("test")[0]) == 5
     assert len(binary.data("train")[0]) > 100
     assert len(binary.data("test", 3)[0]) == 3
+
+
+@pytest.mark.parametrize("n", [-1, 0, "three"])
+def test_draws_that_are_no_count_are_refused(binary, n):
+    with pytest.raises(UserError, match="n: given .*, expected how many draws"):
+        binary.sample(n)

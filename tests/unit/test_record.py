@@ -68,9 +68,12 @@ def test_logs_of_probabilities_and_of_a_density_are_not_compared(small, tmp_path
 
 
 def test_models_without_a_common_figure_are_not_compared():
-    other = record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),))
-    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+    other = record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),), basis={})
+    with pytest.raises(UserError, match="one of the two has no exact figure or lower bound of log p"):
         record(HARD).against(other)
+    loose = record(HARD, estimates=(estimate(HARD, "elbo"),), certificate=None)
+    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+        record(HARD).against(loose)
 
 
 def test_what_can_be_believed_of_either_is_compared_and_not_a_bound_that_is_loose_for_one():
