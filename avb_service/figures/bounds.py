@@ -150,10 +150,9 @@ def _draw_error(axes: Axes, y: float, estimate: Estimate, above: Estimate) -> No
         return
     words = f"proven wrong, by {number(excess, '.2g' if excess < 1 else '.1f')} nats at least"
     where: dict[str, Any] = {"textcoords": "offset points", "size": TEXT - 0.5, "color": PROVEN, "va": "center"}
-    if _on_the_right(axes, estimate.value):
-        axes.annotate(words, (estimate.value, y), (-8, 0), ha="right", **where)
-    else:
-        axes.annotate(words, (estimate.value, y), (8, 0), ha="left", **where)
+    left = _on_the_right(axes, estimate.value)
+    end = estimate.value + (-_bar(estimate) if left else _bar(estimate))
+    axes.annotate(words, (end, y), (-5 if left else 5, 0), ha="right" if left else "left", **where)
     axes.plot((above.value, estimate.value), (y + 0.3, y + 0.3), color=PROVEN, linewidth=1.0, solid_capstyle="butt")
 
 
