@@ -71,6 +71,8 @@ DRAWINGS = {
         "avb_ac_mnist", ("latents", "traversal"),
         assignments=("algorithm.latent_dim=10", "training.rounds=6000", "training.report_every=2000"),
     ),
+    "ali_digits": Drawing("ali_digits", ("samples", "reconstructions")),
+    "aae_digits2": Drawing("aae_digits", ("latents",), assignments=("algorithm.latent_dim=2",)),
     **{name: Drawing(name, ("samples",)) for name in (
         "gan_gaussians8", "gan_gaussians25", "lsgan_gaussians8", "gan_digits", "lsgan_digits", "f_gan_digits",
     )},
