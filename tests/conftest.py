@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms import TABLE
@@ -25,8 +26,10 @@ DATA = ({**DIGITS, "binarisation": "dynamic"}, DIGITS, {"name": "eight_schools"}
 
 
 def pytest_configure() -> None:
-    """One thread: on small tensors, threads cost more than they bring."""
+    """One thread: on small tensors, threads cost more than they bring. And other work on the machine is no failure."""
     torch.set_num_threads(1)
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -85,7 +85,7 @@ def test_loaded_tensors_can_be_trained_on(tmp_path):
     assert torch.equal(weight.add_(1), torch.full((2, 3), 2.0))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(), st.floats(width=32))
 def test_floats_are_bit_equal(tmp_path, double, single):
     kept = {"double": double, "single": torch.tensor(single)}

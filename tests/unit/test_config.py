@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 from torch import nn
@@ -67,7 +67,6 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("field", ACCEPTED)
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other work on the machine is no failure
 @given(data=st.data())
 def test_only_the_declared_type_is_taken(field, data):
     kind = data.draw(st.sampled_from(sorted(ATOMS)))

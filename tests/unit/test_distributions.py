@@ -73,7 +73,7 @@ def test_a_learned_scale_gets_a_gradient_and_goes_to_the_residuals_scale():
 
 
 @pytest.mark.parametrize("levels", [2, 16, 255])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(loc=st.floats(-3, 4), log_scale=st.floats(-7, 3))
 def test_discretised_logistic_sums_to_one_over_its_levels(levels, loc, log_scale):
     p = DiscretisedLogistic(*torch.tensor([[loc], [log_scale]], dtype=torch.float64), levels)
