@@ -323,7 +323,7 @@ def ui(
     if as_json:
         print(json.dumps(row), flush=True)
     else:
-        _note(f"{row['url']} (its switch at the upper left to Model training: MLflow opens with other things)")
+        _note(f"{row['url']} (MLflow opens on other things: switch to Model training at the upper left)")
     os.dup2(2, 1)  # the server's log is no JSON
     os.execvp(command.arguments[0], command.arguments)
 
