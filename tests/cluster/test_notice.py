@@ -53,24 +53,23 @@ def test_a_worker_that_is_told_to_end_saves_and_another_goes_on_from_there(tmp_p
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     store = CheckpointStore(tmp_path / "runs" / "rented" / "checkpoints")
-    begun, told = tmp_path / "runs" / "rented" / "outbox", False
-    deadline = time.monotonic() + 400
+    told, deadline = False, time.monotonic() + 400
     try:
-        while store.latest() is None:  # nothing else saves before the last round
+        # The state before the first round is saved, and then nothing but notice saves before the last round.
+        while (saved := store.latest()) is None or saved.round == 0:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline, "nothing was saved"
-            if begun.exists() and not told:
+            if saved is not None and not told:
                 (worker,) = workers_of(process.pid)
                 os.kill(worker, signal.SIGTERM)
                 told = True
             time.sleep(0.1)
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
-    saved = store.latest()
-    assert saved is not None and 0 < saved.round < SET["training.rounds"]
-    _, err = process.communicate(timeout=500)
+        assert saved.round < SET["training.rounds"]
+        _, err = process.communicate(timeout=500)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
     assert process.returncode == 0, err
     client = connect(f"sqlite:///{tmp_path}/runs/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
