@@ -1,13 +1,14 @@
 """Faults at random moments of a search on three hosts: `python -m tests.chaos --seed 0 --faults 20`.
 
 The same search is run undisturbed first. In the end no trial may be missing or lost, the parameters of each must be
-those of the undisturbed search to the bit, and no metric may be there twice or not at all. Needs root and namespaces.
+those of the undisturbed search to the bit, and no metric may be there twice or not at all. Needs root, namespaces, cc.
 """
 
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from tests.cluster.hosts import SSH_OPTIONS, objection
 SPACE = """
 preset: [avb_digits]
 set:
-  scaling.workers: 2
+  scaling.workers: {workers}
   scaling.min_workers: {least}
   scaling.max_failures: 20
   scaling.collective_timeout_s: 30
@@ -61,7 +62,9 @@ PAUSE = (3, 20)  # seconds between two faults
 OFF = (1, 5)  # seconds for which a host is off
 SILENT = (20, 60)  # seconds for which MLflow does not answer
 FULL = (3, 15)  # seconds for which the shared disk is full
+FAILING = (5, 30)  # seconds for which one write in ten to it fails
 DISK = 2**30  # bytes of the shared disk
+FLAG = ".failing"  # a file there, while writes fail
 LIMIT = 2400  # seconds for a search, whatever happens to it
 ASKED = {"kill worker": 10, "kill trial": 20, "lose worker host": 60}  # seconds to the next round
 
@@ -204,6 +207,12 @@ class Chaos:
                 file.write(bytes(2**20))
         return time.monotonic() + self.random.uniform(*FULL), ballast.unlink
 
+    def fail_writes(self) -> Undo:
+        """One write in ten to the disk that all share says EIO, of whatever program."""
+        flag = self.cluster.hosts.shared / FLAG
+        flag.touch()
+        return time.monotonic() + self.random.uniform(*FAILING), flag.unlink
+
     def _off(self, host: str) -> Undo:
         self.cluster.hosts.kill(host)
         return time.monotonic() + self.random.uniform(*OFF), lambda: self.cluster.hosts.start(host)
@@ -222,7 +231,7 @@ class Chaos:
 
 
 FAULTS = ("kill worker", "kill trial", "hang rank", "kill driver", "lose worker host", "lose head", "silence mlflow",
-          "fill disk")  # fmt: skip
+          "fill disk", "fail writes")  # fmt: skip
 
 
 def rounds(folder: Path) -> dict[str, int]:
@@ -384,6 +393,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"One of: {', '.join(FAULTS)}; repeatable.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Of the search.")] = 8,
     length: Annotated[int, typer.Option("--rounds", min=50, help="Of each trial.")] = 600,
+    workers: Annotated[int, typer.Option(min=1, max=2, help="Of each trial.")] = 2,
     least: Annotated[
         int | None, typer.Option("--min-workers", help="Go on with so many; then results are compared to 1e-4.")
     ] = None,
@@ -393,13 +403,13 @@ def main(
 
     With --only, faults come in the order given, each when training goes on after the one before.
     """
-    if why := objection():
+    if why := objection() or ("" if shutil.which("cc") else "writes that fail need a C compiler, cc"):
         raise SystemExit(why)
     names = [name.replace("_", " ") for name in only or []]
     if unknown := set(names) - set(FAULTS):
         raise SystemExit(f"--only {unknown.pop()}: expected one of {', '.join(FAULTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # so that the hosts end too
-    space = SPACE.format(trials=trials, rounds=length, least=least or "null")
+    space = SPACE.format(trials=trials, rounds=length, workers=workers, least=least or "null")
     bad = 0
     with up(space, keep) as cluster:
         calm = outcome(cluster, search(cluster, None))
@@ -419,9 +429,12 @@ def up(space: str, keep: Path | None) -> Iterator[Deployed]:
     """A cluster with that search space, on hosts that share a small disk."""
     with tempfile.TemporaryDirectory() as place, disk(Path(place) / "lab" / "shared", DISK):
         with deployed(Path(place) / "lab", {"chaos": space}) as cluster:
+            source, library = Path(__file__).parent / "cluster" / "failing_writes.c", Path(place) / "failing_writes.so"
+            subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
             for host in (HEAD, *WORKERS):
                 with (cluster.hosts.folder / host / "home" / ".bashrc").open("a") as file:
                     file.write("export RAY_worker_niceness=0\n")  # else all that this machine does goes first
+                    file.write(f"export AVB_FAILING={cluster.hosts.shared / FLAG} LD_PRELOAD={library}\n")
             try:
                 cluster.at_home("ray up -y ray_cluster.yaml")
                 yield cluster
