@@ -37,7 +37,7 @@ set:
   scaling.min_workers: {least}
   scaling.max_failures: 20
   scaling.collective_timeout_s: 30
-  training.logical_workers: 2
+  training.logical_workers: {logical}
   training.rounds: {rounds}
   training.report_every: 50
   likelihood.budget: quick
@@ -393,7 +393,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"One of: {', '.join(FAULTS)}; repeatable.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Of the search.")] = 8,
     length: Annotated[int, typer.Option("--rounds", min=50, help="Of each trial.")] = 600,
-    workers: Annotated[int, typer.Option(min=1, max=2, help="Of each trial.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=4, help="Of each trial; a host has room for 2.")] = 2,
     least: Annotated[
         int | None, typer.Option("--min-workers", help="Go on with so many; then results are compared to 1e-4.")
     ] = None,
@@ -409,7 +409,7 @@ def main(
     if unknown := set(names) - set(FAULTS):
         raise SystemExit(f"--only {unknown.pop()}: expected one of {', '.join(FAULTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # so that the hosts end too
-    space = SPACE.format(trials=trials, rounds=length, workers=workers, least=least or "null")
+    space = SPACE.format(trials=trials, rounds=length, workers=workers, logical=max(2, workers), least=least or "null")
     bad = 0
     with up(space, keep) as cluster:
         calm = outcome(cluster, search(cluster, None))
