@@ -12,13 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import nn
-
 from avb_service.checkpoint import CheckpointStore
 from avb_service.config import Tree, must_match
 from avb_service.distributed.cluster import worker_cpus
+from avb_service.distributed.gradients import data_parallel
 from avb_service.distributed.interrupts import interruptible
-from avb_service.distributed.neighbours import Neighbours
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import LikelihoodRecord
@@ -206,7 +204,8 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(
             num_workers=cast(int, (scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers),
-            use_gpu=bool(scaling.gpus_per_worker), resources_per_worker=resources,
+            use_gpu=bool(scaling.gpus_per_worker),
+            resources_per_worker=resources,
         ),
         torch_config=HeedingTorchConfig(
             backend="nccl" if scaling.gpus_per_worker else "gloo", timeout_s=scaling.collective_timeout_s
@@ -259,25 +258,6 @@ def train_alone(job: Job, callbacks: list[Any]) -> None:
         raise
     if outcome.status == "diverged":
         raise DivergenceError(f"{job.name} diverged: {outcome.reason}")
-
-
-def data_parallel(turn: nn.Module, timeout_s: float = 600) -> nn.Module:
-    """A turn whose gradients are averaged over all workers.
-
-    Args:
-        turn: on the device where it is played.
-        timeout_s: how long a worker waits for another on its host, seconds; elsewhere the process group's limit holds.
-    """
-    size, on_cpu = sum(p.nbytes for p in turn.parameters()), next(turn.parameters()).device.type == "cpu"
-    # Buffers are not synchronised at each step: that would hide a method whose ranks drift apart. On CPUs all gradients
-    # go at once, after the backward pass: to send some during it takes cores from it.
-    parallel = nn.parallel.DistributedDataParallel(
-        turn, forward_sync_buffers=False, gradient_as_bucket_view=True,
-        bucket_cap_mb=1 + size // 2**20 if on_cpu else None,
-    )  # fmt: skip
-    if on_cpu and (neighbours := Neighbours.meet(size, timeout_s)) is not None:
-        parallel.register_comm_hook(None, neighbours.mean)
-    return parallel
 
 
 def work(loop_config: dict[str, Any]) -> dict[str, Any]:
