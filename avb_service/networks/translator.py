@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
 
 from avb_service.config import Config
 from avb_service.distributions import DataSpec
@@ -23,10 +24,13 @@ class TranslatorConfig(Config):
     Attributes:
         channels: at full size; twice as many at half of it.
         blocks: residual blocks.
+        affine: whether an affine map of the plane, one for all images, comes before them: domains may differ in size,
+            slant and place, which takes convolutions many layers.
     """
 
     channels: Width = 16
     blocks: Annotated[int, Field(ge=1)] = 3
+    affine: bool = False
 
     def build(self, spec: DataSpec) -> "Translator":
         """The module."""
@@ -36,8 +40,11 @@ class TranslatorConfig(Config):
 class Translator(nn.Module):
     """y = x + h(x), in logits where pixels lie between 0 and 1, so that what has no reason to change stays.
 
+    With `affine`, x is first resampled at A p for each place p of y, in halves of the image's sides from its centre; A
+    is learned, and starts as the identity.
+
     Source: Zhu et al. 2017, supplement (Johnson et al. 2016), with nearest-neighbour upsampling, and normalisation over
-    all channels of a datum, which also fits images of a few pixels.
+    all channels of a datum, which also fits images of a few pixels; Jaderberg et al. 2015, eq. 1, for A.
     """
 
     def __init__(self, config: TranslatorConfig, spec: DataSpec) -> None:
@@ -47,6 +54,7 @@ class Translator(nn.Module):
         last = nn.Conv2d(narrow, shape[0], 3, padding=1)
         with torch.no_grad():
             last.weight.mul_(START)
+        self.map = nn.Parameter(torch.eye(2, 3)) if config.affine else None
         self.network = nn.Sequential(
             *_convolution(shape[0], narrow), *_convolution(narrow, wide, stride=2),
             *(Residual(wide) for _ in range(config.blocks)),
@@ -55,6 +63,9 @@ class Translator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] of the one domain as images [B, C, H, W] of the other."""
+        if self.map is not None:
+            grid = affine_grid(self.map.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+            x = grid_sample(x, grid, align_corners=False)
         if not self.bounded:
             return x + self.network(x)
         return torch.sigmoid(torch.logit(x.clamp(EDGE, 1 - EDGE)) + self.network(x))

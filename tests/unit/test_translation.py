@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import l1_loss
 
 from avb_service.algorithm import Batch, DataSpec
 from avb_service.algorithms.cyclegan import CycleGAN, CycleGANConfig
@@ -58,6 +59,26 @@ def test_a_translator_changes_no_shape_and_starts_near_the_identity(shape, value
     assert y.shape == x.shape
     assert values == "real" or (y.ge(0).all() and y.le(1).all())
     assert torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("values", ["levels", "real"])
+def test_a_translator_learns_to_halve_a_square(values):
+    """The map alone can: it starts as the identity, and its gradient points to twice the size, looked up."""
+    torch.manual_seed(0)
+    shape = (1, 12, 12)
+    translator = TranslatorConfig(channels=1, blocks=1, affine=True).build(DataSpec(shape, values, 255, torch.ones(1)))
+    assert translator.map is not None and translator.map.tolist() == torch.eye(2, 3).tolist()
+    x, target = torch.full((2, *shape), 0.1), torch.full((2, *shape), 0.1)
+    x[:, :, 2:10, 2:10], target[:, :, 4:8, 4:8] = 0.9, 0.9
+    for parameter in translator.network.parameters():
+        parameter.requires_grad_(False).zero_()
+    torch.testing.assert_close(translator(x), x)
+    optimizer = torch.optim.Adam([translator.map], 0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        l1_loss(translator(x), target).backward()
+        optimizer.step()
+    torch.testing.assert_close(translator.map.detach(), 2 * torch.eye(2, 3), atol=0.3, rtol=0)
 
 
 @pytest.fixture
