@@ -35,6 +35,7 @@ MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 /tmp/ray/session_latest/l
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
+ROOM = 60  # seconds for which Ray Train waits for room before it asks again
 WORKER_SHARE = 0.98  # of a core asked for: leaves room for the trials' own actors on a machine that is full
 NODES = "AVB_NODES"  # how many hosts the cluster is to have; deploy/install.sh sets it on the head
 PATIENCE = 900  # seconds for them to join: the first installation on a host takes minutes
@@ -138,7 +139,7 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
         os.environ.setdefault(name, value)
     import ray
 
-    mine, address = not ray.is_initialized(), _address()
+    mine, address, given = not ray.is_initialized(), _address(), os.environ.get("RAY_ADDRESS")
     if mine and address == "local":
         _start()
     elif mine:
@@ -153,6 +154,9 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
     finally:
         if mine:
             ray.shutdown()
+            os.environ.pop("RAY_ADDRESS", None)
+            if given is not None:
+                os.environ["RAY_ADDRESS"] = given
 
 
 def _address() -> str:
@@ -251,10 +255,10 @@ def _alive() -> list[dict[str, Any]]:
 
 
 def _start() -> None:
-    """Start a cluster on this machine, known to all its processes by its address.
+    """Start a cluster on this machine, known to all its processes and this one by its address.
 
-    Ray Train's clean-up of a stopped trial would else look for the cluster among the processes of the machine, and give
-    up where it finds two; the CPUs of the trial would never be freed.
+    Ray's list of actors, which is asked when room is given back, would else look for the cluster among the processes of
+    the machine, and give up where it finds two; the CPUs of a stopped trial would never be freed.
     """
     import ray
     from ray.util import get_node_ip_address
@@ -265,8 +269,9 @@ def _start() -> None:
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: Ray's own processes would push workers aside
     here = {**LAPTOP, "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
-    # The clean-up asks the dashboard, so that has to be there as well.
+    # It is the dashboard that answers, so that has to be there as well.
     ray.init(address="local", include_dashboard=True, runtime_env=_runtime_env(here), **QUIET)
+    os.environ["RAY_ADDRESS"] = here["RAY_ADDRESS"]
     with suppress(OSError):
         (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray lets everybody read what lets one in
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 from avb_service.checkpoint import CheckpointStore
 from avb_service.config import Tree, must_match
-from avb_service.distributed.cluster import worker_cpus
+from avb_service.distributed.cluster import ROOM, worker_cpus
 from avb_service.distributed.gradients import data_parallel
 from avb_service.distributed.interrupts import interruptible
 from avb_service.errors import DivergenceError, UserError
@@ -29,7 +29,6 @@ JOB, OUTCOME, OUTBOX = "job.json", "outcome.json", "outbox"
 HOSTS = "avb.hosts"  # tag of a run: where its workers are, or were when it was last started
 PATIENCE = 30  # seconds that a worker which is done waits for MLflow; it holds cores, and what is left stays on disk
 LAST = 600  # seconds that the command waits at its end
-ROOM = 60  # seconds for which Ray Train waits for room before it asks again
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from avb_service.config import override
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
+from avb_service.distributed.reclaim import reclaiming
 from avb_service.distributed.train import JOB, Job, train
 from avb_service.experiment import check_fit
 from avb_service.likelihood import LikelihoodRecord
@@ -269,7 +270,7 @@ def restorable(path: Path) -> bool:
 def _run(tuner: "Tuner", search: Search) -> None:
     """Run to the end, and close the runs of trials whose processes failed for good."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell people to restore with its own commands
-    with interruptible(), redirect_stdout(sys.stderr):  # what programs read is printed afterwards
+    with reclaiming(), interruptible(), redirect_stdout(sys.stderr):  # what programs read is printed afterwards
         grid = tuner.fit()
     for result in (grid[index] for index in range(len(grid))):
         folder = search.trial_folder / Path(result.path).name

@@ -1,0 +1,86 @@
+"""Room that stays reserved for workers who will never come.
+
+Floor 8. Ray Train reserves room for a group of workers, and has an actor that gives it back should the group's
+controller be killed. It names the room to that actor only when all workers have started (ray-project/ray#62753),
+so a trial that is killed before leaves its room reserved for as long as the cluster runs, and others wait for it.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from avb_service.distributed.cluster import ROOM, TRIAL_CPUS
+
+LOGGER = logging.getLogger(__name__)
+
+EVERY = 10  # seconds between two looks
+# Seconds for which a reservation may hold nobody: workers come at once where there is room, or ask for room anew.
+PATIENCE = {"CREATED": 30, "PENDING": ROOM + 30}
+MANY = 10_000  # more than a cluster has of anything
+
+
+@contextmanager
+def reclaiming() -> Iterator[None]:
+    """Give abandoned room back, for a block in which this driver starts workers."""
+    over, since = threading.Event(), dict[str, float]()
+
+    def watch() -> None:
+        while not over.wait(EVERY):
+            try:
+                for name in overdue(since, reserved(), time.monotonic()):
+                    LOGGER.warning("room that was reserved for workers who never came is given back: %s", name)
+                    _give_back(name)
+            except Exception as error:  # the head may be away; those who train will say so
+                LOGGER.info("cannot see what is reserved: %s", error)
+
+    watcher = threading.Thread(target=watch, daemon=True, name="reclaiming")
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def overdue(since: dict[str, float], reserved: Mapping[str, str], now: float) -> list[str]:
+    """Which of the reservations that hold nobody have done so for too long.
+
+    Args:
+        since: when each was first seen so, seconds; brought up to date.
+        reserved: their states, by id.
+        now: seconds.
+    """
+    for name in since.keys() - reserved.keys():
+        del since[name]
+    return [name for name, state in reserved.items() if now - since.setdefault(name, now) > PATIENCE[state]]
+
+
+def reserved() -> dict[str, str]:
+    """States of the reservations for workers that hold none, by id: of this driver, and of drivers that are gone."""
+    from ray import get_runtime_context
+    from ray.util.state import list_actors, list_jobs, list_placement_groups
+
+    groups = list_placement_groups(limit=MANY, detail=True)  # before the actors: who comes in between is seen
+    actors = list_actors(filters=[("state", "!=", "DEAD")], limit=MANY, detail=True)
+    running = {job.job_id for job in list_jobs(limit=MANY) if job.status == "RUNNING"}
+    others = running - {get_runtime_context().get_job_id()}
+    inhabited = {actor.placement_group_id for actor in actors}
+    return {
+        group.placement_group_id: group.state for group in groups
+        if group.state in PATIENCE and not group.is_detached and group.creator_job_id not in others
+        and group.placement_group_id not in inhabited and _is_for_workers(group.bundles or [])
+    }  # fmt: skip
+
+
+def _is_for_workers(bundles: Sequence[Mapping[str, Any]]) -> bool:
+    """Ray Tune reserves room for the actors of trials, and keeps it between two of them."""
+    return any(bundle["unit_resources"].get("CPU", 0) > TRIAL_CPUS for bundle in bundles)
+
+
+def _give_back(name: str) -> None:
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
