@@ -194,7 +194,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """N draws from the model, [n, C, H, W]."""
+        """Draws from the model, [n, C, H, W]."""
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Fit to training data what training does not learn (a mixture on the codes, say), and keep it in buffers.
@@ -231,7 +231,7 @@ class DecodingModel(Algorithm):
         """What codes [..., D] stand for, [..., C, H, W]: g(z), or the mean of p(x|z)."""
 
     def sample(self, n: int) -> Tensor:
-        """N draws x = g(z), z ~ p(z), [n, C, H, W]."""
+        """Draws x = g(z), z ~ p(z), [n, C, H, W]."""
         return self.decode(self.prior().sample((n,))).detach()
 
 
@@ -267,7 +267,7 @@ class LatentVariableModel(EncodingModel):
         """q(z|x) for data [B, C, H, W]; draws are [*sample_shape, B, D]."""
 
     def sample(self, n: int) -> Tensor:
-        """N draws x ~ p(x|z), z ~ p(z), [n, C, H, W]."""
+        """Draws x ~ p(x|z), z ~ p(z), [n, C, H, W]."""
         return self.likelihood(self.prior().sample((n,))).sample()
 
     def decode(self, z: Tensor) -> Tensor:

@@ -388,7 +388,7 @@ def methods(as_json: Json = False) -> None:
          "presets": presets[name]}
         for name, method in TABLE.items()
     ]  # fmt: skip
-    tables.lines(rows, as_json, "Methods")
+    tables.methods(rows, as_json)
 
 
 @app.command()

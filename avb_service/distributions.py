@@ -354,7 +354,7 @@ class NoiseBasisPosterior(ImplicitPosterior):
 
 
 def whiten(gaussian: Distribution, z: Tensor) -> Tensor:
-    """U = L^-1 (z - m), standard normal where z follows the Gaussian; z is [..., B, D].
+    """Whitened codes u = L^-1 (z - m), standard normal where z follows the Gaussian; z is [..., B, D].
 
     Raises:
         TypeError: for anything that is not one of this module's Gaussians.

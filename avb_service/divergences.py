@@ -25,7 +25,7 @@ class Divergence:
         f: convex, f(1) = 0, of density ratios u = p/q > 0; the GAN's alone has f(1) = -log 4.
         conjugate: f*, of numbers t in its domain.
         activation: g, from any number into that domain, increasing.
-        penalty: f*(g(v)) in a form that neither overflows early nor loses digits.
+        composed: f*(g(v)) in a form that neither overflows early nor loses digits.
         at_equality: t* = f'(1), what g(V) is where p = q, and so the threshold between "real" and "drawn".
     """
 
@@ -33,7 +33,7 @@ class Divergence:
     f: Function
     conjugate: Function
     activation: Function
-    penalty: Function
+    composed: Function
     at_equality: float
 
 

@@ -403,3 +403,4 @@ def check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
     algorithm = config.algorithm
     if objection := algorithm.objection(dataset.spec.values) or algorithm.shortage(len(dataset.train)):
         raise DataError(f"algorithm.{objection}")
+    build(config, dataset.spec)  # what it cannot make of data of that shape

@@ -74,7 +74,7 @@ class LoadedModel:
         return fixed(getattr(dataset, split), dataset.spec, config.binarisation, seed, limit=limit)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """N draws from the model, [n, C, H, W].
+        """Draws from the model, [n, C, H, W].
 
         Raises:
             UserError: n is no count.
@@ -198,7 +198,7 @@ def abilities(method: type[Algorithm]) -> dict[str, str]:
     else:
         likelihood = "lower bound, under a noise that you name" if issubclass(method, DecodingModel) else "none"
     return {
-        "samples": "of p(z)" if issubclass(method, DecodingModel) else "translations",
+        "draws": "p(z)" if issubclass(method, DecodingModel) else "translations",
         "encodes": "yes" if issubclass(method, EncodingModel) else "no",
         "log p(x)": likelihood,
     }

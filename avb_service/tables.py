@@ -46,8 +46,21 @@ def lines(rows: "Sequence[Mapping[str, Any]]", as_json: bool, title: str) -> Non
         return
     table = Table(*rows[0], title=title)
     for row in rows:
-        table.add_row(*(", ".join(value) if isinstance(value, list) else str(value) for value in row.values()))
+        table.add_row(*map(str, row.values()))
     out.print(table)
+
+
+def methods(rows: "Sequence[Mapping[str, Any]]", as_json: bool) -> None:
+    """What each is, what it can do, and its presets: in blocks, so that names are whole on a narrow terminal."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(box=SIMPLE, show_header=False, title="Methods")
+    for row in rows:
+        can = f"draws: {row['draws']};  encodes: {row['encodes']};  log p(x): {row['log p(x)']}"
+        said = (row["about"], can, f"presets: {' '.join(row['presets'])}")
+        table.add_row(row["name"], "\n".join(said), end_section=True)
+    out.print(table, highlight=False)
 
 
 def estimates(record: "LikelihoodRecord", title: str, as_json: bool) -> None:
@@ -105,6 +118,7 @@ def _checks(checks: "Sequence[Check]", title: str) -> None:
         for check in checks
     ]  # fmt: skip
     lines(rows, False, title)
+
 
 def hosts(found: "Mapping[str, Mapping[str, Any]]", members: "Mapping[str, Sequence[float]] | None") -> None:
     """What each host of a cluster has.

@@ -1,4 +1,4 @@
-"""Parzen windows on draws of an f-GAN under each divergence, in the layout of table 2 of Nowozin et al. 2016.
+"""Parzen windows on draws of an f-GAN under each divergence, in the layout of table 4 of Nowozin et al. 2016.
 
     python -m benchmarks.parzen_table --rounds 2000
 

@@ -107,10 +107,10 @@ class ALI(EncodingModel):
         return self.decoder(z)
 
     def draw(self, z: Tensor) -> Tensor:
-        """X ~ p(x|z), through which gradients flow, [..., C, H, W]."""
+        """Draws x ~ p(x|z), through which gradients flow, [..., C, H, W]."""
         x = self.decoder(z)
         return x + self.config.noise * torch.randn_like(x) if self.config.noise else x
 
     def sample(self, n: int) -> Tensor:
-        """N draws x ~ p(x|z), z ~ p(z), [n, C, H, W]."""
+        """Draws x ~ p(x|z), z ~ p(z), [n, C, H, W]."""
         return self.draw(self.prior().sample((n,))).detach()

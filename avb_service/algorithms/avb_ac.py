@@ -40,7 +40,7 @@ class AVBAC(AVB):
     config: AVBACConfig
 
     def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """U = L^-1 (z - m), which the adversary compares with N(0, I), and log r(z|x) - log p(z)."""
+        """The whitened code u = L^-1 (z - m), which the adversary compares with N(0, I), and log r(z|x) - log p(z)."""
         r = self.contrast(q, generator)
         return whiten(r, z), r.log_prob(z) - self.prior().log_prob(z)
 

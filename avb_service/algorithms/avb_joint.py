@@ -15,7 +15,7 @@ from avb_service.errors import DataError
 
 
 class AVBJointConfig(ContrastConfig):
-    """Settings of inference in a Bayesian model."""
+    """Settings of inference in a Bayesian model; kl_warmup, of its log joint, begins with a q that is wide."""
 
     name: Literal["avb_joint"] = "avb_joint"
     joint: str = "eight_schools"
@@ -58,12 +58,12 @@ class AVBJoint(AVBAC):
     decoder: BayesianModel
 
     def model_loss(self, batch: Batch) -> Loss:
-        """E_q[log q(z|x) - log p(x,z)], z = z_phi(x, eps)."""
+        """E_q[log q(z|x) - beta log p(x,z)], z = z_phi(x, eps); beta warms up (Rezende & Mohamed 2015, eq. 20)."""
         q = self.posterior(batch.x)
         z = q.rsample()
         log_q = self.log_posterior(batch.x, q, z, batch.generator).mean()
         log_joint = self.log_joint(batch.x, z).mean()
-        value = warm_up(batch.round, self.config.kl_warmup) * log_q - log_joint
+        value = log_q - warm_up(batch.round, self.config.kl_warmup) * log_joint
         return Loss(value, {"log_joint": log_joint.detach(), "entropy_adversarial": -log_q.detach()})
 
     def log_posterior(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
@@ -76,7 +76,7 @@ class AVBJoint(AVBAC):
         return self.log_posterior(x, q, z, generator) - self.prior().log_prob(z)
 
     def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """U = L^-1 (z - m), and log r(z|x): no prior is asked for."""
+        """The whitened code u = L^-1 (z - m), and log r(z|x): no prior is asked for."""
         r = self.contrast(q, generator)
         return whiten(r, z), r.log_prob(z)
 

@@ -109,5 +109,5 @@ class BernoulliVAE(LatentVariableModel):
         return self.decoder(z)
 
     def posterior(self, x: Tensor) -> Independent:
-        """Q(z|x) = prod_d Bernoulli(z_d; sigmoid(l_d(x)))."""
+        """The posterior q(z|x) = prod_d Bernoulli(z_d; sigmoid(l_d(x)))."""
         return bits(self.encoder(x))

@@ -44,7 +44,7 @@ class FGAN(GAN):
     def adversary_loss(self, batch: Batch) -> Loss:
         """-E_p(x)[g(V(x))] + E_p(z)[f*(g(V(G(z))))]: above -D_f by what V has not learned (and R1)."""
         real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
-        value = (self.divergence.penalty(fake) - self.divergence.activation(real)).mean()
+        value = (self.divergence.composed(fake) - self.divergence.activation(real)).mean()
         says_real = [self.divergence.activation(v) > self.divergence.at_equality for v in (real, fake)]
         accuracy = (says_real[0].float().mean() + 1 - says_real[1].float().mean()) / 2
         return Loss(value + self.penalty(batch), {"divergence": -value.detach(), "accuracy": accuracy})
@@ -53,6 +53,6 @@ class FGAN(GAN):
         """-E_p(z)[f*(g(V(G(z))))], or -E_p(z)[g(V(G(z)))] (section 3.2)."""
         fake = self.discriminator(self.draw(batch))
         saturating = self.config.generator_loss == "saturating"
-        said = self.divergence.penalty if saturating else self.divergence.activation
+        said = self.divergence.composed if saturating else self.divergence.activation
         value = -said(fake).mean()
         return Loss(value, {"loss": value.detach()})

@@ -1,7 +1,4 @@
-"""VAE with categorical codes, trained through their Gumbel-softmax relaxation.
-
-Sources: Jang, Gu & Poole 2017; Maddison, Mnih & Teh 2017, who call it the Concrete distribution.
-"""
+"""VAE with categorical codes and Gumbel-softmax (Jang, Gu & Poole 2017; Maddison et al. 2017: Concrete)."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
@@ -74,7 +71,7 @@ class GumbelVAEConfig(AlgorithmConfig):
         return self.observation.objection(values)
 
     def temperature_at(self, round_: int) -> float:
-        """Tau: exponential from the first to the lowest; a pure function of the round."""
+        """The temperature tau, exponential from the first to the lowest; a pure function of the round."""
         share = min(1.0, round_ / self.anneal) if self.anneal else 1.0
         return self.temperature * (self.temperature_min / self.temperature) ** share
 
@@ -121,5 +118,5 @@ class GumbelVAE(LatentVariableModel):
         return self.decoder(z)
 
     def posterior(self, x: Tensor) -> OneHots:
-        """Q(z|x) = prod_v Categorical(z_v; softmax(l_v(x)))."""
+        """The posterior q(z|x) = prod_v Categorical(z_v; softmax(l_v(x)))."""
         return OneHots(self.encoder(x).unflatten(-1, (self.config.variables, self.config.categories)))

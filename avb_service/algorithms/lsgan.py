@@ -1,5 +1,6 @@
 """Least-squares GAN (Mao et al. 2017)."""
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from avb_service.algorithm import AlgorithmConfig, Batch, Loss
@@ -10,7 +11,8 @@ class LSGANConfig(GameConfig):
     """Settings of the least-squares GAN: what the critic should say.
 
     Attributes:
-        drawn: a, of draws; with real and wanted (-1, 1, 0) the generator minimises Pearson's chi^2 (section 3.2).
+        drawn: a, of draws; with real and wanted (-1, 1, 0) the generator minimises
+            Pearson's chi^2 between p_data + p_g and 2 p_g (section 3.2).
         real: b, of data.
         wanted: c, what the generator wants it to say of draws.
     """
@@ -19,6 +21,14 @@ class LSGANConfig(GameConfig):
     drawn: float = 0.0
     real: float = 1.0
     wanted: float = 1.0
+
+    def problems(self) -> Iterator[str]:
+        """Critic and generator must want something."""
+        yield from super().problems()
+        if self.drawn == self.real:
+            yield f"drawn: the critic would say {self.drawn} of draws and of data; expected two different numbers"
+        if self.wanted == self.drawn:
+            yield f"wanted: {self.wanted} is what the critic says of draws already; expected another number"
 
 
 class LSGAN(GAN):

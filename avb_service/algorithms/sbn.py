@@ -1,4 +1,4 @@
-"""Sigmoid belief networks, trained by mean field or by wake and sleep."""
+"""Sigmoid belief networks (Neal 1992), by mean field (Saul et al. 1996) or wake-sleep (Hinton et al. 1995)."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -88,7 +88,7 @@ class MeanFieldSBN(SigmoidBeliefNetwork):
         return Loss(-log_joint - entropy, terms)
 
     def posterior(self, x: Tensor) -> Independent:
-        """Q(z|x) = prod_i Bernoulli(z_i; mu_i(x)), over the units of all layers."""
+        """The posterior q(z|x) = prod_i Bernoulli(z_i; mu_i(x)), over the units of all layers."""
         return bits(self.encoder(x))
 
 
@@ -134,5 +134,5 @@ class WakeSleepSBN(SigmoidBeliefNetwork):
         return Loss(-log_q, {"log_q": log_q.detach()})
 
     def posterior(self, x: Tensor) -> LayeredBits:
-        """Q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1})."""
+        """The posterior q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1})."""
         return LayeredBits(self.encoder(x), tuple(self.upward), self.config.layers)

@@ -170,8 +170,9 @@ def load(config: DataConfig) -> Dataset:
     other = None if config.other is None else load(config.other)
     if other is not None and other.spec[:2] != spec[:2]:
         raise DataError(
-            f"the two sources must have one shape and kind of values: {config.name} {list(spec.shape)} {spec.values}"
-            f" and {other.name} {list(other.spec.shape)} {other.spec.values}; set image_size or binarisation"
+            f"data.other: the two sources must have one shape and kind of values: data is {config.name} "
+            f"{list(spec.shape)} {spec.values}, data.other {other.name} {list(other.spec.shape)} {other.spec.values}; "
+            "set data.image_size and data.other.image_size, or their binarisation"
         )
     return Dataset(config.name, train, validation, test, spec, other)
 

@@ -27,7 +27,7 @@ class AutoregressiveConfig(Config):
 
 
 class Autoregressive(nn.Module):
-    """log p(z) = sum_i log p(z_i | z_1 .. z_{i-1}). Source: Germain et al. 2015 (MADE), eq. 2, over categories.
+    """log p(z) = sum_i log p(z_i | z_1 .. z_{i-1}). Source: Germain et al. 2015 (MADE), eq. 4, over categories.
 
     Args:
         config: the network.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,8 @@ def preflight(space: SpaceConfig) -> None:
         UserError: they are missing or damaged, or do not fit a model.
     """
     loaded: dict[DataConfig, Dataset] = {}
-    for config in space.bases():
+    drawn = (config for preset in space.presets for config in space.extremes(preset, "algorithm"))
+    for config in chain(space.bases(), drawn):
         if config.data not in loaded:
             loaded[config.data] = load(config.data)
         check_fit(config, loaded[config.data])

@@ -41,14 +41,14 @@ def test_conjugates_are_the_supremum(divergence):
 @divergences
 def test_the_penalty_is_the_conjugate_of_the_activation(divergence):
     torch.testing.assert_close(
-        divergence.penalty(V), divergence.conjugate(divergence.activation(V)), rtol=1e-9, atol=1e-9
+        divergence.composed(V), divergence.conjugate(divergence.activation(V)), rtol=1e-9, atol=1e-9
     )
 
 
 @divergences
 def test_the_penalty_stays_finite_where_the_conjugate_does_not(divergence):
     v = torch.tensor([-60.0, 60.0], requires_grad=True)
-    value = divergence.penalty(v) - divergence.activation(v)
+    value = divergence.composed(v) - divergence.activation(v)
     assert value.isfinite().all()
     assert torch.autograd.grad(value.sum(), v)[0].isfinite().all()
 

@@ -166,3 +166,13 @@ def test_data_that_do_not_fit_a_baseline_are_refused_before_the_search(tmp_path)
     space = SpaceConfig.parse({**GOOD, "set": shared})
     with pytest.raises(UserError, match="discretised_logistic needs pixels"):
         search.preflight(space)
+
+
+def test_a_codebook_that_may_be_drawn_larger_than_the_data_is_refused_before_the_search():
+    space = {
+        "name": "codes", "preset": "vq_vae_digits", "trials": 2,
+        "space": {"algorithm.codebook.size": {"choice": [16, 5000]}},
+        "objective": {"metric": "validation/log_likelihood", "mode": "max"},
+    }  # fmt: skip
+    with pytest.raises(UserError, match="5000"):
+        search.preflight(SpaceConfig.parse(space))
