@@ -2,7 +2,7 @@
 
     python -m benchmarks.divergence_fits --picture docs/pictures/f_gan_modes.png
 
-The layout of table 1 of Nowozin et al. 2016: what a game of draws finds, and what minimises the divergence itself.
+The layout of table 3 of Nowozin et al. 2016: what a game of draws finds, and what minimises the divergence itself.
 """
 
 import argparse
