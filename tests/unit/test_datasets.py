@@ -524,5 +524,5 @@ def test_vectors_and_what_is_not_in_memory_are_not_resized():
 def test_two_sources_of_one_shape_go_together_and_others_are_refused():
     both = load(DataConfig(name="digits", image_size=16, other=DataConfig(name="digits", image_size=16, seed=1)))
     assert both.other is not None and both.other.spec.shape == both.spec.shape
-    with pytest.raises(DataError, match=r"digits \[1, 8, 8\] levels and digits \[1, 16, 16\] levels; set image_size"):
+    with pytest.raises(DataError, match=r"digits \[1, 8, 8\] levels, data.other digits \[1, 16, 16\] levels; set"):
         load(DataConfig(name="digits", other=DataConfig(name="digits", image_size=16)))
