@@ -29,6 +29,7 @@ OPTIMIZERS = tuple(
     name for name, kind in vars(torch.optim).items()
     if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind not in _UNFIT
 )  # fmt: skip
+FLAVOURS = {"fused", "foreach", "capturable"}  # ways in which torch computes the same step
 
 
 class ScheduleConfig(Config):
@@ -91,13 +92,14 @@ class TurnConfig(Config):
         return self
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over the parameters; fused where torch has a fused version."""
-        optimizer = getattr(torch.optim, self.optimizer)
+        """The optimizer over the parameters; fused where torch has a fused version for their device."""
+        optimizer, parameters = getattr(torch.optim, self.optimizer), list(parameters)
         options: dict[str, Any] = {"lr": self.lr, **self.options}
         if self.betas is not None:
             options["betas"] = self.betas
-        if "fused" in inspect.signature(optimizer).parameters and not {"foreach", "capturable"} & options.keys():
-            options.setdefault("fused", True)
+        on_gpu = any(parameter.is_cuda for parameter in parameters)
+        if "fused" in inspect.signature(optimizer).parameters and not FLAVOURS & options.keys():
+            options["fused"] = not (on_gpu and optimizer is torch.optim.Adagrad)  # of which torch has none for GPUs
         return optimizer(parameters, **options)
 
 

@@ -37,7 +37,7 @@ from avb_service.likelihood import (
 from avb_service.likelihood.needs import measure
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
-from avb_service.seeding import derive_seed, seeded
+from avb_service.seeding import derive_seed, reproducible, seeded
 from avb_service.settings import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class Experiment:
         device: torch.device | str = "cpu",
     ) -> None:
         torch.set_float32_matmul_precision(config.training.matmul_precision)
+        reproducible()
         self.config, self.recorder, self.rank, self.device = config, recorder, rank, torch.device(device)
         self.dtype: torch.dtype = getattr(torch, config.training.dtype)
         training = config.training

@@ -6,6 +6,7 @@ workers, draws the very same numbers.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,13 @@ def seeded(*parts: int | str) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(derive_seed(*parts))
         yield
+
+
+def reproducible() -> None:
+    """Have GPUs compute the same to the bit each time, in this process: some of their fastest algorithms do not."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:

@@ -28,7 +28,7 @@ else:
 # Where and how fast, not what: a run may be continued with other values of these.
 CIRCUMSTANCES = (
     "data.root", "data.resident_gib", "data.download", "likelihood.budget", "likelihood.test_data",
-    "likelihood.memory_mib",
+    "likelihood.memory_mib", "likelihood.block_data",
 )  # fmt: skip
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
 

@@ -1,9 +1,11 @@
 """What annealing costs against its bare matrix products: `python -m benchmarks.annealing`.
 
 A decoder 8-300-300-784 on one thread; both are measured in turn, in CPU time. Where pythae is installed, its
-`get_nll` scores the same weights on the same data, and stands beside ours with nats and seconds.
+`get_nll` scores the same weights on the same data, and stands beside ours with nats and seconds. With `--device cuda`
+the same on a GPU, in time on the wall.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 from statistics import median
@@ -24,23 +26,31 @@ from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.likelihood.anneal import Path, anneal, temperatures
 from avb_service.networks.trunks import MLPConfig
 
-DATA, CHAINS, TEMPERATURES, LEAPFROG, REPEATS, ROUNDS, HELD_OUT = 50, 8, 100, 2, 5, 2000, 100
+CHAINS, TEMPERATURES, LEAPFROG, REPEATS, ROUNDS = 8, 100, 2, 5, 2000
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long something takes, in CPU time of this one thread, so that other processes do not matter much."""
-    start = time.process_time()
+def clock(device: str) -> float:
+    """Seconds: of this one thread, so that other processes do not matter much; on a GPU, until it is done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """How long something takes."""
+    start = clock(device)
     work()
-    return time.process_time() - start
+    return clock(device) - start
 
 
-def matrix_products(model: VAE) -> Callable[[], None]:
+def matrix_products(model: VAE, x: Tensor) -> Callable[[], None]:
     """The products of as many gradients: through the decoder and back to its input."""
     weights = [layer.weight.detach() for layer in model.decoder.modules() if isinstance(layer, nn.Linear)]
 
     def work() -> None:
         for _ in range(TEMPERATURES * LEAPFROG):
-            rows = torch.ones(CHAINS * DATA, weights[0].shape[1])
+            rows = x.new_ones(CHAINS * len(x), weights[0].shape[1])
             for weight in weights:
                 rows = rows @ weight.mT
             for weight in reversed(weights):
@@ -52,26 +62,26 @@ def matrix_products(model: VAE) -> Callable[[], None]:
 def annealing(model: VAE, x: Tensor) -> Callable[[], object]:
     """The chains of `ais`, from q's own Gaussian, with frozen steps."""
     path = Path(model, x, model.posterior(x))
-    betas, steps = temperatures(TEMPERATURES, "linear", x), torch.full((TEMPERATURES, len(x)), 0.1)
+    betas, steps = temperatures(TEMPERATURES, "linear", x), x.new_full((TEMPERATURES, len(x)), 0.1)
     return lambda: anneal(path, path.draw(CHAINS), betas, steps, LEAPFROG)
 
 
-def data() -> tuple[Tensor, Tensor, DataSpec]:
+def data(held_out: int, device: str) -> tuple[Tensor, Tensor, DataSpec]:
     """MNIST where it lies, else noise; for the cost it is all the same."""
     try:
         dataset = load(DataConfig(name="mnist", binarisation="static", validation=5000, download=False))
     except UserError:
-        x = (torch.rand(2000, 1, 28, 28, generator=torch.Generator().manual_seed(0)) < 0.2).float()
-        return x, x[:HELD_OUT], DataSpec((1, 28, 28), "binary", 1, x.mean(0))
-    train, _ = fixed(dataset.train, dataset.spec, "static", 0, limit=20_000)
-    return train, fixed(dataset.test, dataset.spec, "static", 0, limit=HELD_OUT)[0], dataset.spec
+        x = (torch.rand(2000, 1, 28, 28, generator=torch.Generator().manual_seed(0)) < 0.2).float().to(device)
+        return x, x[:held_out], DataSpec((1, 28, 28), "binary", 1, x.mean(0).cpu())
+    train, _ = fixed(dataset.train, dataset.spec, "static", 0, device, limit=20_000)
+    return train, fixed(dataset.test, dataset.spec, "static", 0, device, limit=held_out)[0], dataset.spec
 
 
 def train(x: Tensor, spec: DataSpec) -> VAE:
     """A VAE, a minute long."""
     torch.manual_seed(0)
     trunk = MLPConfig(hidden=(300, 300))
-    model = VAE(VAEConfig(latent_dim=8, encoder=trunk, decoder=trunk), spec)
+    model = VAE(VAEConfig(latent_dim=8, encoder=trunk, decoder=trunk), spec).to(x.device)
 
     def batch(index: int, worker: int) -> tuple[Tensor, None]:
         start = index * 128 % (len(x) - 128)
@@ -110,29 +120,37 @@ def pythae_nll(model: VAE, x: Tensor, samples: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure in turn, and print medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", type=int, default=50, help="in a block")
+    options = parser.parse_args()
+    device: str = options.device
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
-    x_train, x, spec = data()
+    x_train, x, spec = data(max(100, options.data), device)
     model = train(x_train, spec)
     with torch.no_grad():
-        ours, bare = annealing(model, x[:DATA]), matrix_products(model)
+        ours, bare = annealing(model, x[: options.data]), matrix_products(model, x[: options.data])
         ours(), bare()
-        pairs = [(seconds(ours), seconds(bare)) for _ in range(REPEATS)]
-    gradients = TEMPERATURES * LEAPFROG * CHAINS * DATA
+        pairs = [(seconds(ours, device), seconds(bare, device)) for _ in range(REPEATS)]
+    gradients = TEMPERATURES * LEAPFROG * CHAINS * options.data
     flops = 4 * sum(w.numel() for w in model.decoder.parameters() if w.dim() == 2) * gradients
     console = Console(width=110)
-    table = Table("", "per second", "share of the time", title="AIS of a decoder 8-300-300-784, one thread")
+    where = "one thread" if device == "cpu" else torch.cuda.get_device_name()
+    title = f"AIS of a decoder 8-300-300-784, {options.data} data x {CHAINS} chains, {where}"
+    table = Table("", "per second", "share of the time", title=title)
     table.add_row("matrix products", f"{flops / median(b for _, b in pairs) / 1e9:.0f} GFLOP", "")
     share = f"{median(b / a for a, b in pairs):.0%} are matrix products"
     table.add_row("annealing", f"{gradients / median(a for a, _ in pairs) / 1e3:.1f} k gradients", share)
     console.print(table)
 
+    x = x[:100]
     table = Table("", "nats per datum", "ms a datum", title=f"log p(x) of {len(x)} data, VAE of {ROUNDS} rounds")
     evaluator = Evaluator(model, LikelihoodConfig())
     for name in ("iwae", "iwae_refined", "ais"):
-        start = time.process_time()
+        start = clock(device)
         found = evaluator.score(name, x)
-        table.add_row(found.name, f"{found.value:.3f}", f"{(time.process_time() - start) / len(x) * 1e3:.0f}")
+        table.add_row(found.name, f"{found.value:.3f}", f"{(clock(device) - start) / len(x) * 1e3:.0f}")
     try:
         for samples in (200, 1000, 5000):
             nats, took = pythae_nll(model, x, samples)

@@ -35,7 +35,7 @@ class Agreement:
 def agreement(categories: Tensor, labels: Tensor) -> Agreement:
     """How well categories [N] agree with labels [N]."""
     table = np.zeros((int(categories.max()) + 1, int(labels.max()) + 1))
-    np.add.at(table, (categories.numpy(), labels.numpy()), 1)
+    np.add.at(table, (categories.numpy(force=True), labels.numpy(force=True)), 1)
     matched = table[linear_sum_assignment(table, maximize=True)].sum()
     return Agreement(matched / len(labels), table.max(1).sum() / len(labels))
 
@@ -52,10 +52,11 @@ def main() -> None:
     parser.add_argument("preset", nargs="?", default="infogan_mnist")
     parser.add_argument("--set", action="append", metavar="PATH=VALUE")
     parser.add_argument("--figures", type=Path, help="draw to this folder")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config(options.preset, options.set), Path(folder))
+        experiment = Experiment(read_config(options.preset, options.set), Path(folder), device=options.device)
         x, labels = experiment.data("test")
 
         def report(round_: int, metrics: object) -> None:

@@ -11,6 +11,7 @@ from avb_service.config import Config
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.certificate import CertificateConfig
 from avb_service.likelihood.corrected import CorrectionConfig
+from avb_service.likelihood.estimate import BLOCK
 from avb_service.likelihood.proposals import PilotConfig
 
 Budget = Literal["quick", "standard", "certified"]
@@ -40,6 +41,7 @@ class LikelihoodConfig(Config):
         test_data: how many test data the final figures are computed on; all where not given.
         quadrature_data: how many of them quadrature is done for, which costs the most.
         memory_mib: bound on what one batch of decoder outputs takes.
+        block_data: data at most in a batch; a core is busy with the default, a GPU with thousands.
         seed: of all noise, and of the binarisation of the data that are scored.
     """
 
@@ -61,4 +63,5 @@ class LikelihoodConfig(Config):
     test_data: Count | None = None
     quadrature_data: Count = 100
     memory_mib: Annotated[int, Field(ge=1)] = 64
+    block_data: Count = BLOCK
     seed: Annotated[int, Field(ge=0)] = 0

@@ -36,7 +36,7 @@ OF: dict[Quantity, str] = {
     "log_likelihood": "", "simulated": " on data that the model drew itself", "own_elbo": " on q's own ELBO",
     "parzen_density": " of a density around samples",
 }  # fmt: skip
-BLOCK = 50  # data at most: enough for full matrix products, few enough to be shared out and lost
+BLOCK = 50  # data: on a core, enough for full matrix products, and few enough to be shared out and lost
 CHECKSUM = hashlib.sha256().digest_size  # bytes
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Scorer:
         kind: what its mean is of the quantity, or how that follows from the numbers of all data.
         rows: decoder evaluations that a datum needs at a time, to bound the memory.
         score: a block of data [b, ...] -> its columns, each [b].
-        block: data at most in a block; more for an estimator that has to learn from its block.
+        block: data at most in a block, in the place of the task's, for an estimator that learns from its block.
         quantity: what it is about, where that is not log p(x).
         recipe: what else was asked for, the same for all data.
     """
@@ -60,7 +60,7 @@ class Scorer:
     kind: Kind | Callable[[Columns], Kind]
     rows: int
     score: Callable[[Tensor], Columns]
-    block: int = BLOCK
+    block: int | None = None
     quantity: Quantity = "log_likelihood"
     recipe: Recipe = field(default_factory=dict)
 
@@ -164,6 +164,7 @@ class Task:
         x: data [n, ...].
         seed: of all noise.
         memory_mib: bound on what one batch of decoder outputs takes.
+        block_data: data at most in a block.
     """
 
     model: Algorithm
@@ -171,12 +172,13 @@ class Task:
     x: Tensor
     seed: int
     memory_mib: int
+    block_data: int = BLOCK
 
     def blocks(self, scorer: Scorer) -> list[range]:
         """The data cut in pieces that fit in memory, the same wherever they are scored."""
         numbers = math.prod(self.model.spec.shape) * scorer.rows
         fits = self.memory_mib * 2**20 // (numbers * 4 * 4)  # logits, and what a log-probability makes of them
-        size = max(1, min(scorer.block, fits))
+        size = max(1, min(scorer.block or self.block_data, fits))
         return [range(start, min(start + size, len(self.x))) for start in range(0, len(self.x), size)]
 
     def score(self, scorer: Scorer, block: range) -> Columns:
@@ -305,6 +307,8 @@ def _fingerprint(task: Task, scorer: Scorer) -> str:
     """What the numbers depend on: weights and what they are the weights of, data, recipe, seed, and the code."""
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in task.model.state_dict().items()}
     digest = hashlib.sha256(safetensors.torch.save({**weights, "": task.x.cpu().contiguous()}))
-    settings = (scorer.name, task.make, task.seed, task.memory_mib, task.model.config, code_version())
+    settings = (
+        scorer.name, task.make, task.seed, task.memory_mib, task.block_data, task.model.config, code_version(),
+    )  # fmt: skip
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]

@@ -206,7 +206,8 @@ class Evaluator:
         return self._estimate(Make(name, self.config), x)
 
     def _estimate(self, make: Make | Windows, x: Tensor) -> Estimate:
-        task = Task(self.model, make, x, self.config.seed, self.config.memory_mib)
+        config = self.config
+        task = Task(self.model, make, x, config.seed, config.memory_mib, config.block_data)
         return estimate(task, run=self.run, store=self.store, progress=self.progress(make.name))
 
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 from avb_service.config import Config
+from avb_service.networks.warp import warp
 
 Amount = Annotated[float, Field(ge=0, le=1)]
 
@@ -42,5 +42,4 @@ class DistortionConfig(Config):
             torch.stack([cosine * wide, (shear * cosine - sine) * high, across], -1),
             torch.stack([sine * wide, (shear * sine + cosine) * high, down], -1),
         )
-        grid = affine_grid(torch.stack(rows, -2), list(x.shape), align_corners=False)
-        return grid_sample(x, grid, align_corners=False)
+        return warp(x, torch.stack(rows, -2))

@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample
 
 from avb_service.config import Config
 from avb_service.distributions import DataSpec
 from avb_service.networks.trunks import ImageShape, Width
+from avb_service.networks.warp import warp
 
 EDGE = 0.02  # pixels are kept so far from 0 and 1, whose logits are infinite
 START = 0.1  # of the usual weights: a translator begins near the identity
@@ -64,8 +64,7 @@ class Translator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] of the one domain as images [B, C, H, W] of the other."""
         if self.map is not None:
-            grid = affine_grid(self.map.expand(len(x), 2, 3), list(x.shape), align_corners=False)
-            x = grid_sample(x, grid, align_corners=False)
+            x = warp(x, self.map.expand(len(x), 2, 3))
         if not self.bounded:
             return x + self.network(x)
         return torch.sigmoid(torch.logit(x.clamp(EDGE, 1 - EDGE)) + self.network(x))

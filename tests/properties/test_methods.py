@@ -1,6 +1,7 @@
-"""What holds for every method of the table, with no exceptions."""
+"""What holds for every method of the table, with no exceptions; on a GPU with AVB_TEST_DEVICE=cuda."""
 
 import math
+import os
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from avb_service.engine import Engine
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data, objective_of
 from avb_service.likelihood import LikelihoodRecord
-from avb_service.model import build, load_model
+from avb_service.model import LoadedModel, build, load_model
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
 
 ROUNDS = 4
+DEVICE = os.environ.get("AVB_TEST_DEVICE", "cpu")
 
 
 class Stopped(Exception):
@@ -26,7 +28,14 @@ class Stopped(Exception):
 
 
 def start(config: ExperimentConfig, folder: Path) -> Experiment:
-    return Experiment(config, folder / "checkpoints")
+    return Experiment(config, folder / "checkpoints", device=DEVICE)
+
+
+def load(folder: Path) -> LoadedModel:
+    """A published model, where it was trained."""
+    loaded = load_model(folder)
+    loaded.algorithm.to(DEVICE)
+    return loaded
 
 
 def fit(experiment: Experiment, stop_at: int | None = None) -> Experiment:
@@ -45,7 +54,7 @@ def fit(experiment: Experiment, stop_at: int | None = None) -> Experiment:
 def assert_same(a: object, b: object, path: str = "") -> None:
     """Equal to the bit, and of the same structure."""
     if isinstance(a, Tensor):
-        assert isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b), path
+        assert isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu()), path
     elif isinstance(a, dict):
         assert isinstance(b, dict) and a.keys() == b.keys(), path
         for key in a:
@@ -150,7 +159,7 @@ def test_shapes(small, method, tmp_path):
 
 def test_what_a_method_cannot_do_is_refused_by_its_name(small, method, tmp_path):
     experiment = start(small(method), tmp_path)
-    loaded = load_model(experiment.publish(tmp_path / "model", "", LikelihoodRecord({}, ())))
+    loaded = load(experiment.publish(tmp_path / "model", "", LikelihoodRecord({}, ())))
     x, _ = experiment.data("test", 3)
     for able, ask, reason in (
         (LatentVariableModel, loaded.log_likelihood, f"{method} defines no p\\(x\\|z\\), .* use parzen"),
@@ -275,7 +284,7 @@ def test_a_run_is_not_resumed_with_another_configuration(small, method, tmp_path
 def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path, ema):
     experiment = fit(start(small(method, {"training.ema": ema}), tmp_path))
     record = experiment.assess()
-    loaded = load_model(experiment.publish(tmp_path / "model", "# card", record))
+    loaded = load(experiment.publish(tmp_path / "model", "# card", record))
     assert loaded.card == "# card"
     assert loaded.config == experiment.config
     assert_same(dict(experiment.engine.model.state_dict()), dict(loaded.algorithm.state_dict()))
@@ -302,7 +311,7 @@ def test_a_model_without_a_likelihood_carries_parzen_windows_and_is_scored_under
     assert (mine.name, training.name) == ("parzen", "parzen_training")
     assert {"test/parzen", "test/parzen_training"} <= record.metrics().keys()
     assert record.held_out is None and record.objection
-    loaded = load_model(experiment.publish(tmp_path / "model", "# card", record))
+    loaded = load(experiment.publish(tmp_path / "model", "# card", record))
     x, _ = experiment.data("test", 8)
     for budget in ("quick", "standard"):
         with pytest.raises(UserError, match="defines no p"):
