@@ -116,6 +116,7 @@ class Chaos:
     patient: bool
     struck: list[Fault] = field(default_factory=list)
     due: float = 0.0
+    silent: tuple[float, float] = SILENT
 
     @classmethod
     def of(cls, cluster: Deployed, draw: random.Random, names: Sequence[str], faults: int) -> "Chaos":
@@ -198,7 +199,7 @@ class Chaos:
             with suppress(ProcessLookupError):  # its Ray has ended
                 os.killpg(group, signal.SIGCONT)
 
-        return time.monotonic() + self.random.uniform(*SILENT), speak
+        return time.monotonic() + self.random.uniform(*self.silent), speak
 
     def fill_disk(self) -> Undo:
         """Nothing can be written to the disk that all share."""
@@ -398,6 +399,7 @@ def main(
     least: Annotated[
         int | None, typer.Option("--min-workers", help="Go on with so many; then results are compared to 1e-4.")
     ] = None,
+    silent: Annotated[float | None, typer.Option(help="Seconds without MLflow; else 20 to 60.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Keep what the hosts had on their disks, here.")] = None,
 ) -> None:
     """Disturb a search, and compare what comes out of it with the same search undisturbed.
@@ -420,6 +422,7 @@ def main(
         calm = outcome(cluster, search(cluster, None))
         for each in seed or [0]:
             chaos = Chaos.of(cluster, random.Random(each), names, faults)
+            chaos.silent = SILENT if silent is None else (silent, silent)
             found = differences(calm, outcome(cluster, search(cluster, chaos)), 1e-4 if least else 0)
             # Where one fault comes upon the other, the time to get over it says nothing.
             for line in (*(times(chaos.struck) if names else ()), *found):

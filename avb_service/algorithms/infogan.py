@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Uniform
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig, warm_up
 from avb_service.distributions import Concatenated, OneOfK, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
@@ -28,6 +28,7 @@ class InfoGANConfig(AlgorithmConfig):
         noise_dim: size of the noise, which nobody reads off.
         recogniser: widths between the discriminator's features and Q(c|x).
         weight: lambda of the categorical code's information.
+        warmup: rounds over which both lambdas rise from 0.
         continuous_weight: lambda of the continuous codes', whose differential entropy is on another scale.
         distortion: of draws before Q reads their category, which so has to be a shape that survives it; None for none.
         penalty: gamma, of the discriminator's squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
@@ -43,6 +44,7 @@ class InfoGANConfig(AlgorithmConfig):
     discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
     recogniser: tuple[Width, ...] = (128,)
     weight: Annotated[float, Field(ge=0)] = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 0
     continuous_weight: Annotated[float, Field(ge=0)] = 0.1
     distortion: DistortionConfig | None = None
     penalty: Annotated[float, Field(ge=0)] = 0.0
@@ -92,7 +94,8 @@ class InfoGAN(CodedModel):
         h_real, *read = self.features(self.decode(z), batch.x)
         t_real, t_fake = self.discriminator.head(torch.stack([h_real, read[0]]))[..., 0]
         loss = -(logsigmoid(t_real) + logsigmoid(-t_fake)).mean()
-        value = loss - self.information(z, *read)[0] + self.discriminator.penalty(batch.x, self.config.penalty)
+        information, _ = self.information(z, batch.round, *read)
+        value = loss - information + self.discriminator.penalty(batch.x, self.config.penalty)
         accuracy = ((t_real > 0).float().mean() + (t_fake < 0).float().mean()) / 2
         return Loss(value, {"loss": loss.detach(), "accuracy": accuracy})
 
@@ -101,7 +104,7 @@ class InfoGAN(CodedModel):
         z = self.prior().sample((len(batch.x),))
         read = self.features(self.decode(z))
         deception = -logsigmoid(self.discriminator.head(read[0])).mean()
-        weighted, terms = self.information(z, *read)
+        weighted, terms = self.information(z, batch.round, *read)
         return Loss(deception - weighted, {"loss": deception.detach(), **terms})
 
     def features(self, drawn: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -111,13 +114,14 @@ class InfoGAN(CodedModel):
         h = self.discriminator.features(torch.cat(views)).chunk(len(views))
         return (*h, h[-1]) if distort is None else h
 
-    def information(self, z: Tensor, h: Tensor, h_category: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def information(self, z: Tensor, round_: int, h: Tensor, h_category: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats: times lambda, and as it is.
 
         It bounds it for distorted draws too, which know no more of c.
 
         Args:
             z: codes and noise, [B, D].
+            round_: of training, from which lambda follows.
             h: features of G(c,z), [B, F], that continuous codes are read off.
             h_category: those that categories are read off, [B, F].
         """
@@ -127,6 +131,7 @@ class InfoGAN(CodedModel):
         differential = self.config.continuous * math.log(2) + q_continuous.log_prob(continuous).mean()
         weighted = self.config.weight * categorical + self.config.continuous_weight * differential
         total = (categorical + differential).detach()
+        weighted = warm_up(round_, self.config.warmup) * weighted
         return weighted, {"information": total, "information_categorical": categorical.detach()}
 
     def prior(self) -> Concatenated:
