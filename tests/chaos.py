@@ -138,6 +138,10 @@ class Chaos:
         """
         now = time.monotonic()
         last = self.struck[-1] if self.struck else None
+        if folder is not None:  # also while a fault lasts, of which training may not take notice
+            saved = rounds(folder)
+            for fault in self.struck:
+                fault.look(saved)
         if last is not None and last.over is not None:
             if now > last.over[0]:
                 last.over[1]()
@@ -146,9 +150,6 @@ class Chaos:
             return
         if folder is None:
             return
-        saved = rounds(folder)
-        for fault in self.struck:
-            fault.look(saved)
         waiting = self.patient and last is not None and last.recovered is None
         if len(self.struck) == len(self.plan) or now < self.due or waiting:
             return
