@@ -50,8 +50,11 @@ class AutoencoderMixture(LatentVariableModel):
     The two together are a model p(z) p(x|z), with the likelihood that goes with it; f(x) is all that is known of the
     posterior, so the code is given as a point mass.
 
-    Source: Ghosh et al. 2020, "From variational to deterministic autoencoders", eq. 8 and section 4 (ex-post density
-    estimation), with noise on the codes as its Gaussian regulariser of the decoder.
+    The paper puts a regulariser of the decoder (section 3.1) in the place of a VAE's noise on codes; here the noise
+    stays, of one scale for all data (eq. 10), and the decoder has no other.
+
+    Source: Ghosh et al. 2020, "From variational to deterministic autoencoders" (as published at ICLR), eq. 11, whose
+    beta is c, and section 4 (ex-post density estimation).
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AutoencoderMixtureConfig

@@ -50,7 +50,8 @@ class ALIConfig(AlgorithmConfig):
 class ALI(EncodingModel):
     """The joints q(x) q(z|x) and p(z) p(x|z) are brought together by a discriminator that sees pairs (section 2).
 
-    Where it can no longer tell them apart, q(z|x) is the posterior of p(z) p(x|z).
+    Where it can no longer tell them apart, q(z|x) is the posterior of p(z) p(x|z). Algorithm 1 steps all networks at
+    once; here the discriminator steps first, and the others on a batch of their own. Equations are Dumoulin et al.'s.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = ALIConfig
@@ -72,14 +73,14 @@ class ALI(EncodingModel):
         return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_q[log D(x, z)] - E_p[log(1 - D(x, z))] (eq. 3)."""
+        """-E_q[log D(x, z)] - E_p[log(1 - D(x, z))] (eq. 1)."""
         t_q, t_p = self.tell(batch.x)
         value = -(logsigmoid(t_q) + logsigmoid(-t_p)).mean()
         accuracy = ((t_q > 0).float().mean() + (t_p < 0).float().mean()) / 2
         return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
 
     def model_loss(self, batch: Batch) -> Loss:
-        """-E_q[log(1 - D(x, z))] - E_p[log D(x, z)]: the form that does not saturate (algorithm 1)."""
+        """-E_q[log(1 - D(x, z))] - E_p[log D(x, z)]: the form that does not saturate (eq. 4)."""
         t_q, t_p = self.tell(batch.x)
         value = -(logsigmoid(-t_q) + logsigmoid(t_p)).mean()
         return Loss(value, {"loss": value.detach()})

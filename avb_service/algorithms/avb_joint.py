@@ -48,7 +48,7 @@ class AVBJointConfig(ContrastConfig):
 
 
 class AVBJoint(AVBAC):
-    """min E_q[log q(z|x) - log p(x,z)], where log q(z|x) = T(x,u) + log r(z|x) is what the adversary learns.
+    """min E_q[log q(z|x) - log p(x,z)], where log q(z|x) = T(x,u) + log r(z|x) is what the adversary learns (eq. 4.2).
 
     The encoder alone is trained; the model is given, and only its log joint is asked for. At the optimum q(z|x) is the
     posterior, and what is minimised is -log p(x), the evidence.
@@ -58,7 +58,7 @@ class AVBJoint(AVBAC):
     decoder: BayesianModel
 
     def model_loss(self, batch: Batch) -> Loss:
-        """E_q[log q(z|x) - beta log p(x,z)], z = z_phi(x, eps); beta warms up (Rezende & Mohamed 2015, eq. 20)."""
+        """E_q[log q(z|x) - beta log p(x,z)], z = z_phi(x, eps); beta warms up (Rezende & Mohamed 2015, section 6)."""
         q = self.posterior(batch.x)
         z = q.rsample()
         log_q = self.log_posterior(batch.x, q, z, batch.generator).mean()

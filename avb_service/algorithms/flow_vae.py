@@ -22,7 +22,8 @@ class FlowVAE(VAE):
     With a Gaussian prior the bound loses KL(q(z) || p(z)), q(z) = mean_n q(z|x_n); this prior goes where q(z) is.
     The KL has no closed form, and is taken at the code that the reconstruction is made of.
 
-    Source: Chen et al. 2017, "Variational lossy autoencoder", section 3.2, eq. 12; Rezende & Mohamed 2015, eq. 5.
+    Source: Chen et al. 2017, "Variational lossy autoencoder", section 3.2, eq. 12 and 13, where f is the way from noise
+    to codes, the inverse of this one; Rezende & Mohamed 2015, section 3.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = FlowVAEConfig

@@ -79,8 +79,9 @@ class GumbelVAEConfig(AlgorithmConfig):
 class GumbelVAE(LatentVariableModel):
     """max E_q[log p(x|z)] - KL(q(z|x) || p(z)), q a product of categorical variables, p(z) uniform.
 
-    In training z is softmax((log pi + g) / tau) with Gumbel noise g (Jang et al. 2017, eq. 2), while the KL is that of
-    the categorical variables. All that is evaluated is of one-hot codes: there is no relaxation left in log p(x).
+    In training z is softmax((log pi + g) / tau) with Gumbel noise g (Jang et al. 2017, eq. 2; one-hot by section 2.2),
+    while the KL is that of the categorical variables, as in their section 4.2, but for a prior that is not learned. All
+    that is evaluated is of one-hot codes: there is no relaxation left in log p(x).
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = GumbelVAEConfig

@@ -53,7 +53,7 @@ FlowConfig = Annotated[SplineConfig | AffineConfig, Field(discriminator="name")]
 
 
 class FlowPrior(nn.Module):
-    """log p(z) = log N(f(z); 0, I) + log|det df/dz|. Source: Rezende & Mohamed 2015, eq. 5.
+    """log p(z) = log N(f(z); 0, I) + log|det df/dz|. Source: Rezende & Mohamed 2015, section 3.
 
     Args:
         transform: f, autoregressive.
