@@ -1,4 +1,4 @@
-"""Adversarial autoencoder (Makhzani et al. 2016)."""
+"""Adversarial autoencoder (Makhzani et al. 2016; the sections are those of arXiv 1511.05644)."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -45,7 +45,8 @@ class AAE(LatentVariableModel):
     """Reconstruct, while the codes of all data together, q(z) = E_data q(z|x), come to look like p(z) (section 2).
 
     It has AVB's p(z) p(x|z), and so a likelihood. But q(z|x) is not held to the posterior, datum by datum: no bound on
-    log p(x) is maximised.
+    log p(x) is maximised. The paper reconstructs first and plays all turns on one minibatch; here reconstruction comes
+    last, and each turn has a batch of its own.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AAEConfig
@@ -72,7 +73,7 @@ class AAE(LatentVariableModel):
         )  # fmt: skip
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_p(z)[log D(z)] - E_q(z)[log(1 - D(z))]."""
+        """-E_p(z)[log D(z)] - E_q(z)[log(1 - D(z))]: section 1.1's game, of codes in the place of data."""
         z_q = self.posterior(batch.x).rsample()
         z_p = self.prior().sample((len(z_q),))
         d_q, d_p = self.discriminator(torch.stack([z_q, z_p]))
@@ -81,7 +82,7 @@ class AAE(LatentVariableModel):
         return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
 
     def generator_loss(self, batch: Batch) -> Loss:
-        """-E_q(z)[log D(z)]: the encoder is a generator of codes; the form that does not saturate."""
+        """-E_q(z)[log D(z)]: the encoder is a generator of codes (section 2); the form that does not saturate."""
         value = -logsigmoid(self.discriminator(self.posterior(batch.x).rsample())).mean()
         return Loss(value, {"loss": value.detach()})
 
@@ -99,5 +100,5 @@ class AAE(LatentVariableModel):
         return self.decoder(z)
 
     def posterior(self, x: Tensor) -> ImplicitPosterior:
-        """q(z|x), sampled as z = z_phi(x, eps): the paper's universal approximator posterior."""
+        """q(z|x), sampled as z = z_phi(x, eps): section 2's universal approximator posterior."""
         return self.encoder(x)

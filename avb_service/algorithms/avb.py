@@ -54,7 +54,11 @@ class AVBConfig(GameConfig):
 
 
 class AVB(AdversarialModel):
-    """A game of an adversary T(x,z), which learns log q(z|x) - log p(z), and the model, which needs it for its KL."""
+    """A game of an adversary T(x,z), which learns log q(z|x) - log p(z), and the model, which needs it for its KL.
+
+    Algorithm 1 takes the gradients of both from one minibatch, and steps at once. Here the adversary steps first, as
+    often as its turn says, and every step has a batch of its own.
+    """
 
     Config: ClassVar[type[AlgorithmConfig]] = AVBConfig
     quadratic = True  # -log p(z) = |z|^2 / 2 + const is known, so T need not learn it

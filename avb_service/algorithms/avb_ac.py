@@ -32,7 +32,9 @@ class AVBACConfig(ContrastConfig, AVBConfig):
 class AVBAC(AVB):
     """The adversary tells q(z|x) from a Gaussian r(z|x) with q's own moments, so that it has little left to learn.
 
-    KL(q || p) = E_q[T(x,u) - |u|^2/2 - log|L| + |z|^2/2], u = L^-1 (z - m), L L' = C + jitter (section 4).
+    KL(q || p) = E_q[T(x,u) - |u|^2/2 - log|L| + |z|^2/2], u = L^-1 (z - m), L L' = C + jitter: KL(q || r) is T's, and
+    log r(z|x) - log p(z) is known (eq. 4.1, 4.2). KL(q || r) is the same for u and N(0, I) (eq. 4.3). The paper's r
+    has a diagonal covariance, which is `covariance: diagonal`; here it has q's own, correlations included.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AVBACConfig

@@ -64,9 +64,9 @@ class MeanFieldConfig(SBNConfig):
 class MeanFieldSBN(SigmoidBeliefNetwork):
     """max of a bound on E_q[log p(x,z)] + H(q), q a product of bits with means mu(x).
 
-    The means come from an encoder that climbs the same bound, in the place of iterations for each datum.
+    The paper iterates equations for the means of each datum; here they come from an encoder that climbs the same bound.
 
-    Source: Saul, Jaakkola & Jordan 1996, "Mean field theory for sigmoid belief networks".
+    Source: Saul, Jaakkola & Jordan 1996, "Mean field theory for sigmoid belief networks", section 3.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = MeanFieldConfig
@@ -103,6 +103,8 @@ class WakeSleepConfig(SBNConfig):
 class WakeSleepSBN(SigmoidBeliefNetwork):
     """A game of two: the network learns from codes of data, its encoder from the network's dreams.
 
+    The paper's delta rules are the gradients of these two losses; here any optimizer follows them.
+
     Source: Hinton, Dayan, Frey & Neal 1995, "The wake-sleep algorithm for unsupervised neural networks".
     """
 
@@ -120,7 +122,7 @@ class WakeSleepSBN(SigmoidBeliefNetwork):
         return wake, Player(name="sleep", objective=self.sleep_loss, networks=asleep, turn=self.config.sleep)
 
     def wake_loss(self, batch: Batch) -> Loss:
-        """-E_q[log p(x,z)], z ~ q(z|x): ascent of the ELBO in p alone."""
+        """The wake phase: -E_q[log p(x,z)], z ~ q(z|x), ascent of the ELBO in p alone."""
         q = self.posterior(batch.x)
         z = q.sample()
         log_joint = self.log_joint(batch.x, z).mean()
@@ -128,7 +130,7 @@ class WakeSleepSBN(SigmoidBeliefNetwork):
         return Loss(-log_joint, {"elbo": elbo})
 
     def sleep_loss(self, batch: Batch) -> Loss:
-        """-E_p[log q(z|x)], (x, z) ~ p: descent of KL(p(z|x) || q(z|x)), and not of the ELBO's KL(q || p(z|x))."""
+        """The sleep phase: -E_p[log q(z|x)], (x, z) ~ p, which lowers KL(p(z|x) || q(z|x)) and not KL(q || p(z|x))."""
         x, z = self.network.dream(len(batch.x))
         log_q = self.posterior(x).log_prob(z).mean()
         return Loss(-log_q, {"log_q": log_q.detach()})
