@@ -64,9 +64,9 @@ class CycleGANConfig(AlgorithmConfig):
 
 
 class CycleGAN(TranslatingModel):
-    """Two least-squares GANs, G: Y -> X and F: X -> Y, that undo one another (eq. 3).
+    """Two least-squares GANs, G: X -> Y and F: Y -> X, that undo one another (eq. 3, with the squares of section 4).
 
-    X is the data that are modelled, Y the second source: the model's draws are G(y) for data y of it.
+    X is the data that are modelled and Y the second source, so the model's draws are F(y), and G is the way back.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = CycleGANConfig
@@ -91,7 +91,7 @@ class CycleGAN(TranslatingModel):
         return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """Half of E[(D(x) - 1)^2] + E[D(G(y))^2], and R1, in both domains; G(y) is an old image at even odds."""
+        """Half of E[(D(x) - 1)^2] + E[D(F(y))^2], and R1, in both domains; F(y) is an old image at even odds."""
         x, y = batch.x, self.source(batch)
         made, made_other = self.translate(y), self.translate_back(x)
         value = self._least_squares(self.critic, x, self._mixed(made, self.made))
@@ -100,7 +100,7 @@ class CycleGAN(TranslatingModel):
         return Loss(value, {"loss": value.detach()}, statistics)
 
     def model_loss(self, batch: Batch) -> Loss:
-        """E[(D(G(y)) - 1)^2] in both domains + lambda (E|F(G(y)) - y| + E|G(F(x)) - x|), per pixel."""
+        """E[(D(F(y)) - 1)^2] in both domains + lambda (E|F(G(x)) - x| + E|G(F(y)) - y|) (eq. 2), per pixel."""
         x, y = batch.x, self.source(batch)
         made, made_other = self.translate(y), self.translate_back(x)
         deception = (self.critic(made) - 1).square().mean() + (self.critic_other(made_other) - 1).square().mean()
@@ -138,13 +138,13 @@ class CycleGAN(TranslatingModel):
         return batch.other
 
     def translate(self, other: Tensor) -> Tensor:
-        """G(y)."""
+        """F(y)."""
         return self.forth(other)
 
     def translate_back(self, x: Tensor) -> Tensor:
-        """F(x)."""
+        """G(x)."""
         return self.back(x)
 
     def sample(self, n: int) -> Tensor:
-        """G(y) for data y of the source that training saw last, [n, C, H, W]."""
+        """F(y) for data y of the source that training saw last, [n, C, H, W]."""
         return self.translate(self.sources.draw(n)).detach()

@@ -77,7 +77,7 @@ def codes(model: CodedModel, steps: int = 5, seed: int = 0) -> Figure:
 
 
 def cycles(model: TranslatingModel, x: Tensor, other: Tensor | None = None) -> Figure:
-    """From each domain to the other and back: rows x, F(x), G(F(x)), then y, G(y), F(G(y)).
+    """From each domain to the other and back: rows x, G(x), F(G(x)), then y, F(y), G(F(y)).
 
     Args:
         model: that translates.
