@@ -52,7 +52,7 @@ class Gaussian(NamedTuple):
     Attributes:
         mean: its mean.
         scale: its standard deviation.
-        value: D(P || Q) in nats, by quadrature.
+        value: D(P || Q), by quadrature.
     """
 
     mean: float

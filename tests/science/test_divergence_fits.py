@@ -7,7 +7,7 @@ from avb_service.divergences import DIVERGENCES
 from benchmarks.divergence_fits import fit, optimum
 
 MEAN, SCALE = 0.05, 0.03  # the largest errors that were measured: 0.036 (total variation; of others 0.021) and 0.015
-EXCESS = 0.002  # nats; three times the largest that was measured, and a hundredth of the smallest optimum
+EXCESS = 0.002  # of the divergence; three times the largest that was measured, and a hundredth of the smallest optimum
 
 
 @pytest.mark.science
