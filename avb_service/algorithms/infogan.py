@@ -10,16 +10,17 @@ from torch.distributions import Independent, Uniform
 from torch.nn.functional import logsigmoid
 
 from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig
-from avb_service.distributions import Concatenated, OneOfK, Values
+from avb_service.algorithms.gan import GameConfig
+from avb_service.distributions import Concatenated, OneOfK
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
 from avb_service.networks.distortion import DistortionConfig
 from avb_service.networks.generator import Generator
 from avb_service.networks.recogniser import UNIFORM_SCALE, Recogniser
-from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.networks.trunks import Width
 
 
-class InfoGANConfig(AlgorithmConfig):
+class InfoGANConfig(GameConfig):
     """Settings of InfoGAN.
 
     Attributes:
@@ -30,22 +31,17 @@ class InfoGANConfig(AlgorithmConfig):
         weight: lambda of the categorical code's information.
         continuous_weight: lambda of the continuous codes', whose differential entropy is on another scale.
         distortion: of draws before Q reads their category, which so has to be a shape that survives it; None for none.
-        penalty: gamma, of the discriminator's squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
         adversary: the turn of the discriminator and Q.
-        model: the turn of the generator.
     """
 
     name: Literal["infogan"] = "infogan"
     categories: Annotated[Width, Field(ge=2)] = 10
     continuous: Width = 2
     noise_dim: Width = 16
-    generator: TrunkConfig = MLPConfig()
-    discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
     recogniser: tuple[Width, ...] = (128,)
     weight: Annotated[float, Field(ge=0)] = 1.0
     continuous_weight: Annotated[float, Field(ge=0)] = 0.1
     distortion: DistortionConfig | None = None
-    penalty: Annotated[float, Field(ge=0)] = 0.0
     adversary: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
 
@@ -53,12 +49,6 @@ class InfoGANConfig(AlgorithmConfig):
     def latent_dim(self) -> int:
         """Size of (c, z) as the generator sees it."""
         return self.categories + self.continuous + self.noise_dim
-
-    def objection(self, values: Values) -> str | None:
-        """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
-        if values == "binary":
-            return "generator: infogan draws by gradient, and binary data let none through; set data.binarisation: none"
-        return None
 
 
 class InfoGAN(CodedModel):
@@ -112,7 +102,7 @@ class InfoGAN(CodedModel):
         return (*h, h[-1]) if distort is None else h
 
     def information(self, z: Tensor, h: Tensor, h_category: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats: times lambda, and as it is.
+        """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats.
 
         It bounds it for distorted draws too, which know no more of c.
 
@@ -120,6 +110,10 @@ class InfoGAN(CodedModel):
             z: codes and noise, [B, D].
             h: features of G(c,z), [B, F], that continuous codes are read off.
             h_category: those that categories are read off, [B, F].
+
+        Returns:
+            L_I of each kind of code times its lambda, a scalar with gradient; and what to report: `information` and
+            `information_categorical`, neither weighted.
         """
         category, continuous, _ = self.prior().split(z)
         q_category, q_continuous = self.recogniser(h_category).parts[0], self.recogniser(h).parts[1]
