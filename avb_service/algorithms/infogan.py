@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig
 from avb_service.algorithms.gan import GameConfig
 from avb_service.distributions import Concatenated, OneOfK
+from avb_service.errors import DataError
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
 from avb_service.networks.distortion import DistortionConfig
@@ -58,6 +59,9 @@ class InfoGAN(CodedModel):
 
     def __init__(self, config: InfoGANConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
+        if config.distortion is not None and 1 in spec.shape[1:]:
+            given = f"given data of shape {list(spec.shape)}"
+            raise DataError(f"algorithm.distortion: it turns and shears images, {given}; set it to null")
         self.generator = Generator(config.latent_dim, spec, config.generator)
         self.discriminator = Critic(config.discriminator, spec.shape)
         width = self.discriminator.head.in_features
