@@ -26,7 +26,7 @@ from avb_service.networks.encoders import EncoderConfig, NoiseInputConfig
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
-class GameConfig(AlgorithmConfig):
+class InferenceConfig(AlgorithmConfig):
     """Settings of the two players, whatever the model is."""
 
     encoder: EncoderConfig = NoiseInputConfig()
@@ -36,7 +36,7 @@ class GameConfig(AlgorithmConfig):
     model: TurnConfig = TurnConfig(lr=5e-5, betas=(0.5, 0.999))
 
 
-class AVBConfig(GameConfig):
+class AVBConfig(InferenceConfig):
     """Settings of AVB as an autoencoder."""
 
     name: Literal["avb"] = "avb"

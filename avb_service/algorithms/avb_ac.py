@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from avb_service.algorithm import AlgorithmConfig
-from avb_service.algorithms.avb import AVB, AVBConfig, GameConfig
+from avb_service.algorithms.avb import AVB, AVBConfig, InferenceConfig
 from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior, whiten
 from avb_service.maths import cholesky
 from avb_service.networks.encoders import NoiseBasisConfig
 
 
-class ContrastConfig(GameConfig):
+class ContrastConfig(InferenceConfig):
     """Settings of the contrast."""
 
     encoder: NoiseBasisConfig = NoiseBasisConfig()  # no other encoder has moments that are known

@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from avb_service.algorithm import AlgorithmConfig, Batch, Loss
-from avb_service.algorithms.gan import GAN, GameConfig, GeneratorLoss
+from avb_service.algorithms.gan import GAN, GeneratorLoss, NoiseGameConfig
 from avb_service.distributions import DataSpec
 from avb_service.divergences import DIVERGENCES
 
 
-class FGANConfig(GameConfig):
+class FGANConfig(NoiseGameConfig):
     """Settings of the f-GAN.
 
     Attributes:

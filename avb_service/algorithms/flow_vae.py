@@ -6,14 +6,14 @@ from torch.distributions import Distribution
 
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Player, warm_up
 from avb_service.algorithms.vae import VAE, VAEConfig
-from avb_service.networks.flow import FlowConfig, SplineConfig
+from avb_service.networks.flow import FlowConfig, SplineFlowConfig
 
 
 class FlowVAEConfig(VAEConfig):
     """Settings of the VAE with a flow as its prior."""
 
     name: Literal["flow_vae"] = "flow_vae"  # type: ignore[assignment]
-    flow: FlowConfig = SplineConfig()
+    flow: FlowConfig = SplineFlowConfig()
 
 
 class FlowVAE(VAE):

@@ -21,12 +21,13 @@ class GameConfig(AlgorithmConfig):
     """What the games of a generator and a critic share.
 
     Attributes:
+        generator: the network that makes data of codes.
+        discriminator: the critic's network.
         penalty: gamma, of the critic's squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
         adversary: the critic's turn; its steps are the k of algorithm 1.
         model: the generator's turn.
     """
 
-    latent_dim: Width = 16
     generator: TrunkConfig = MLPConfig()
     discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
     penalty: Annotated[float, Field(ge=0)] = 0.0
@@ -41,7 +42,17 @@ class GameConfig(AlgorithmConfig):
         return None
 
 
-class GANConfig(GameConfig):
+class NoiseGameConfig(GameConfig):
+    """What the games share whose codes are noise and nothing else.
+
+    Attributes:
+        latent_dim: size of the noise, N(0, I).
+    """
+
+    latent_dim: Width = 16
+
+
+class GANConfig(NoiseGameConfig):
     """Settings of the GAN.
 
     Attributes:
@@ -58,7 +69,7 @@ class GAN(DecodingModel):
 
     Config: ClassVar[type[AlgorithmConfig]] = GANConfig
 
-    def __init__(self, config: GameConfig, spec: DataSpec) -> None:
+    def __init__(self, config: NoiseGameConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.generator = Generator(config.latent_dim, spec, config.generator)
         self.discriminator = Critic(config.discriminator, spec.shape)

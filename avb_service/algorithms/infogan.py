@@ -10,16 +10,17 @@ from torch.distributions import Independent, Uniform
 from torch.nn.functional import logsigmoid
 
 from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig, warm_up
-from avb_service.distributions import Concatenated, OneOfK, Values
+from avb_service.algorithms.gan import GameConfig
+from avb_service.distributions import Concatenated, OneOfK
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
 from avb_service.networks.distortion import DistortionConfig
 from avb_service.networks.generator import Generator
 from avb_service.networks.recogniser import UNIFORM_SCALE, Recogniser
-from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.networks.trunks import Width
 
 
-class InfoGANConfig(AlgorithmConfig):
+class InfoGANConfig(GameConfig):
     """Settings of InfoGAN.
 
     Attributes:
@@ -31,23 +32,18 @@ class InfoGANConfig(AlgorithmConfig):
         warmup: rounds over which both lambdas rise from 0.
         continuous_weight: lambda of the continuous codes', whose differential entropy is on another scale.
         distortion: of draws before Q reads their category, which so has to be a shape that survives it; None for none.
-        penalty: gamma, of the discriminator's squared slope on data (R1, Mescheder, Geiger & Nowozin 2018).
         adversary: the turn of the discriminator and Q.
-        model: the turn of the generator.
     """
 
     name: Literal["infogan"] = "infogan"
     categories: Annotated[Width, Field(ge=2)] = 10
     continuous: Width = 2
     noise_dim: Width = 16
-    generator: TrunkConfig = MLPConfig()
-    discriminator: TrunkConfig = MLPConfig(activation="leaky_relu")
     recogniser: tuple[Width, ...] = (128,)
     weight: Annotated[float, Field(ge=0)] = 1.0
     warmup: Annotated[int, Field(ge=0)] = 0
     continuous_weight: Annotated[float, Field(ge=0)] = 0.1
     distortion: DistortionConfig | None = None
-    penalty: Annotated[float, Field(ge=0)] = 0.0
     adversary: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
 
@@ -55,12 +51,6 @@ class InfoGANConfig(AlgorithmConfig):
     def latent_dim(self) -> int:
         """Size of (c, z) as the generator sees it."""
         return self.categories + self.continuous + self.noise_dim
-
-    def objection(self, values: Values) -> str | None:
-        """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
-        if values == "binary":
-            return "generator: infogan draws by gradient, and binary data let none through; set data.binarisation: none"
-        return None
 
 
 class InfoGAN(CodedModel):
@@ -70,6 +60,8 @@ class InfoGAN(CodedModel):
 
     def __init__(self, config: InfoGANConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
+        if config.distortion is not None:
+            config.distortion.check(spec.shape)
         self.generator = Generator(config.latent_dim, spec, config.generator)
         self.discriminator = Critic(config.discriminator, spec.shape)
         width = self.discriminator.head.in_features
@@ -94,8 +86,9 @@ class InfoGAN(CodedModel):
         h_real, *read = self.features(self.decode(z), batch.x)
         t_real, t_fake = self.discriminator.head(torch.stack([h_real, read[0]]))[..., 0]
         loss = -(logsigmoid(t_real) + logsigmoid(-t_fake)).mean()
-        information, _ = self.information(z, batch.round, *read)
-        value = loss - information + self.discriminator.penalty(batch.x, self.config.penalty)
+        weighted, _ = self.information(z, *read)
+        penalty = self.discriminator.penalty(batch.x, self.config.penalty)
+        value = loss - warm_up(batch.round, self.config.warmup) * weighted + penalty
         accuracy = ((t_real > 0).float().mean() + (t_fake < 0).float().mean()) / 2
         return Loss(value, {"loss": loss.detach(), "accuracy": accuracy})
 
@@ -104,8 +97,9 @@ class InfoGAN(CodedModel):
         z = self.prior().sample((len(batch.x),))
         read = self.features(self.decode(z))
         deception = -logsigmoid(self.discriminator.head(read[0])).mean()
-        weighted, terms = self.information(z, batch.round, *read)
-        return Loss(deception - weighted, {"loss": deception.detach(), **terms})
+        weighted, terms = self.information(z, *read)
+        value = deception - warm_up(batch.round, self.config.warmup) * weighted
+        return Loss(value, {"loss": deception.detach(), **terms})
 
     def features(self, drawn: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """D's features, [B, F], of other images [B, C, H, W], of draws, and of draws as Q reads categories off them."""
@@ -114,16 +108,18 @@ class InfoGAN(CodedModel):
         h = self.discriminator.features(torch.cat(views)).chunk(len(views))
         return (*h, h[-1]) if distort is None else h
 
-    def information(self, z: Tensor, round_: int, h: Tensor, h_category: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats: times lambda, and as it is.
+    def information(self, z: Tensor, h: Tensor, h_category: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats.
 
         It bounds it for distorted draws too, which know no more of c.
 
         Args:
             z: codes and noise, [B, D].
-            round_: of training, from which lambda follows.
             h: features of G(c,z), [B, F], that continuous codes are read off.
             h_category: those that categories are read off, [B, F].
+
+        Returns:
+            L_I of each kind of code times its lambda, a scalar with gradient; and what to report, not weighted.
         """
         category, continuous, _ = self.prior().split(z)
         q_category, q_continuous = self.recogniser(h_category).parts[0], self.recogniser(h).parts[1]
@@ -131,7 +127,6 @@ class InfoGAN(CodedModel):
         differential = self.config.continuous * math.log(2) + q_continuous.log_prob(continuous).mean()
         weighted = self.config.weight * categorical + self.config.continuous_weight * differential
         total = (categorical + differential).detach()
-        weighted = warm_up(round_, self.config.warmup) * weighted
         return weighted, {"information": total, "information_categorical": categorical.detach()}
 
     def prior(self) -> Concatenated:

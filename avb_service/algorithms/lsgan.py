@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from avb_service.algorithm import AlgorithmConfig, Batch, Loss
-from avb_service.algorithms.gan import GAN, GameConfig
+from avb_service.algorithms.gan import GAN, NoiseGameConfig
 
 
-class LSGANConfig(GameConfig):
+class LSGANConfig(NoiseGameConfig):
     """Settings of the least-squares GAN: what the critic should say.
 
     Attributes:

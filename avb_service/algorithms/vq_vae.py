@@ -53,10 +53,11 @@ class VQVAEConfig(AlgorithmConfig):
 
 
 class VQVAE(LatentVariableModel):
-    """max log p(x|e(x)) - |sg[f(x)] - e|^2 - beta |f(x) - sg[e]|^2 (eq. 3), then max log p(z) over the codes z(x).
+    """max log p(x|z_q(x)) - |sg[z_e(x)] - e|^2 - beta |z_e(x) - sg[e]|^2 (eq. 3), and max log p(z), z the code of x.
 
-    The prior is learned beside the autoencoder, on detached codes. Together they are a model p(z) p(x|z) of discrete
-    codes, each as `positions` one-hot vectors one after the other; q(z|x) is certain of the nearest code.
+    The encoder's outputs are z_e(x), [positions, d]; of each, the code z holds k = argmin_j |z_e(x) - e_j| (eq. 1), and
+    the decoder sees z_q(x) = e_k (eq. 2). The prior is learned beside the autoencoder, on detached codes. Together they
+    are a model p(z) p(x|z) of discrete codes, each as `positions` one-hot vectors one after the other.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = VQVAEConfig
@@ -83,17 +84,17 @@ class VQVAE(LatentVariableModel):
         return model, prior
 
     def loss(self, batch: Batch) -> Loss:
-        """Eq. 3; the decoder's gradient goes straight through from e to f(x)."""
-        z = self.encoder(batch.x)
-        chosen = self.quantizer(z)
-        e = self.quantizer.lookup(chosen)
-        straight = z + (e - z).detach()
+        """Eq. 3 with its sign turned; the decoder's gradient goes straight through from z_q to z_e (section 3.2)."""
+        z_e = self.encoder(batch.x)
+        chosen = self.quantizer(z_e)
+        z_q = self.quantizer.lookup(chosen)
+        straight = z_e + (z_q - z_e).detach()
         reconstruction = self.decoder(straight.flatten(-2)).log_prob(batch.x).mean()
-        commitment = (z - e.detach()).square().sum((-2, -1)).mean()
-        value = self.quantizer.distance(z, e).sum(-1).mean() + self.config.beta * commitment - reconstruction
+        commitment = (z_e - z_q.detach()).square().sum((-2, -1)).mean()
+        value = self.quantizer.distance(z_e, z_q).sum(-1).mean() + self.config.beta * commitment - reconstruction
         terms = {"reconstruction": reconstruction.detach(), "commitment": commitment.detach()}
         terms["perplexity"] = perplexity(chosen)
-        return Loss(value, terms, self.quantizer.statistics(z, chosen))
+        return Loss(value, terms, self.quantizer.statistics(z_e, chosen))
 
     def prior_loss(self, batch: Batch) -> Loss:
         """-log p(z), z the code of x."""
@@ -107,11 +108,11 @@ class VQVAE(LatentVariableModel):
         return self.autoregressive()
 
     def likelihood(self, z: Tensor) -> Distribution:
-        """p(x|z), for one-hot codes [..., positions K]."""
+        """p(x|z) = p(x|z_q), z_q the vectors (eq. 2) of one-hot codes z [..., positions K]."""
         chosen = z.unflatten(-1, (self.config.positions, -1))
         return self.decoder(self.quantizer.lookup(chosen).flatten(-2))
 
     def posterior(self, x: Tensor) -> Certain:
-        """All mass on the nearest code (eq. 1)."""
+        """q(z=k|x) = 1 for the vector e_k that is nearest to z_e(x), 0 for the others (eq. 1)."""
         code = self.quantizer(self.encoder(x)).flatten(-2)
         return Certain(code, self.config.positions)

@@ -10,6 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from avb_service.config import Config
+from avb_service.errors import DataError
+from avb_service.networks.trunks import ImageShape
 from avb_service.networks.warp import warp
 
 Amount = Annotated[float, Field(ge=0, le=1)]
@@ -29,6 +31,17 @@ class DistortionConfig(Config):
     shear: Amount = 0.5
     zoom: Amount = 0.2
     shift: Amount = 0.15
+
+    def check(self, shape: ImageShape) -> None:
+        """Make sure that data of a shape can be turned and sheared.
+
+        Raises:
+            DataError: they are points or vectors.
+        """
+        if 1 in shape[1:]:
+            raise DataError(
+                f"algorithm.distortion: it turns and shears images, given data of shape {list(shape)}; set it to null"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W], distorted; gradients flow through. What comes in from outside is 0."""

@@ -18,7 +18,7 @@ from avb_service.networks.trunks import ACTIVATIONS, Activation, Width
 Count = Annotated[int, Field(ge=1)]
 
 
-class SplineConfig(Config):
+class SplineFlowConfig(Config):
     """Monotonic splines on [-5, 5], the identity beyond (Durkan et al. 2019): bends where a few dimensions need it."""
 
     name: Literal["spline"] = "spline"
@@ -34,7 +34,7 @@ class SplineConfig(Config):
         return FlowPrior(flow.transform, dim)
 
 
-class AffineConfig(Config):
+class AffineFlowConfig(Config):
     """Shifts and scales (Papamakarios et al. 2017): cheaper, and enough in many dimensions."""
 
     name: Literal["affine"] = "affine"
@@ -49,7 +49,7 @@ class AffineConfig(Config):
         return FlowPrior(flow.transform, dim)
 
 
-FlowConfig = Annotated[SplineConfig | AffineConfig, Field(discriminator="name")]
+FlowConfig = Annotated[SplineFlowConfig | AffineFlowConfig, Field(discriminator="name")]
 
 
 class FlowPrior(nn.Module):

@@ -57,7 +57,7 @@ AnyCodebookConfig = Annotated[GradientCodebookConfig | AveragedCodebookConfig, F
 
 
 class Quantizer(nn.Module, ABC):
-    """K vectors e_k of dimension d.
+    """K vectors e_k of dimension d; equations are of van den Oord et al. 2017.
 
     Attributes:
         codebook: [K, d].
@@ -69,21 +69,21 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.size = config.size
 
-    def forward(self, z: Tensor) -> Tensor:
-        """The nearest vector to each of z [..., d], as one-hot [..., K] (eq. 1)."""
+    def forward(self, z_e: Tensor) -> Tensor:
+        """The nearest vector, k = argmin_j |z_e - e_j|, to each of z_e [..., d], as one-hot [..., K] (eq. 1)."""
         with torch.no_grad():
-            return one_hot(torch.cdist(z, self.codebook).argmin(-1), self.size).to(z)
+            return one_hot(torch.cdist(z_e, self.codebook).argmin(-1), self.size).to(z_e)
 
     def lookup(self, chosen: Tensor) -> Tensor:
-        """What one-hot choices [..., K] stand for, [..., d] (eq. 2)."""
+        """What one-hot choices [..., K] stand for, z_q = e_k, [..., d] (eq. 2)."""
         return chosen @ self.codebook
 
     @abstractmethod
-    def distance(self, z: Tensor, e: Tensor) -> Tensor:
-        """What moves the codebook by gradient, [...]: of outputs z [..., d] and the vectors e that they chose."""
+    def distance(self, z_e: Tensor, z_q: Tensor) -> Tensor:
+        """What moves the codebook by gradient, [...]: of outputs z_e [..., d] and the vectors z_q that they chose."""
 
     @abstractmethod
-    def statistics(self, z: Tensor, chosen: Tensor) -> Mapping[str, Tensor]:
+    def statistics(self, z_e: Tensor, chosen: Tensor) -> Mapping[str, Tensor]:
         """What moves the codebook by counting."""
 
     @abstractmethod
@@ -92,17 +92,17 @@ class Quantizer(nn.Module, ABC):
 
 
 class GradientQuantizer(Quantizer):
-    """|sg[z] - e|^2, the second term of eq. 3."""
+    """|sg[z_e] - e|^2, the second term of eq. 3."""
 
     def __init__(self, config: GradientCodebookConfig) -> None:
         super().__init__(config)
         self.codebook = nn.Parameter(_start(config))
 
-    def distance(self, z: Tensor, e: Tensor) -> Tensor:
+    def distance(self, z_e: Tensor, z_q: Tensor) -> Tensor:
         """See `Quantizer.distance`."""
-        return (z.detach() - e).square().sum(-1)
+        return (z_e.detach() - z_q).square().sum(-1)
 
-    def statistics(self, z: Tensor, chosen: Tensor) -> Mapping[str, Tensor]:
+    def statistics(self, z_e: Tensor, chosen: Tensor) -> Mapping[str, Tensor]:
         """None."""
         return {}
 
@@ -111,7 +111,7 @@ class GradientQuantizer(Quantizer):
 
 
 class AveragedQuantizer(Quantizer):
-    """N_k = g N_k + (1 - g) n_k;  m_k = g m_k + (1 - g) sum z;  e_k = m_k / N_k.
+    """N_k = g N_k + (1 - g) n_k;  m_k = g m_k + (1 - g) sum z_e;  e_k = m_k / N_k.
 
     Both begin at 0, so the first batch that chooses a vector puts it at the mean of what chose it; a vector that
     nothing has ever chosen stays where it is.
@@ -129,14 +129,14 @@ class AveragedQuantizer(Quantizer):
         self.register_buffer("counts", torch.zeros(config.size))
         self.register_buffer("sums", torch.zeros(config.size, config.dim))
 
-    def distance(self, z: Tensor, e: Tensor) -> Tensor:
+    def distance(self, z_e: Tensor, z_q: Tensor) -> Tensor:
         """Nothing."""
-        return z.new_zeros(z.shape[:-1])
+        return z_e.new_zeros(z_e.shape[:-1])
 
-    def statistics(self, z: Tensor, chosen: Tensor) -> Mapping[str, Tensor]:
+    def statistics(self, z_e: Tensor, chosen: Tensor) -> Mapping[str, Tensor]:
         """n_k, [K], and the sum of the outputs that chose e_k, [K, d]."""
-        flat, z = chosen.flatten(0, -2), z.detach().flatten(0, -2)
-        return {"counts": flat.sum(0), "sums": flat.mT @ z}
+        flat, z_e = chosen.flatten(0, -2), z_e.detach().flatten(0, -2)
+        return {"counts": flat.sum(0), "sums": flat.mT @ z_e}
 
     def absorb(self, statistics: Mapping[str, Tensor]) -> None:
         """See `Quantizer.absorb`."""

@@ -9,9 +9,12 @@ from torch.distributions import Independent, Normal, OneHotCategorical, Uniform
 from avb_service.algorithm import Batch, DataSpec
 from avb_service.algorithms.infogan import InfoGAN, InfoGANConfig
 from avb_service.distributions import Concatenated
+from avb_service.errors import DataError
+from avb_service.experiment import load_data
 from avb_service.figures.probe import continuous
 from avb_service.maths import standard_normal
 from avb_service.networks.distortion import DistortionConfig
+from avb_service.settings import read_config
 from benchmarks.infogan_codes import agreement
 
 
@@ -83,6 +86,15 @@ def test_categories_are_read_off_distorted_draws_and_all_else_as_it_is(model):
     assert h_category.shape == h.shape and not torch.allclose(h_category, h)
     model.config = model.config.model_copy(update={"distortion": None})
     torch.testing.assert_close(model.features(drawn), (h, h))
+
+
+def test_what_is_no_image_cannot_be_distorted():
+    """It is refused with the data, before anything starts; without distortion such data are fine."""
+    points, distorted = "data={name: gaussians25}", "algorithm.distortion={}"
+    load_data(read_config("infogan_digits", [points]))
+    load_data(read_config("infogan_digits", [distorted]))
+    with pytest.raises(DataError, match=r"distortion: .* images, given data of shape \[1, 1, 2\]; set it to null"):
+        load_data(read_config("infogan_digits", [points, distorted]))
 
 
 def test_distortion():

@@ -13,13 +13,13 @@ from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.bdmc import bdmc
 from avb_service.likelihood.proposals import PilotConfig, from_prior, refined
-from avb_service.networks.flow import AffineConfig, SplineConfig
+from avb_service.networks.flow import AffineFlowConfig, SplineFlowConfig
 from avb_service.networks.mixture import Mixture, MixtureConfig
 from avb_service.seeding import seeded
 from tests.unit.linear_gaussian import PCA, data, run, scored
 
-SPLINE = SplineConfig(transforms=2, bins=4, hidden=(16,))
-AFFINE = AffineConfig(transforms=2, hidden=(16,))
+SPLINE = SplineFlowConfig(transforms=2, bins=4, hidden=(16,))
+AFFINE = AffineFlowConfig(transforms=2, hidden=(16,))
 RECIPE = AnnealConfig(temperatures=30, chains=8)
 
 
@@ -32,7 +32,7 @@ def mixture() -> Mixture:
     return prior
 
 
-def flow(config: SplineConfig | AffineConfig, spread: float = 0.5) -> nn.Module:
+def flow(config: SplineFlowConfig | AffineFlowConfig, spread: float = 0.5) -> nn.Module:
     """A flow whose weights are far enough from their start to bend the plane."""
     with seeded("flow"):
         prior = config.build(2).double()
