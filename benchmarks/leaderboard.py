@@ -17,10 +17,10 @@ from rich.progress import track
 from avb_service.settings import preset_names, read_config
 
 AVB = str(Path(sys.executable).with_name("avb"))
-# Annealing of 784 pixels takes the default temperatures; the presets have fewer. One datum in a hundred is scored.
+# Annealing of 784 pixels takes the default temperatures; the presets have fewer. One datum in two hundred is scored.
 MNIST = {
-    "data.name": "mnist", "data.validation": 5000, "tracking.experiment": "mnist",
-    "likelihood": {"validation_data": 200, "test_data": 100, "certificate": {"real": 50, "simulated": 50}},
+    "data.name": "mnist", "data.validation": 5000, "tracking.experiment": "mnist", "tracking.figures_every": 1000,
+    "likelihood": {"validation_data": 100, "test_data": 50, "certificate": {"real": 20, "simulated": 20}},
 }  # fmt: skip
 
 
