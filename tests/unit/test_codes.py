@@ -69,6 +69,19 @@ def test_the_generator_is_paid_for_codes_that_can_be_read(model):
     torch.testing.assert_close(weighted, terms["information_categorical"] + 0.1 * continuous_)
 
 
+@pytest.mark.parametrize("player", [0, 1], ids=["adversary", "model"])
+def test_lambda_rises_from_nothing(model, player):
+    """By so much a round: what information is worth in the last of them is four times that in the first."""
+    model.config = model.config.model_copy(update={"warmup": 4})
+    worth = []
+    for round_ in (0, 3, 50):
+        torch.manual_seed(0)
+        loss = model.players()[player].objective(Batch(torch.full((20, 1, 4, 4), 0.5), None, round_, torch.Generator()))
+        worth.append((loss.value - loss.terms["loss"]).item())
+    assert worth[0] != 0
+    assert worth[1:] == pytest.approx([4 * worth[0], 4 * worth[0]], rel=1e-4)
+
+
 def test_no_part_of_the_code_outshouts_the_rest(model):
     """The generator sees numbers of one variance, 1: of categories, of the uniform codes, of the noise."""
     seen = []
