@@ -105,7 +105,7 @@ def train(
 @app.command()
 def tune(
     space: Annotated[Path, typer.Option(help="Search space.")] = Path("tune_spaces/digits.yaml"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest search of this space.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the newest of this space or branch.")] = False,
     branch: Annotated[
         str | None, typer.Option(metavar="NAME", help="Begin another from it, since its space or code has changed.")
     ] = None,
@@ -124,11 +124,12 @@ def tune(
     from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
     from avb_service.tuning.space import read_space
 
-    searched, origin, begun = read_space(space), None, None
-    if branch:
-        origin, searched = record.newest_folder(searched, storage), record.branch(searched, branch)
-    elif resume:
+    given, origin, begun = read_space(space), None, None
+    searched = record.branch(given, branch) if branch else given
+    if resume:
         begun = record.folder_to_resume(searched, storage)
+    elif branch:
+        origin = record.newest_folder(given, storage)
     uri = check_server()
     for config in searched.bases():
         check_names(config, uri)

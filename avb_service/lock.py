@@ -36,7 +36,7 @@ def owned(path: Path, what: str, on_wait: Callable[[str], None]) -> Iterator[Non
     """
     mine = {
         "what": what, "user": getpass.getuser(), "host": socket.gethostname(), "pid": os.getpid(),
-        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "token": secrets.token_hex(8),
+        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "token": secrets.token_hex(8), "processes": _table(),
     }  # fmt: skip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,9 @@ def _first(path: Path, mine: dict[str, object]) -> bool:
 
 
 def _lives(path: Path, on_wait: Callable[[str], None]) -> bool:
-    """Whether the owner is there: by its process, where that was on this host, else by its signs of life."""
+    """Whether the owner is there: by its process, where that would be seen from here, else by its signs of life."""
     owner = _read(path)
-    if owner.get("host") == socket.gethostname() and not Path(f"/proc/{owner.get('pid')}").exists():
+    if owner.get("processes") == _table() and not Path(f"/proc/{owner.get('pid')}").exists():
         return False
     seen, until = _sign(path), time.monotonic() + WATCH
     on_wait(f"{owner.get('what')} seems to be in use: watching {path} for {WATCH:.0f} s to see whether its owner lives")
@@ -83,6 +83,15 @@ def _lives(path: Path, on_wait: Callable[[str], None]) -> bool:
         if _sign(path) != seen:
             return path.exists()
     return False
+
+
+def _table() -> str:
+    """Which table of processes this is: hosts and containers may share a name, but not a boot and a namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux: then nobody's table is the same
+        return secrets.token_hex(8)
 
 
 def _taken(path: Path, what: str) -> UserError:

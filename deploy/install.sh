@@ -6,6 +6,7 @@
 # The host's own python is used where it has all that the project needs, as in an image that was made for it. Elsewhere
 # the project and its dependencies are installed into an environment of their own, with $AVB_PYTHON or python3.
 set -euo pipefail
+umask 077
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 storage=$1
 venv=$project/.venv

@@ -4,6 +4,7 @@
 # Runs and models are in $AVB_STORAGE/mlflow.db and $AVB_STORAGE/artifacts, users in $AVB_STORAGE/mlflow_users.db; all but this
 # server go through it, and log in.
 set -euo pipefail
+umask 077
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 serve() {

@@ -17,9 +17,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
+
+import jsonschema
 
 from avb_service.config import read_yaml
 from avb_service.distributed import probe
@@ -87,19 +90,33 @@ class ClusterFile:
         folders = [line[at + 1] for line in words for at, word in enumerate(line[:-1]) if word.endswith("/install.sh")]
         listed = isinstance(workers, list) and all(_is(ADDRESS, each) for each in workers)
         hosts = (head, *(workers if listed else ()))
+        twice = [host for host, times in Counter(map(str, hosts)).items() if times > 1]
         wrong = {
             f"provider.type: given {provider.get('type')!r}, expected local": provider.get("type") != "local",
             f"provider.head_ip: given {head!r}, expected an address": not _is(ADDRESS, head),
             f"provider.worker_ips: given {workers!r}, expected a list of addresses": not listed,
-            "provider: a host is named twice": max(Counter(map(str, hosts)).values()) > 1,
+            f"provider: {', '.join(twice)} is named twice": bool(twice),
             f"auth.ssh_user: given {user!r}, expected a name": not _is(USER, user),
             f"auth.ssh_private_key: there is no file {key}": not os.path.isfile(os.path.expanduser(str(key))),
+            f"auth.ssh_private_key: {key} is the public half: name it without .pub": str(key).endswith(".pub"),
             f"auth.ssh_proxy_command: given {proxy!r}, expected a command": not isinstance(proxy, str | None),
             "setup_commands: expected bash .../deploy/install.sh SHARED_FOLDER": not folders,
         }
-        if problems := [text for text, is_so in wrong.items() if is_so]:
+        if problems := [text for text, is_so in wrong.items() if is_so] + refused_by_ray(tree, {"provider", "auth"}):
             raise ConfigError(problems, str(path))
         return cls(hosts, user, Path(key).expanduser(), proxy or "", folders[0])
+
+
+def refused_by_ray(tree: Mapping[str, Any], apart: Collection[str]) -> list[str]:
+    """What `ray up` would not take of a cluster file, by its own schema, apart from some sections."""
+    package = find_spec("ray")
+    folder = Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else Path()
+    schema = json.loads((folder / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    errors = jsonschema.Draft7Validator(schema).iter_errors(tree)
+    return [
+        ": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message)))
+        for error in errors if not {*error.absolute_path} & {*apart}
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -235,6 +252,11 @@ def wanting(cluster: ClusterFile, hosts: Mapping[str, Mapping[str, Any]]) -> lis
             found.append(f"{host}: python3 has no venv: install it (Debian: apt install python3-venv)")
         if has["lacks"]:
             found.append(f"{host}: lacks {', '.join(has['lacks'])}: install (Debian: rsync, util-linux, procps)")
+        if has["open"]:
+            found.append(
+                f"{host}: others may write {cluster.storage}, and by it run code as {cluster.user}: there, "
+                f"chmod go-w {cluster.storage}"
+            )
         if has["storage"]:
             found.append(f"{host}: {cluster.user} cannot write {cluster.storage}: {has['storage']}")
         if not has["resolves"] or ip_address(has["resolves"]).is_loopback:

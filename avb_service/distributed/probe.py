@@ -32,6 +32,7 @@ def facts(storage: str, token: str) -> dict[str, object]:
         "venv": all(find_spec(name) is not None for name in ("venv", "ensurepip")),
         "lacks": [tool for tool in TOOLS if shutil.which(tool) is None],
         "storage": mark(storage, token),
+        "open": bool(os.path.isdir(storage) and os.stat(storage).st_mode & 0o022),
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
         "versions": packages(),
@@ -54,7 +55,7 @@ def resolved(name: str) -> str:
 def mark(storage: str, token: str) -> str:
     """Why the shared folder cannot be written; empty where it can."""
     try:
-        os.makedirs(storage, exist_ok=True)
+        os.makedirs(storage, mode=0o700, exist_ok=True)
         with open(os.path.join(storage, token), "w"):
             return ""
     except OSError as error:

@@ -111,9 +111,11 @@ def status(cluster: Deployed, host: str, url: str) -> str:
 
 
 def test_nothing_listens_that_the_documents_do_not_name(cluster):
-    table = re.findall(r"^\| (\d+)(?: to (\d+))? \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    """While nothing is trained: the ports of torch are many, and would hide all others."""
+    rows = [row for row in (ROOT / "docs" / "operations.md").read_text().splitlines() if "torch:" not in row]
+    table = re.findall(r"^\| (\d+)(?: to (\d+))? \|", "\n".join(rows), re.MULTILINE)
     named = {port for first, last in table for port in range(int(first), int(last or first) + 1)}
-    assert 6379 in named and len(named) < 40000
+    assert 6379 in named and len(named) < 1000
     for host in (HEAD, *WORKERS):
         found = json.loads(cluster.do(LAPTOP, f"python -c {shlex.quote(SCAN)} {cluster.hosts.address(host)}"))
         assert 22 in found and set(found) <= named, f"{host} listens on {sorted(set(found) - named)}"
@@ -123,6 +125,8 @@ def test_secrets_are_for_one_user_and_in_no_record(cluster, champion):
     shared = cluster.hosts.shared
     modes = cluster.do(HEAD, f"stat -c '%a %n' {shared}/secrets {shared}/secrets/*").splitlines()
     assert len(modes) > 5 and all(mode.split()[0] in ("600", "700") for mode in modes), modes
+    users = cluster.do(HEAD, f"stat -c %a {shared}/mlflow.db {shared}/mlflow_users.db").split()
+    assert users == ["600", "600"], "they hold what passwords can be guessed from"
     for name in ("ray_token", "mlflow_password", "mlflow_session_key"):
         secret = cluster.secret(name)
         assert re.fullmatch("[0-9a-f]{48}", secret)

@@ -48,6 +48,12 @@ def with_unknown_key(chance: random.Random, tree: Tree) -> str:
     return text(override(tree, f"{chance.choice(sections)}.{key}".lstrip("."), chance.choice([1, None, {}, [], "x"])))
 
 
+def with_unknown_key_of_a_cluster(chance: random.Random, tree: Tree) -> str:
+    """At the top, where Ray knows all that may be there."""
+    key = chance.choice(["file_mount", "Auth", "setup_command", "1", "x" * 500])
+    return text({**tree, key: chance.choice([1, {}, []])})
+
+
 def with_wrong_type(chance: random.Random, tree: Tree) -> str:
     path, value = chance.choice(list(flatten(tree).items()))
     wrong = [{"a": 1}, [[1]], "many"] if isinstance(value, (int, float, list)) else [{"a": 1}, [[1]], 17]
@@ -122,7 +128,7 @@ SPACE = (
     one_of(objective=[{"metric": "train/model/loss"}, {"metric": "validation/parzen"}, {"mode": "min"}]),
 )  # fmt: skip
 CLUSTER = (
-    *ANY, without("provider"), without("auth"), without("setup_commands"),
+    *ANY, with_unknown_key_of_a_cluster, without("provider"), without("auth"), without("setup_commands"),
     one_of(provider__type=["aws", "", None, 3], provider__head_ip=["", None, 3, [], "-oProxyCommand=id", "a b", "../x"],
            provider__worker_ips=["10.0.0.1", None, [1], [["10.0.0.1"]], ["192.168.1.10"], ["-oX"], ["10.0.0.1"] * 2]),
     one_of(auth__ssh_user=["", None, 3, "-oProxyCommand=id", "a b"],

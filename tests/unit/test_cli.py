@@ -209,7 +209,9 @@ def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_
     refused = tune("--resume")
     assert refused.startswith("2 error: --resume: the space or the code has changed") and "0.2.0+later" in refused
     assert tune("--branch", "other").startswith("130 search other-20")
-    first, again, other = begun
+    assert tune("--branch", "other", "--resume").startswith("130 search other-20")
+    first, again, other, same = begun
+    assert same.folder == other.folder
     assert first.run.run_id == again.run.run_id and first.folder == again.folder
     tags = connect(other.tracking_uri).get_run(other.run.run_id).data.tags
     assert tags["avb.branched_from"] == first.folder.name

@@ -26,7 +26,7 @@ PYTHON = f"""#!/bin/bash
 exec {Path(sys.executable).resolve()} -S "$@"
 """  # without any package: a host before its installation
 READY = {"hostname": "one", "resolves": "10.0.0.1", "python": [3, 11, 7], "venv": True, "lacks": [], "storage": "",
-         "cpus": 2, "gpus": 0, "versions": {}}  # fmt: skip
+         "open": False, "cpus": 2, "gpus": 0, "versions": {}}  # fmt: skip
 CLUSTER = ClusterFile(("one", "two"), "ann", Path("key"), "", "/mnt/avb")
 
 
@@ -120,6 +120,7 @@ def test_a_port_that_somebody_has_is_named(cluster):
         ({"venv": False}, ["two: python3 has no venv"]),
         ({"venv": False, "versions": {"ray": "2.60.0"}}, []),  # an image that has everything needs none
         ({"lacks": ["rsync"]}, ["two: lacks rsync"]),
+        ({"open": True}, ["two: others may write /mnt/avb, and by it run code as ann: there, chmod go-w /mnt/avb"]),
         ({"storage": "Permission denied"}, ["two: ann cannot write /mnt/avb: Permission denied"]),
         ({"resolves": "127.0.1.1"}, ["two: its name one resolves to 127.0.1.1 there"]),
         ({"resolves": ""}, ["two: its name one has no address there"]),
@@ -169,7 +170,7 @@ def test_the_projects_file_needs_its_key_alone(tmp_path):
 
 def test_everything_that_a_file_lacks_is_said_at_once(tmp_path):
     path = tmp_path / "cluster.yaml"
-    path.write_text("provider: {type: aws, worker_ips: [1.2.3.4, 1.2.3.4]}\nauth: root\n")
+    path.write_text("cluster_name: avb\nprovider: {type: aws, worker_ips: [1.2.3.4, 1.2.3.4]}\nauth: root\n")
     with pytest.raises(ConfigError) as refused:
         ClusterFile.read(path)
     begins = [line.split(":")[0] for line in refused.value.problems]
@@ -180,7 +181,7 @@ def test_everything_that_a_file_lacks_is_said_at_once(tmp_path):
 def test_problems_end_the_command_with_2_and_json_is_json(cluster, homes, monkeypatch, capsys):
     (homes / WORKER / "refuses").write_text("Connection refused")
     (homes / "key").touch()
-    tree = {"provider": {"type": "local", "head_ip": HEAD, "worker_ips": [WORKER]},
+    tree = {"cluster_name": "avb", "provider": {"type": "local", "head_ip": HEAD, "worker_ips": [WORKER]},
             "auth": {"ssh_user": "ann", "ssh_private_key": str(homes / "key")},
             "setup_commands": [f"bash ~/avb-service/deploy/install.sh {homes / 'shared'}"]}  # fmt: skip
     path = homes / "cluster.yaml"

@@ -25,7 +25,7 @@ def left(path, **changes) -> None:
     """What a process that was killed has left."""
     path.parent.mkdir(exist_ok=True)
     owner = {"what": "search digits", "user": "ann", "host": socket.gethostname(), "pid": os.getpid(), "since": "then",
-             "token": "x"}  # fmt: skip
+             "token": "x", "processes": lock._table()}  # fmt: skip
     path.write_text(json.dumps({**owner, **changes}))
 
 
@@ -48,8 +48,19 @@ def test_what_a_dead_process_of_this_host_left_is_taken_over_at_once(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
+def test_a_host_of_the_same_name_is_another_host(path):
+    """Its processes are not those of this one, so that none is seen here says nothing of it."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left(path, pid=gone.pid, processes="another boot")
+    notes: list[str] = []
+    with owned(path, "search digits", notes.append):
+        pass
+    assert "to see whether its owner lives" in notes[0]
+
+
 def test_another_host_that_gives_no_sign_of_life_is_gone_whatever_the_clocks_say(path):
-    left(path, host="lost")
+    left(path, host="lost", processes="another boot")
     os.utime(path, (4e9, 4e9))
     notes: list[str] = []
     with owned(path, "search digits", notes.append):
@@ -58,7 +69,7 @@ def test_another_host_that_gives_no_sign_of_life_is_gone_whatever_the_clocks_say
 
 
 def test_another_host_that_gives_signs_of_life_keeps_it(path):
-    left(path, host="busy")
+    left(path, host="busy", processes="another boot")
     os.utime(path, (1, 1))
     over = threading.Event()
     alive = threading.Thread(target=lock._beat, args=(path, "x", over))
