@@ -33,7 +33,13 @@ FLAVOURS = {"fused", "foreach", "capturable"}  # ways in which torch computes th
 
 
 class ScheduleConfig(Config):
-    """The learning rate over a run: a warm-up, a plateau, then a decay."""
+    """The learning rate over a run: a warm-up, a plateau, then a decay.
+
+    Attributes:
+        decay: its shape, down to 0 in the last round.
+        decay_from: share of the rounds after which it begins.
+        warmup: rounds at the beginning over which the rate rises to its full height.
+    """
 
     decay: Literal["none", "linear", "cosine"] = "none"
     decay_from: Fraction = 0.6
@@ -50,7 +56,17 @@ class ScheduleConfig(Config):
 
 
 class TurnConfig(Config):
-    """How a player plays: how often in a round, and with which optimizer of `torch.optim`."""
+    """How a player plays: how often in a round, and with which optimizer of `torch.optim`.
+
+    Attributes:
+        steps: optimizer steps in a round, each on a fresh batch.
+        lr: the learning rate, where the schedule is at its height.
+        optimizer: its name in `torch.optim`.
+        betas: of optimizers that have them; torch's own where not given.
+        options: what else the optimizer takes, by torch's names.
+        schedule: of the learning rate.
+        clip_norm: the norm that gradients of all the player's networks together are clipped to; none by default.
+    """
 
     steps: Positive = 1
     lr: Annotated[float, Field(gt=0)] = 1e-3
@@ -161,6 +177,7 @@ class AlgorithmConfig(Config):
     """What every method's section has; a method adds its own fields and a `Literal` name.
 
     Attributes:
+        name: the method.
         two_sources: whether the method learns from `data.other` besides.
     """
 

@@ -393,6 +393,22 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
+def settings(
+    source: Annotated[str, typer.Argument(metavar="PRESET_OR_FILE", help="A preset (see `avb methods`) or YAML file.")],
+    assign: Set = None,
+    as_json: Json = False,
+) -> None:
+    """All settings of a preset or file: the path that --set takes, the value, and what it is."""
+    from avb_service.settings import read_config
+
+    rows = [
+        {"setting": path, "value": value, "about": about}
+        for path, value, about in read_config(source, assign).settings()
+    ]
+    tables.settings(rows, as_json, f"Settings of {source}")
+
+
+@app.command()
 def datasets(as_json: Json = False) -> None:
     """The data sets that have a name."""
     from avb_service.data.sources import SOURCES

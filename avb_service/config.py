@@ -5,6 +5,7 @@ only knows how to read one strictly and how to say, all at once, what is wrong w
 """
 
 import difflib
+import inspect
 import json
 import math
 import re
@@ -78,9 +79,32 @@ class Config(BaseModel):
         """The resolved section as plain YAML values, defaults included."""
         return self.model_dump(mode="json")
 
+    @classmethod
+    def explained(cls) -> dict[str, str]:
+        """What each field is, by the `Attributes:` of the section's docstring and of those that it extends."""
+        texts = {TAG: "which kind it is."}
+        for section in reversed(cls.__mro__):
+            if issubclass(section, Config):
+                texts |= _attributes(section)
+        return {name: texts.get(name, "") for name in cls.model_fields}
+
+    def settings(self, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+        """Dotted path, plain value and what it is, in the order of the definition; a section stands before its own."""
+        for (name, about), value in zip(self.explained().items(), self.tree().values(), strict=True):
+            yield f"{prefix}{name}", value, about
+            if isinstance(below := getattr(self, name), Config):
+                yield from below.settings(f"{prefix}{name}.")
+
     def to_yaml(self) -> str:
         """The resolved section as YAML text, in the order of its definition."""
         return yaml.safe_dump(self.tree(), sort_keys=False)
+
+
+def _attributes(section: type[Config]) -> dict[str, str]:
+    """What a docstring in Google's style says of each attribute."""
+    _, _, listed = inspect.cleandoc(section.__doc__ or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed.partition("\n\n")[0], re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 class _Loader(yaml.SafeLoader):

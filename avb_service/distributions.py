@@ -80,7 +80,12 @@ class BernoulliConfig(Config):
 
 
 class GaussianConfig(Config):
-    """Real-valued pixels with Gaussian noise: its scale given, learned for all pixels, or predicted for each."""
+    """Real-valued pixels with Gaussian noise: its scale given, learned for all pixels, or predicted for each.
+
+    Attributes:
+        scale: standard deviation of the noise; where it is learned or predicted, of the first round.
+        noise: whether that stays, is learned for all pixels, or is predicted for each.
+    """
 
     name: Literal["gaussian"] = "gaussian"
     scale: Annotated[float, Field(gt=0)] = 0.1

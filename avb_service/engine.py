@@ -30,7 +30,18 @@ Source = Callable[[int, int], tuple[Tensor, Tensor | None]]  # (index of the glo
 
 
 class TrainingConfig(Config):
-    """How long, how large, from which seed, in which precision."""
+    """How long, how large, from which seed, in which precision.
+
+    Attributes:
+        rounds: in each of which every player has its turn.
+        batch_size: data in a step, of all workers together.
+        seed: of the weights, the order of the data and all noise.
+        logical_workers: V slices of a batch, with a noise stream each; N workers share them out, and N has to divide V.
+        report_every: rounds between two reports, at which the model is evaluated and saved.
+        ema: decay of the weights' moving average, which is evaluated and published in their place; none by default.
+        dtype: of data and weights.
+        matmul_precision: torch's, of float32 products on GPUs: high is TF32 where they have it.
+    """
 
     rounds: Positive = 5000
     batch_size: Positive = 128

@@ -97,7 +97,16 @@ class ScalingConfig(Config):
 
 
 class ExperimentConfig(Config):
-    """Everything that a run depends on."""
+    """Everything that a run depends on.
+
+    Attributes:
+        algorithm: the method.
+        data: what it learns from.
+        training: how long, how large, from which seed.
+        likelihood: how log-likelihoods are estimated.
+        tracking: under which names it is recorded.
+        scaling: how many workers train it.
+    """
 
     algorithm: AlgorithmSection
     data: DataConfig

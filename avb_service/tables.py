@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -60,6 +61,22 @@ def methods(rows: "Sequence[Mapping[str, Any]]", as_json: bool) -> None:
         can = f"draws: {row['draws']};  encodes: {row['encodes']};  log p(x): {row['log p(x)']}"
         said = (row["about"], can, f"presets: {' '.join(row['presets'])}")
         table.add_row(row["name"], "\n".join(said), end_section=True)
+    out.print(table, highlight=False)
+
+
+def settings(rows: "Sequence[Mapping[str, Any]]", as_json: bool, title: str) -> None:
+    """Each setting as YAML has it, and what it is; a section stands above what is in it."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("setting", no_wrap=True)
+    for name in ("value", "about"):
+        table.add_column(name, overflow="fold")
+    sections = {row["setting"].rpartition(".")[0] for row in rows}
+    for row in rows:
+        value = "" if row["setting"] in sections else json.dumps(row["value"])
+        table.add_row(*map(escape, (row["setting"], value, row["about"])))
     out.print(table, highlight=False)
 
 

@@ -20,6 +20,10 @@ class AAEConfig(AlgorithmConfig):
     """Settings of the adversarial autoencoder: AVB's networks but for the adversary, and the turns of its players.
 
     Attributes:
+        latent_dim: D, numbers in a code.
+        encoder: the network of q(z|x), which takes noise as well.
+        decoder: the network of p(x|z).
+        observation: the distribution of x around what the decoder says.
         discriminator: widths of the network that sees codes.
         adversary: the turn of the discriminator.
         generator: the turn in which the encoder deceives it.

@@ -19,8 +19,14 @@ class AutoencoderMixtureConfig(AlgorithmConfig):
     """Settings of the autoencoder with a mixture on its codes.
 
     Attributes:
+        latent_dim: D, numbers in a code.
+        encoder: the network of f(x).
+        decoder: the network of p(x|z).
+        observation: the distribution of x around what the decoder says.
+        mixture: what is fitted to the codes.
         code_penalty: weight of |z|^2 / 2, without which codes drift apart and the decoder is made for nothing between.
         code_noise: standard deviation of noise on the codes in training, so that the decoder knows their surroundings.
+        model: the turn of encoder and decoder.
     """
 
     name: Literal["ae_gmm"] = "ae_gmm"

@@ -21,6 +21,7 @@ class ALIConfig(AlgorithmConfig):
     """Settings of adversarially learned inference.
 
     Attributes:
+        latent_dim: D, numbers in a code.
         encoder: of q(z|x), a factorised Gaussian.
         decoder: of x = g(z).
         noise: standard deviation of the Gaussian noise that p(x|z) puts on g(z); 0 is the bidirectional GAN's function.

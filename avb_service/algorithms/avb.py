@@ -27,7 +27,15 @@ from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class InferenceConfig(AlgorithmConfig):
-    """Settings of the two players, whatever the model is."""
+    """Settings of the two players, whatever the model is.
+
+    Attributes:
+        encoder: the network of q(z|x), which takes noise as well.
+        discriminator: the network of T(x, z).
+        kl_warmup: rounds over which the weight of the KL rises from 0 to 1; 0 weighs it fully from the first.
+        adversary: the discriminator's turn.
+        model: the turn of encoder and decoder.
+    """
 
     encoder: EncoderConfig = NoiseInputConfig()
     discriminator: AdversaryConfig = InnerProductConfig()
@@ -37,7 +45,13 @@ class InferenceConfig(AlgorithmConfig):
 
 
 class AVBConfig(InferenceConfig):
-    """Settings of AVB as an autoencoder."""
+    """Settings of AVB as an autoencoder.
+
+    Attributes:
+        latent_dim: D, numbers in a code.
+        decoder: the network of p(x|z).
+        observation: the distribution of x around what the decoder says.
+    """
 
     name: Literal["avb"] = "avb"
     latent_dim: Width = 8

@@ -15,9 +15,16 @@ from avb_service.networks.encoders import NoiseBasisConfig
 
 
 class ContrastConfig(InferenceConfig):
-    """Settings of the contrast."""
+    """Settings of the contrast.
 
-    encoder: NoiseBasisConfig = NoiseBasisConfig()  # no other encoder has moments that are known
+    Attributes:
+        encoder: the network of q(z|x); no other has moments that are known.
+        covariance: what r(z|x) has of q's: all of it, or its diagonal, which is cheaper and leaves the adversary more.
+        moment_draws: draws of the noise variables that m(x) and C(x) are taken from, in every step.
+        jitter: added to the diagonal of C(x), so that a q that is nearly flat has a Cholesky factor.
+    """
+
+    encoder: NoiseBasisConfig = NoiseBasisConfig()
     covariance: Literal["full", "diagonal"] = "full"
     moment_draws: Annotated[int, Field(ge=8)] = 128
     jitter: Annotated[float, Field(gt=0)] = 1e-3

@@ -15,7 +15,13 @@ from avb_service.errors import DataError
 
 
 class AVBJointConfig(ContrastConfig):
-    """Settings of inference in a Bayesian model; kl_warmup, of its log joint, begins with a q that is wide."""
+    """Settings of inference in a Bayesian model.
+
+    Attributes:
+        joint: the model, of the table in `avb_service/bayes.py`.
+        kl_warmup: rounds over which the weight of its log joint rises from 0 to 1, which begins with a q that is wide.
+        model: the turn of the encoder.
+    """
 
     name: Literal["avb_joint"] = "avb_joint"
     joint: str = "eight_schools"

@@ -32,6 +32,11 @@ class BernoulliVAEConfig(AlgorithmConfig):
         latent_dim: bits of a code; log p(x) is exact for up to 16.
         baseline: what is taken off log p(x|z) in the score: its running mean, or nothing.
         baseline_decay: of the running mean; the rest is the weight of the newest batch.
+        encoder: the network of q(z|x).
+        decoder: the network of p(x|z).
+        observation: the distribution of x around what the decoder says.
+        kl_warmup: rounds over which the weight of the KL rises from 0 to 1; 0 weighs it fully from the first.
+        model: the turn of all networks.
     """
 
     name: Literal["bernoulli_vae"] = "bernoulli_vae"

@@ -10,7 +10,11 @@ from avb_service.networks.flow import FlowConfig, SplineFlowConfig
 
 
 class FlowVAEConfig(VAEConfig):
-    """Settings of the VAE with a flow as its prior."""
+    """Settings of the VAE with a flow as its prior.
+
+    Attributes:
+        flow: the prior, a map of codes to N(0, I).
+    """
 
     name: Literal["flow_vae"] = "flow_vae"  # type: ignore[assignment]
     flow: FlowConfig = SplineFlowConfig()

@@ -37,6 +37,11 @@ class GumbelVAEConfig(AlgorithmConfig):
         temperature_min: what it falls to, by the same factor each round.
         anneal: rounds that this takes; 0 trains at the lowest temperature throughout.
         straight_through: whether the decoder sees one-hot codes in training, with the gradient of relaxed ones.
+        encoder: the network of q(z|x).
+        decoder: the network of p(x|z).
+        observation: the distribution of x around what the decoder says.
+        kl_warmup: rounds over which the weight of the KL rises from 0 to 1; 0 weighs it fully from the first.
+        model: the turn of all networks.
     """
 
     name: Literal["gumbel_vae"] = "gumbel_vae"

@@ -55,7 +55,11 @@ class SigmoidBeliefNetwork(LatentVariableModel):
 
 
 class MeanFieldConfig(SBNConfig):
-    """Settings of the network that is trained by mean field."""
+    """Settings of the network that is trained by mean field.
+
+    Attributes:
+        model: the turn of all networks.
+    """
 
     name: Literal["sbn_mean_field"] = "sbn_mean_field"
     model: TurnConfig = TurnConfig()
@@ -93,7 +97,12 @@ class MeanFieldSBN(SigmoidBeliefNetwork):
 
 
 class WakeSleepConfig(SBNConfig):
-    """Settings of the network that is trained by wake and sleep."""
+    """Settings of the network that is trained by wake and sleep.
+
+    Attributes:
+        wake: the turn of the network, which learns from codes of data.
+        sleep: the turn of the encoder, which learns from the network's dreams.
+    """
 
     name: Literal["sbn_wake_sleep"] = "sbn_wake_sleep"
     wake: TurnConfig = TurnConfig()

@@ -24,7 +24,16 @@ from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class VAEConfig(AlgorithmConfig):
-    """Settings of the Gaussian VAE."""
+    """Settings of the Gaussian VAE.
+
+    Attributes:
+        latent_dim: D, numbers in a code.
+        encoder: the network of q(z|x).
+        decoder: the network of p(x|z).
+        observation: the distribution of x around what the decoder says.
+        kl_warmup: rounds over which the weight of the KL rises from 0 to 1; 0 weighs it fully from the first.
+        model: the turn of all networks.
+    """
 
     name: Literal["vae"] = "vae"
     latent_dim: Width = 8

@@ -23,6 +23,11 @@ class VQVAEConfig(AlgorithmConfig):
         codebook: the vectors, K of dimension d, and how they are learned.
         beta: weight of the commitment loss.
         autoregressive: the network of the prior.
+        encoder: the network of z_e(x).
+        decoder: the network of p(x|z).
+        observation: the distribution of x around what the decoder says.
+        model: the turn of encoder, codebook and decoder.
+        prior: the turn of the prior.
     """
 
     name: Literal["vq_vae"] = "vq_vae"

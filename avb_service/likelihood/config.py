@@ -21,6 +21,9 @@ Count = Annotated[int, Field(ge=2)]
 class LikelihoodConfig(Config):
     """How log-likelihoods are estimated.
 
+    Of a model without p(x|z), Parzen windows take parzen_samples, validation_data, test_data, memory_mib and seed. The
+    keys about annealing, its certificate and importance weighting count under `avb evaluate --noise`; no other does.
+
     Attributes:
         budget: what the final figures are worth: quick (no annealing), standard (annealing), certified (and a
             certificate, without which no model becomes champion).

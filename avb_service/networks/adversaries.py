@@ -18,7 +18,13 @@ LogRatio = Callable[[Tensor], Tensor]
 
 
 class InnerProductConfig(Config):
-    """T(x, z) = theta(x) . s(z) + T_x(x) + T_z(z), the adversary of the 2017 experiments."""
+    """T(x, z) = theta(x) . s(z) + T_x(x) + T_z(z), the adversary of the 2017 experiments.
+
+    Attributes:
+        trunk: what theta and T_x are made of.
+        hidden: widths of the layers that s and T_z are made of.
+        rank: length of theta and s.
+    """
 
     name: Literal["inner_product"] = "inner_product"
     trunk: TrunkConfig = MLPConfig(hidden=(512, 512), activation="leaky_relu")
@@ -31,7 +37,12 @@ class InnerProductConfig(Config):
 
 
 class FlatConfig(Config):
-    """T(x, z) = one network of the features of x and of z, side by side."""
+    """T(x, z) = one network of the features of x and of z, side by side.
+
+    Attributes:
+        trunk: the features of x.
+        hidden: widths of the layers that see both.
+    """
 
     name: Literal["flat"] = "flat"
     trunk: TrunkConfig = MLPConfig(hidden=(512,), activation="leaky_relu")

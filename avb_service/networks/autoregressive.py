@@ -20,7 +20,12 @@ from avb_service.networks.trunks import ACTIVATIONS, Activation, Width
 
 
 class AutoregressiveConfig(Config):
-    """A masked network, whose outputs for a position see only the positions before it."""
+    """A masked network, whose outputs for a position see only the positions before it.
+
+    Attributes:
+        hidden: widths of its layers.
+        activation: between them.
+    """
 
     hidden: Annotated[tuple[Width, ...], Field(min_length=1)] = (128, 128)
     activation: Activation = "relu"

@@ -45,7 +45,13 @@ class LogitsEncoder(nn.Module):
 
 
 class NoiseInputConfig(Config):
-    """An encoder that takes noise as a further input; its posterior can take any shape."""
+    """An encoder that takes noise as a further input; its posterior can take any shape.
+
+    Attributes:
+        trunk: the features of x, h(x).
+        noise_dim: numbers of noise, eps.
+        hidden: widths of the layers that see both.
+    """
 
     name: Literal["noise_input"] = "noise_input"
     trunk: TrunkConfig = MLPConfig()
@@ -79,7 +85,14 @@ class NoiseInputEncoder(nn.Module):
 
 
 class NoiseBasisConfig(Config):
-    """An encoder that mixes noise variables v_i with weights a_i(x); its moments are tractable."""
+    """An encoder that mixes noise variables v_i with weights a_i(x); its moments are tractable.
+
+    Attributes:
+        trunk: the features of x, which offset and weights are read off.
+        bases: how many noise variables.
+        noise_dim: numbers of noise that each is made of.
+        hidden: widths of the layers that make it.
+    """
 
     name: Literal["noise_basis"] = "noise_basis"
     trunk: TrunkConfig = MLPConfig()

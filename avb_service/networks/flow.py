@@ -19,7 +19,14 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class SplineFlowConfig(Config):
-    """Monotonic splines on [-5, 5], the identity beyond (Durkan et al. 2019): bends where a few dimensions need it."""
+    """Monotonic splines on [-5, 5], the identity beyond (Durkan et al. 2019): bends where a few dimensions need it.
+
+    Attributes:
+        transforms: how many, one after the other.
+        bins: pieces of each spline.
+        hidden: widths of the network of each.
+        activation: between its layers.
+    """
 
     name: Literal["spline"] = "spline"
     transforms: Count = 3
@@ -35,7 +42,13 @@ class SplineFlowConfig(Config):
 
 
 class AffineFlowConfig(Config):
-    """Shifts and scales (Papamakarios et al. 2017): cheaper, and enough in many dimensions."""
+    """Shifts and scales (Papamakarios et al. 2017): cheaper, and enough in many dimensions.
+
+    Attributes:
+        transforms: how many, one after the other.
+        hidden: widths of the network of each.
+        activation: between its layers.
+    """
 
     name: Literal["affine"] = "affine"
     transforms: Count = 5

@@ -23,7 +23,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLPConfig(Config):
-    """Fully connected layers."""
+    """Fully connected layers.
+
+    Attributes:
+        hidden: widths of the layers.
+        activation: behind each of them.
+    """
 
     name: Literal["mlp"] = "mlp"
     hidden: Annotated[tuple[Width, ...], Field(min_length=1)] = (300, 300)
@@ -46,6 +51,9 @@ class ConvConfig(Config):
     """Strided 3x3 convolutions down, nearest-neighbour upsampling and 3x3 convolutions up.
 
     Attributes:
+        channels: of the stages, the one next to the data first.
+        hidden: width of the dense layer between stages and features, or code and stages.
+        activation: behind each layer.
         normalise: what goes up, at every stage, over all numbers of one datum; such statistics, unlike a batch's, are
             the same however a batch is cut.
     """

@@ -22,7 +22,14 @@ FEW = 64  # values between the ends of a range that are tried one by one
 
 
 class DomainConfig(Config):
-    """What a path may be: one of several values, or a number from a range; exactly one of the fields."""
+    """What a path may be: one of several values, or a number from a range; exactly one of the fields.
+
+    Attributes:
+        choice: the values.
+        uniform: the ends, between which all numbers are alike.
+        loguniform: the ends, between which the logarithms of all numbers are alike.
+        randint: the ends of whole numbers, the upper not among them.
+    """
 
     choice: Annotated[tuple[Scalar, ...], Field(min_length=1)] | None = None
     uniform: tuple[float, float] | None = None
@@ -67,13 +74,22 @@ class ASHAConfig(Config):
 
 
 class SchedulerConfig(Config):
-    """How trials are stopped early."""
+    """How trials are stopped early.
+
+    Attributes:
+        asha: by halving; none of them where null.
+    """
 
     asha: ASHAConfig | None = ASHAConfig()
 
 
 class ObjectiveConfig(Config):
-    """What trials are compared by."""
+    """What trials are compared by.
+
+    Attributes:
+        metric: its name.
+        mode: whether more of it is better.
+    """
 
     metric: str = OBJECTIVE
     mode: Literal["max", "min"] = "max"

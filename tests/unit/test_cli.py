@@ -234,6 +234,27 @@ def test_lists_are_json_for_programs(command):
     assert {"name", "about"} <= rows[0].keys()
 
 
+def test_settings_are_explained_under_the_paths_that_set_takes():
+    listed = CliRunner().invoke(cli.app, ["settings", "avb_ac_digits", "--set", "algorithm.jitter=0.5", "--json"])
+    rows = {row["setting"]: row for row in json.loads(listed.stdout)}
+    assert rows["algorithm.jitter"]["value"] == 0.5 and "Cholesky" in rows["algorithm.jitter"]["about"]
+    assert rows["algorithm.kl_warmup"]["about"].startswith("rounds over which the weight of the KL rises")
+    assert all(row["about"] for row in rows.values())
+
+
+def test_settings_are_shown_as_they_are_written(monkeypatch):
+    values = {"trunk": {"hidden": [64, 64]}, "trunk.hidden": [64, 64], "options": {"fused": True}, "clip_norm": None}
+    rows = [{"setting": path, "value": value, "about": "of [bold] letters"} for path, value in values.items()]
+    monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
+    tables.settings(rows, False, "Settings")
+    lines = [line.split() for line in tables.out.file.getvalue().splitlines()[4:8]]
+    about = ["of", "[bold]", "letters"]
+    assert lines == [
+        ["trunk", *about], ["trunk.hidden", "[64,", "64]", *about], ["options", '{"fused":', "true}", *about],
+        ["clip_norm", "null", *about],
+    ]  # fmt: skip
+
+
 def test_every_method_has_a_preset():
     rows = json.loads(CliRunner().invoke(cli.app, ["methods", "--json"]).stdout)
     assert all(row["presets"] for row in rows)

@@ -179,6 +179,27 @@ def test_the_message_counts_and_names_the_source():
         Canvas.parse({"width": 0}, "my.yaml")
 
 
+def test_settings_are_listed_with_what_their_sections_say_of_them():
+    class Frame(Canvas):
+        """A canvas with a border.
+
+        Attributes:
+            zoom: how much larger it is drawn than it
+                is.
+            nothing: that is no field.
+
+        Raises:
+            title: never.
+        """
+
+    rows = {path: (value, about) for path, value, about in Frame().settings("frame.")}
+    assert list(rows)[:3] == ["frame.shape", "frame.shape.name", "frame.shape.radius"]
+    assert rows["frame.shape"] == ({"name": "circle", "radius": 1.0}, "")
+    assert rows["frame.shape.name"] == ("circle", "which kind it is.")
+    assert rows["frame.zoom"] == (None, "how much larger it is drawn than it is.")
+    assert rows["frame.title"] == ("untitled", "") and "frame.nothing" not in rows
+
+
 def test_sections_are_frozen_and_check_their_defaults():
     class Wrong(Config):
         width: Annotated[int, Field(ge=1)] = 0
