@@ -205,6 +205,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
             num_workers=cast(int, (scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers),
             use_gpu=bool(scaling.gpus_per_worker),
             resources_per_worker=resources,
+            placement_strategy="PACK",  # on as few hosts as can be
         ),
         torch_config=HeedingTorchConfig(
             backend="nccl" if scaling.gpus_per_worker else "gloo", timeout_s=scaling.collective_timeout_s
