@@ -14,6 +14,7 @@ from torch.distributions import Normal
 
 from avb_service.seeding import derive_seed
 
+FOUND = 0.1  # of a mode's fair share of the draws, at least, in good ones: a stray draw is no mode that was learned
 WITHIN = 3.0  # standard deviations from its mode that a good draw is at most; 98.9 % of the data are, on a plane
 
 
@@ -21,7 +22,7 @@ class Coverage(NamedTuple):
     """What draws have found of a mixture.
 
     Attributes:
-        modes: how many have a good draw.
+        modes: how many have their share of good draws.
         of: how many there are.
         good: share of draws that are good, between 0 and 1.
     """
@@ -55,25 +56,32 @@ class Mixture:
     def density(self, x: Tensor) -> Tensor:
         """p(x) of points [n, D], [n]."""
         means = torch.tensor(self.means, dtype=x.dtype)
-        weights = torch.tensor(self.weights or [1 / len(means)] * len(means), dtype=x.dtype)
         modes = Normal(means, self.scale).log_prob(x[:, None]).sum(-1).exp()
-        return modes @ weights
+        return modes @ self.shares(x.dtype)
+
+    def shares(self, dtype: torch.dtype) -> Tensor:
+        """w_k, [K]."""
+        modes = len(self.means)
+        return torch.tensor(self.weights or [1 / modes] * modes, dtype=dtype)
 
     def coverage(self, draws: Tensor, within: float = WITHIN) -> Coverage:
         """How many modes have been found, and the share of draws that are good.
 
-        A draw is good within so many standard deviations of the nearest mode; a mode is found that has a good draw.
+        A draw is good within so many standard deviations of the nearest mode. Of n draws n w_k are due to a mode; it is
+        found where a tenth of these (`FOUND`) are there, and good.
 
         Args:
             draws: [n, ..., D], n >= 1.
             within: standard deviations.
 
-        Source: Srivastava et al. 2017 (VEEGAN), section 4.1.
+        Source: Srivastava et al. 2017 (VEEGAN), section 4.1, for whom one good draw, also by chance, is a mode found.
         """
         means = torch.tensor(self.means, dtype=torch.float64)
         distance, nearest = torch.cdist(draws.detach().cpu().double().flatten(1), means).min(1)
         good = distance <= within * self.scale
-        return Coverage(len(nearest[good].unique()), len(means), good.double().mean().item())
+        hits = torch.bincount(nearest[good], minlength=len(means))
+        found = hits >= FOUND * len(draws) * self.shares(torch.float64)
+        return Coverage(int(found.sum()), len(means), good.double().mean().item())
 
 
 def ring(modes: int, radius: float, scale: float) -> Mixture:

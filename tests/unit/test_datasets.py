@@ -100,7 +100,16 @@ def test_densities_of_mixtures_integrate_to_one_and_have_their_mean():
     assert torch.trapezoid(p * x, x).item() == pytest.approx(0.45, abs=1e-9)
 
 
-def test_coverage_counts_modes_with_a_good_draw_and_the_good_among_all():
+def test_a_mode_is_found_by_a_tenth_of_its_fair_share_of_good_draws():
+    """Of 1000 draws 350 and 650 are due to the two modes, so 35 and 65 good ones are asked for."""
+    mixture = MIXTURES["mixture1d"]
+    for near, far, found in ((35, 65, 2), (34, 66, 1), (36, 64, 1), (0, 1000, 1), (1, 1, 0)):
+        draws = torch.full((1000, 1), 100.0)  # no good draws of either
+        draws[:near], draws[near:near + far] = -1.5, 1.5
+        assert mixture.coverage(draws).modes == found
+
+
+def test_coverage_counts_modes_that_have_good_draws_and_the_good_among_all():
     mixture = MIXTURES["gaussians8"]
     x, modes = mixture.draw(4000, 0)
     found = mixture.coverage(x[:, None, None].float())
