@@ -113,9 +113,9 @@ class TurnConfig(Config):
         options: dict[str, Any] = {"lr": self.lr, **self.options}
         if self.betas is not None:
             options["betas"] = self.betas
-        on_gpu = any(parameter.is_cuda for parameter in parameters)
-        if "fused" in inspect.signature(optimizer).parameters and not FLAVOURS & options.keys():
-            options["fused"] = not (on_gpu and optimizer is torch.optim.Adagrad)  # of which torch has none for GPUs
+        lacking = optimizer is torch.optim.Adagrad and any(p.is_cuda for p in parameters)  # fused on CPUs alone
+        if "fused" in inspect.signature(optimizer).parameters and not FLAVOURS & options.keys() and not lacking:
+            options["fused"] = True
         return optimizer(parameters, **options)
 
 
@@ -319,6 +319,6 @@ class AdversarialModel(LatentVariableModel):
 
 
 def warm_up(round_: int, rounds: int) -> float:
-    """Weight of the KL term: linear from 0 to 1 over the first rounds; 1 throughout where rounds is 0."""
+    """Weight of a term that comes in slowly: from 0 to 1 over the first rounds; 1 throughout where rounds is 0."""
     return min(1.0, (round_ + 1) / rounds) if rounds else 1.0
 

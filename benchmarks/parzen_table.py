@@ -1,6 +1,6 @@
 """Parzen windows on draws of an f-GAN under each divergence, in the layout of table 4 of Nowozin et al. 2016.
 
-    python -m benchmarks.parzen_table --rounds 2000
+    python -m benchmarks.parzen_table --rounds 1500
 
 The figure depends on the number of draws, the bandwidth and the scale of the pixels, and is no likelihood of a model:
 read each beside the training set's own, made by the same rule. A Gaussian VAE on the same grey digits is below.

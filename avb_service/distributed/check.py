@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
@@ -109,9 +109,7 @@ class ClusterFile:
 
 def refused_by_ray(tree: Mapping[str, Any], apart: Collection[str]) -> list[str]:
     """What `ray up` would not take of a cluster file, by its own schema, apart from some sections."""
-    package = find_spec("ray")
-    folder = Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else Path()
-    schema = json.loads((folder / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(files("ray").joinpath("autoscaler/ray-schema.json").read_text(encoding="utf-8"))
     errors = jsonschema.Draft7Validator(schema).iter_errors(tree)
     return [
         ": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message)))
