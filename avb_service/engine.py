@@ -170,7 +170,8 @@ class Engine:
         self.round = 0
         self._device = next(algorithm.parameters()).device
         self._generator = torch.Generator(self._device)
-        self._terms: dict[str, list[Tensor]] = {}
+        self._terms: dict[str, list[Tensor]] = {}  # of this worker, since `pool` was called
+        self._pooled: dict[str, Tensor] = {}  # of all workers before that, since the last report
         self._checked: set[str] = set()
         self._all = list(algorithm.parameters())
 
@@ -210,9 +211,8 @@ class Engine:
         """All that a resumed run needs: nested dicts of tensors and numbers; between reports, call `pool` before."""
         pairs = zip(self.players, self.optimizers, strict=True)
         optimizers = {player.name: _string_keys(optimizer.state_dict()["state"]) for player, optimizer in pairs}
-        terms = {name: torch.stack(values) for name, values in self._terms.items()}
         state: State = {"round": self.round, "algorithm": self.algorithm.state_dict(), "optimizers": optimizers,
-                        "terms": terms}  # fmt: skip
+                        "terms": dict(self._pooled)}  # fmt: skip
         if self.average is not None:
             state["average"] = self.average.state_dict()
         return state
@@ -220,7 +220,8 @@ class Engine:
     def load(self, state: State) -> None:
         """Continue from a state; schedules and options come from the configuration."""
         self.round = state["round"]
-        self._terms = {name: list(values.to(self._device)) for name, values in state.get("terms", {}).items()}
+        self._terms, terms = {}, state.get("terms", {})
+        self._pooled = {name: values.to(self._device, torch.float64) for name, values in terms.items()}
         self.algorithm.load_state_dict(state["algorithm"])
         for player, optimizer in zip(self.players, self.optimizers, strict=True):
             groups = optimizer.state_dict()["param_groups"]
@@ -230,12 +231,19 @@ class Engine:
             self.average.load_state_dict(state["average"])
 
     def pool(self) -> None:
-        """Make the terms since the last report those of all workers, for `state`, which one of them calls."""
-        if dist.is_initialized():
-            for name, values in self._terms.items():
-                mean = torch.stack(values)
-                dist.all_reduce(mean, dist.ReduceOp.SUM)
-                self._terms[name] = list(mean / dist.get_world_size())
+        """Make the terms since the last report those of all workers, for `state`, which one of them calls.
+
+        A report's figures are the same to the bit, whenever in between this is called.
+        """
+        for name, values in self._terms.items():
+            mine = torch.stack(values).double()
+            everybody = [mine]
+            if dist.is_initialized():  # gathered: where in a ring a number lies decides in which order it is summed
+                everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+                dist.all_gather(everybody, mine)
+            mean = torch.stack(everybody).mean(0)
+            self._pooled[name] = torch.cat([self._pooled.get(name, mean[:0]), mean])
+        self._terms.clear()
 
     def _step(self, i: int, index: int) -> None:
         player, turn, optimizer = self.players[i], self.turns[i], self.optimizers[i]
@@ -294,14 +302,12 @@ class Engine:
 
     def _collect(self) -> dict[str, float]:
         """The mean of every term since the last call, over all workers."""
-        if not self._terms:
+        self.pool()
+        if not self._pooled:
             return {}
-        means = torch.stack([torch.stack(values).mean().double() for values in self._terms.values()])
-        if dist.is_initialized():
-            dist.all_reduce(means, dist.ReduceOp.SUM)
-            means /= dist.get_world_size()
-        terms = dict(zip(self._terms, means.tolist(), strict=True))
-        self._terms.clear()
+        means = torch.stack([values.mean() for values in self._pooled.values()])
+        terms = dict(zip(self._pooled, means.tolist(), strict=True))
+        self._pooled.clear()
         return terms
 
     def _check_ownership(self) -> None:

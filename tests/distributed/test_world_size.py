@@ -376,6 +376,24 @@ def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small,
         assert resumed.history[name] == expected, name
 
 
+def leave_and_come_back(rank: int, workers: int, tree: Tree, folder: Path) -> None:
+    """All save between two reports, and go on from there; beside it a run that nothing disturbs."""
+    leave(rank, workers, tree, folder / "disturbed")
+    for name in ("disturbed", "undisturbed"):
+        run = experiment(tree, folder / name, rank, workers)
+        run.fit()
+        if rank == 0:
+            (folder / f"{name}.json").write_text(json.dumps({k: v for k, v in run.history.items() if "time/" not in k}))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_figures_of_a_run_that_was_saved_between_two_reports_are_the_same_to_the_bit(small, tmp_path, workers):
+    tree = small("avb", {"training.rounds": 30, "training.report_every": 25, "training.logical_workers": 4}).tree()
+    spawn(tmp_path, (workers, leave_and_come_back, (tree, tmp_path)))
+    disturbed, undisturbed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("disturbed", "undisturbed"))
+    assert len(disturbed) > 5 and disturbed == undisturbed
+
+
 def meet(rank: int, workers: int, memory: Path) -> None:
     """Three neighbours, one of which is late now and then; then hosts that share no memory, or have too little."""
     neighbours.MEMORY = memory
