@@ -35,6 +35,10 @@ class Drawing:
     rounds: tuple[int, ...] = ()
     assignments: tuple[str, ...] = ()
 
+    def file(self, name: str, figure: str, step: int | None) -> str:
+        """Of a figure at a round: `NAME_FIGURE.png`, with the round where there are several."""
+        return f"{name}_{figure}{f'_{step}' if self.rounds else ''}.png"
+
 
 class Album:
     """A recorder that keeps the figures of a drawing, and shows how far training is."""
@@ -48,10 +52,9 @@ class Album:
         Console().print(f"{self.name}  round {step}  {shown}")
 
     def log_figure(self, name: str, picture: bytes, step: int | None = None) -> None:
-        """Kept, if the drawing has it: `NAME_FIGURE.png`, with the round where there are several."""
+        """Kept, if the drawing has it."""
         if name in self.drawing.figures and (not self.drawing.rounds or step in self.drawing.rounds):
-            at = f"_{step}" if self.drawing.rounds else ""
-            (FOLDER / f"{self.name}_{name}{at}.png").write_bytes(picture)
+            (FOLDER / self.drawing.file(self.name, name, step)).write_bytes(picture)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Not kept."""
@@ -73,13 +76,21 @@ DRAWINGS = {
     ),
     "ali_digits": Drawing("ali_digits", ("samples", "reconstructions")),
     "aae_digits2": Drawing("aae_digits", ("latents",), assignments=("algorithm.latent_dim=2",)),
+    "ae_gmm_digits": Drawing("ae_gmm_digits", ("samples",)),
+    "ae_gmm_digits2": Drawing("ae_gmm_digits", ("latents",), assignments=(
+        "algorithm.latent_dim=2", "algorithm.mixture.components=10",
+    )),
+    "bernoulli_vae_digits": Drawing("bernoulli_vae_digits", ("samples", "latents")),
+    "flow_vae_digits": Drawing("flow_vae_digits", ("latents",)),
+    "infogan_mnist": Drawing("infogan_mnist", ("codes",)),
+    "cyclegan_digits_mnist": Drawing("cyclegan_digits_mnist", ("cycles",)),
     **{name: Drawing(name, ("samples",)) for name in (
         "gan_gaussians8", "gan_gaussians25", "lsgan_gaussians8", "gan_digits", "lsgan_digits", "f_gan_digits",
+        "gumbel_vae_digits", "vq_vae_digits", "sbn_mean_field_digits", "sbn_wake_sleep_digits",
     )},
-    "gan_gaussians8_collapsed": Drawing("gan_gaussians8", ("samples",), assignments=(
-        "training.rounds=2000", "training.batch_size=128", "training.ema=null", "algorithm.adversary.lr=1e-4",
-        "algorithm.model.lr=3e-3",
-    )),
+    "gan_gaussians8_collapsed": Drawing(
+        "gan_gaussians8", ("samples",), assignments=("algorithm.penalty=0", "algorithm.adversary.steps=5")
+    ),
 }  # fmt: skip
 
 

@@ -106,7 +106,7 @@ class BernoulliVAE(LatentVariableModel):
         return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
     def absorb(self, statistics: Mapping[str, Tensor]) -> None:
-        """Count the batch: both numbers decay, and gain the mean of log p(x|z) and 1."""
+        """Count the batch of all workers: both numbers decay, and gain the mean of log p(x|z) and 1."""
         mean = statistics["reconstruction"].mean()
         self.baseline.lerp_(torch.stack([mean, torch.ones_like(mean)]), 1 - self.config.baseline_decay)
 

@@ -109,7 +109,7 @@ class CycleGAN(TranslatingModel):
         return Loss(value, {"loss": deception.detach(), "cycle": cycle.detach()})
 
     def remember(self, statistics: Mapping[str, Tensor]) -> None:
-        """One generated image a slice and domain, so that the history reaches many steps back; all data seen of Y."""
+        """One image made of each slice of all workers, so that the history reaches far back; all data seen of Y."""
         self.made.push(statistics["made"].flatten(0, 1))
         self.made_other.push(statistics["made_other"].flatten(0, 1))
         self.sources.push(statistics["sources"].flatten(0, 1))

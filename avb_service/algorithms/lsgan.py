@@ -32,7 +32,7 @@ class LSGANConfig(NoiseGameConfig):
 
 
 class LSGAN(GAN):
-    """The critic regresses on b for data and a for draws, the generator on c (section 3.2)."""
+    """The critic regresses on b for data and a for draws, the generator on c (eq. 2)."""
 
     Config: ClassVar[type[AlgorithmConfig]] = LSGANConfig
     config: LSGANConfig

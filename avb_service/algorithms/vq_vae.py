@@ -78,7 +78,7 @@ class VQVAE(LatentVariableModel):
         self.autoregressive = Autoregressive(config.autoregressive, config.positions, config.codebook.size)
 
     def players(self) -> tuple[Player, ...]:
-        """The autoencoder, and the prior of its codes."""
+        """The autoencoder, whose codebook counts the codes of all workers; and the prior of those codes."""
         networks = (self.encoder, self.quantizer, self.decoder)
         model = Player(
             name="model", objective=self.loss, networks=networks, turn=self.config.model, absorb=self.quantizer.absorb

@@ -1,0 +1,44 @@
+"""Every method of the table through the registry, with no exceptions: scored, published, listed, pulled, sampled."""
+
+import pytest
+import torch
+
+from avb_service.algorithm import LatentVariableModel
+from avb_service.experiment import Experiment
+from avb_service.model import load_model
+from avb_service.seeding import seeded
+from avb_service.tracking import Run, leaderboard, pull
+from avb_service.tracking.publish import publish, record_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+def test_what_is_pulled_draws_what_was_trained(small, method, uri, tmp_path):
+    name = method.replace("_", "-")
+    experiment = Experiment(small(method, {"tracking.model": name}), tmp_path / "checkpoints")
+    experiment.fit()
+    record = experiment.assess()
+    run = Run.start("all", method, experiment.config.tree(), uri=uri)
+    published = publish(experiment, record, run, tmp_path / "model")
+    assert published.uri == f"models:/{name}/1"
+
+    (row,) = [row for row in leaderboard(uri) if row.name == name]
+    assert row.tags["method"] == method and row.aliases == (published.alias,)
+    scored = any(key.startswith("test/log_likelihood") for key in row.metrics)
+    assert scored == isinstance(experiment.algorithm, LatentVariableModel)
+
+    pulled = load_model(pull(f"models:/{name}@{published.alias}", tmp_path / "pulled", uri))
+    with seeded(3, "sample"), torch.no_grad():
+        expected = experiment.engine.model.sample(4)
+    assert torch.equal(pulled.sample(4, seed=3), expected)
+    told = record_of(published.uri, uri).estimates
+    assert [(e.name, e.kind) for e in told] == [(e.name, e.kind) for e in record.estimates]
+    assert all(torch.equal(a.per_datum, b.per_datum) for a, b in zip(told, record.estimates, strict=True))
