@@ -101,6 +101,7 @@ class ClusterFile:
             f"auth.ssh_private_key: {key} is the public half: name it without .pub": str(key).endswith(".pub"),
             f"auth.ssh_proxy_command: given {proxy!r}, expected a command": not isinstance(proxy, str | None),
             "setup_commands: expected bash .../deploy/install.sh SHARED_FOLDER": not folders,
+            f"setup_commands: given {folders[:1]}, expected an absolute path": not all(f[0] in "/~" for f in folders),
         }
         if problems := [text for text, is_so in wrong.items() if is_so] + refused_by_ray(tree, {"provider", "auth"}):
             raise ConfigError(problems, str(path))
@@ -312,7 +313,7 @@ def misplaced(
         return [f"{head}: another program has port {port}: end it, or the Ray that was left there (ray down)"
                 for port in taken]  # fmt: skip
     found = [
-        f"{host}: has not joined the cluster: see /tmp/ray/session_latest/logs/monitor.* on {head}"
+        f"{host}: has not joined the cluster: see $RAY_TMPDIR/ray/session_latest/logs/monitor.* on {head}"
         for host in cluster.hosts
         if host not in members and _address(host) not in members
     ]

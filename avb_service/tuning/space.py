@@ -3,12 +3,13 @@
 Floor 9.
 """
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from avb_service.config import Config, Tree, flatten, override, read_yaml
 from avb_service.errors import ConfigError, UserError
@@ -127,7 +128,7 @@ class SpaceConfig(Config):
     name: FolderName
     preset: str | Annotated[tuple[str, ...], Field(min_length=1)]
     set: dict[str, Any] = {}
-    space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
+    space: dict[str, DomainConfig]
     baselines: tuple[str, ...] = ()
     objective: ObjectiveConfig = ObjectiveConfig()
     trials: Annotated[int, Field(ge=1)] = 16
@@ -135,6 +136,13 @@ class SpaceConfig(Config):
     scheduler: SchedulerConfig = SchedulerConfig()
     model: ModelName | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("space")
+    @classmethod
+    def _something(cls, space: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
+        if not space:
+            raise ValueError("what is searched, such as algorithm.model.lr: {loguniform: [1e-4, 1e-2]}")
+        return space
 
     @property
     def presets(self) -> tuple[str, ...]:
@@ -282,5 +290,9 @@ def read_space(source: str | Path) -> SpaceConfig:
         UserError: the file cannot be read, or trials of it could not be run; all reasons at once.
     """
     path = Path(source)
+    if not path.exists():
+        raise UserError(
+            f"{socket.gethostname()} has no file {path}; what `ray up` did not bring to a cluster, `ray rsync-up` does"
+        )
     tree = read_yaml(path)
     return SpaceConfig.parse({"name": path.stem, **tree}, str(path))

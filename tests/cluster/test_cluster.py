@@ -127,11 +127,13 @@ def test_secrets_are_for_one_user_and_in_no_record(cluster, champion):
     assert len(modes) > 5 and all(mode.split()[0] in ("600", "700") for mode in modes), modes
     users = cluster.do(HEAD, f"stat -c %a {shared}/mlflow.db {shared}/mlflow_users.db").split()
     assert users == ["600", "600"], "they hold what passwords can be guessed from"
+    for host in (HEAD, *WORKERS):
+        assert cluster.do(host, "stat -c %a /tmp/avb-root; ls -A /tmp/ray") == "700\n", "nobody else can put code there"
     for name in ("ray_token", "mlflow_password", "mlflow_session_key"):
         secret = cluster.secret(name)
         assert re.fullmatch("[0-9a-f]{48}", secret)
         for host in (HEAD, *WORKERS):
             # grep reads what to look for from a file, so that it is in no process title of its own.
-            places = f"/tmp/ray/ avb-service {shared} --exclude-dir=secrets"
+            places = f"/tmp/avb-root/ray/ avb-service {shared} --exclude-dir=secrets"
             search = f"F={shared}/secrets/{name}; ps -eo args | grep -cFf $F; grep -rlFf $F {places} | head -3"
             assert cluster.hosts.ssh(host, search).stdout.split() == ["0"], f"{name} is to be read on {host}"

@@ -72,7 +72,7 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
         (["train", "vae_digits", "--set", "algorithm.model.options={momentum: 0.9}"], ["not momentum"]),
         (["train", "vae_digits", "--set", "data.name=mnist", "--set", "data.download=false"],
          ["not found", "--set data.root=FOLDER"]),
-        (["tune", "--space", "nowhere.yaml"], ["cannot read nowhere.yaml"]),
+        (["tune", "--space", "nowhere.yaml"], ["has no file nowhere.yaml"]),
         (["train", "vae_digits", "--name", "/tmp/outside"], ["--name: given '/tmp/outside'"]),
         (["train", "vae_digits", "--name", ""], ["--name: given ''"]),
         (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
