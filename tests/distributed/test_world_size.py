@@ -386,10 +386,9 @@ def leave_and_come_back(rank: int, workers: int, tree: Tree, folder: Path) -> No
             (folder / f"{name}.json").write_text(json.dumps({k: v for k, v in run.history.items() if "time/" not in k}))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_figures_of_a_run_that_was_saved_between_two_reports_are_the_same_to_the_bit(small, tmp_path, workers):
+def test_figures_of_a_run_that_was_saved_between_two_reports_are_the_same_to_the_bit(small, tmp_path):
     tree = small("avb", {"training.rounds": 30, "training.report_every": 25, "training.logical_workers": 4}).tree()
-    spawn(tmp_path, (workers, leave_and_come_back, (tree, tmp_path)))
+    spawn(tmp_path, (3, leave_and_come_back, (tree, tmp_path)))
     disturbed, undisturbed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("disturbed", "undisturbed"))
     assert len(disturbed) > 5 and disturbed == undisturbed
 
