@@ -313,7 +313,7 @@ def misplaced(
         return [f"{head}: another program has port {port}: end it, or the Ray that was left there (ray down)"
                 for port in taken]  # fmt: skip
     found = [
-        f"{host}: has not joined the cluster: see $RAY_TMPDIR/ray/session_latest/logs/monitor.* on {head}"
+        f"{host}: has not joined the cluster: see /tmp/ray/session_latest/logs/monitor.* on {head}"
         for host in cluster.hosts
         if host not in members and _address(host) not in members
     ]

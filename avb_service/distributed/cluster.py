@@ -31,7 +31,7 @@ ENVIRONMENT = {
 LAPTOP = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # an actor for each model, for what happens to rented hosts only
 
 QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 $RAY_TMPDIR/ray/session_latest/logs/monitor.*'"
+MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 /tmp/ray/session_latest/logs/monitor.*'"
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01

@@ -1,4 +1,4 @@
-"""Several hosts on one machine: each has its own network, process table, name, home, places for Ray and sshd.
+"""Several hosts on one machine: each has its own network, process table, name, home, /tmp/ray and sshd.
 
 Linux namespaces, so root is needed, and Debian's iproute2, openssh-server and rsync. To look at them by hand:
 `python tests/cluster/hosts.py FOLDER N` keeps N of them until Enter is pressed.
@@ -37,9 +37,8 @@ MaxStartups 100
 BOOT = """set -e
 hostname {name}
 mount --make-rprivate /
-mkdir -p /tmp/ray /tmp/avb-root /run/sshd
+mkdir -p /tmp/ray /run/sshd
 mount --bind {folder}/ray /tmp/ray
-mount --bind {folder}/tmp /tmp/avb-root
 mount --bind {folder}/passwd /etc/passwd
 mount --bind {folder}/hosts /etc/hosts
 mount --bind {folder}/resolv.conf /etc/resolv.conf
@@ -158,7 +157,7 @@ class Hosts:
 
     def _furnish(self, name: str, folder: Path) -> None:
         home = folder / "home"
-        for part in (home, folder / "ray", folder / "tmp"):
+        for part in (home, folder / "ray"):
             part.mkdir(parents=True)
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "hostkey"))
         lines = [f"{self.address(each)} {each}" for each in self.names]

@@ -128,12 +128,12 @@ def test_secrets_are_for_one_user_and_in_no_record(cluster, champion):
     users = cluster.do(HEAD, f"stat -c %a {shared}/mlflow.db {shared}/mlflow_users.db").split()
     assert users == ["600", "600"], "they hold what passwords can be guessed from"
     for host in (HEAD, *WORKERS):
-        assert cluster.do(host, "stat -c %a /tmp/avb-root; ls -A /tmp/ray") == "700\n", "nobody else can put code there"
+        assert cluster.do(host, "stat -c %a /tmp/ray; ls /tmp/ray/session_latest/logs").startswith("700\n"), host
     for name in ("ray_token", "mlflow_password", "mlflow_session_key"):
         secret = cluster.secret(name)
         assert re.fullmatch("[0-9a-f]{48}", secret)
         for host in (HEAD, *WORKERS):
             # grep reads what to look for from a file, so that it is in no process title of its own.
-            places = f"/tmp/avb-root/ray/ avb-service {shared} --exclude-dir=secrets"
+            places = f"/tmp/ray/ avb-service {shared} --exclude-dir=secrets"
             search = f"F={shared}/secrets/{name}; ps -eo args | grep -cFf $F; grep -rlFf $F {places} | head -3"
             assert cluster.hosts.ssh(host, search).stdout.split() == ["0"], f"{name} is to be read on {host}"

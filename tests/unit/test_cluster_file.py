@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -50,19 +51,42 @@ def test_the_lines_to_edit_stand_above_all_others():
     ],
 )
 def test_a_host_that_has_everything_learns_where_it_is(tmp_path, more, expected):
+    project = installed(tmp_path, **more)
+    written = (project / "env.sh").read_text().split()
+    assert [word for word in written if word in expected] == expected
+    assert any(word.startswith("AVB_NODES=") for word in written) == (not more)
+    assert (tmp_path / ".bashrc").read_text().count("env.sh; fi") == 1
+
+
+@pytest.mark.parametrize("laid", [False, True], ids=["nothing there", "a link laid for us"])
+def test_what_ray_keeps_is_below_a_folder_of_ours_alone(tmp_path, laid):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    place = tmp_path / "ray"
+    if laid:
+        place.symlink_to(elsewhere)
+    ask = f". {installed(tmp_path, RAY_HEAD_IP='10.9.8.7')}/env.sh; echo $RAY_TMPDIR"
+    asked = subprocess.run(["bash", "-c", ask], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, text=True,
+                           capture_output=True)  # fmt: skip
+    assert asked.stdout.strip() == ("/dev/null" if laid else str(place))
+    assert (f"{place} is somebody else's: remove it, or export AVB_TMP=FOLDER" in asked.stderr) == laid
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755 and (laid or stat.S_IMODE(place.stat().st_mode) == 0o700)
+
+
+def installed(tmp_path: Path, **more: str) -> Path:
+    """The project, installed twice on a host that has all packages; it writes the same again."""
     types = {"head": {"min_workers": 0}, "cpu": {"min_workers": 2}, "gpu": {"min_workers": 1, "max_workers": 3}}
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps({"available_node_types": types}))
     project = tmp_path / "avb-service"
     shutil.copytree(ROOT / "deploy", project / "deploy")
     shutil.copy(ROOT / "pyproject.toml", project)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "", **more}
-    for _ in range(2):  # run again, it writes the same
+    environment = {
+        **os.environ, "HOME": str(tmp_path), "AVB_TMP": str(tmp_path / "ray"), "PATH": path, "RAY_HEAD_IP": "", **more,
+    }  # fmt: skip
+    for _ in range(2):
         subprocess.run(["bash", project / "deploy" / "install.sh", tmp_path / "shared"], env=environment, check=True)
-    written = (project / "env.sh").read_text().split()
-    assert [word for word in written if word in expected] == expected
-    assert any(word.startswith("AVB_NODES=") for word in written) == (not more)
-    assert (tmp_path / ".bashrc").read_text().count("env.sh; fi") == 1
+    return project
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("deploy/*.sh")), ids=lambda path: path.name)
