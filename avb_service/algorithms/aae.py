@@ -1,4 +1,4 @@
-"""Adversarial autoencoder (Makhzani et al. 2016; the sections are those of arXiv 1511.05644)."""
+"""Adversarial autoencoder (Makhzani et al. 2016)."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, warm_up
 from avb_service.algorithms.avb_ac import AVBAC, ContrastConfig
-from avb_service.bayes import BAYESIAN_MODELS, BayesianModel
+from avb_service.bayes import BayesianModel, bayesian_model, bayesian_models
 from avb_service.distributions import ImplicitPosterior, Values, whiten
 from avb_service.errors import DataError
 
@@ -18,7 +18,7 @@ class AVBJointConfig(ContrastConfig):
     """Settings of inference in a Bayesian model.
 
     Attributes:
-        joint: the model, of the table in `avb_service/bayes.py`.
+        joint: the model, of the table in `avb_service/bayes.py` or of an installed package.
         kl_warmup: rounds over which the weight of its log joint rises from 0 to 1, which begins with a q that is wide.
         model: the turn of the encoder.
     """
@@ -29,14 +29,15 @@ class AVBJointConfig(ContrastConfig):
     @field_validator("joint")
     @classmethod
     def _known(cls, joint: str) -> str:
-        if joint not in BAYESIAN_MODELS:
-            raise ValueError(f"one of {', '.join(BAYESIAN_MODELS)}")
+        if joint not in bayesian_models():
+            raise ValueError(f"one of {', '.join(bayesian_models())}")
+        bayesian_model(joint)  # says what is wrong with a package's
         return joint
 
     @property
     def latent_dim(self) -> int:
         """As many as the model has unknowns."""
-        return BAYESIAN_MODELS[self.joint].dim
+        return bayesian_model(self.joint).dim
 
     def objection(self, values: Values) -> str | None:
         """Observations are real-valued."""
@@ -44,7 +45,7 @@ class AVBJointConfig(ContrastConfig):
 
     def generative(self, spec: DataSpec) -> BayesianModel:
         """The Bayesian model; nothing in it is learned."""
-        joint = BAYESIAN_MODELS[self.joint]
+        joint = bayesian_model(self.joint)
         if tuple(spec.shape) != joint.shape:
             raise DataError(
                 f"algorithm.joint: {self.joint} models observations of shape {list(joint.shape)}, given "

@@ -91,7 +91,7 @@ class CycleGAN(TranslatingModel):
         return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """Half of E[(D(x) - 1)^2] + E[D(F(y))^2], and R1, in both domains; F(y) is an old image at even odds."""
+        """Half of E[(D(x) - 1)^2] + E[D(F(y))^2] (section 4), and R1, twice; F(y) is an old image at even odds."""
         x, y = batch.x, self.source(batch)
         made, made_other = self.translate(y), self.translate_back(x)
         value = self._least_squares(self.critic, x, self._mixed(made, self.made))
@@ -100,7 +100,7 @@ class CycleGAN(TranslatingModel):
         return Loss(value, {"loss": value.detach()}, statistics)
 
     def model_loss(self, batch: Batch) -> Loss:
-        """E[(D(F(y)) - 1)^2] in both domains + lambda (E|F(G(x)) - x| + E|G(F(y)) - y|) (eq. 2), per pixel."""
+        """E[(D(F(y)) - 1)^2] (section 4), twice, + lambda (E|F(G(x)) - x| + E|G(F(y)) - y|) (eq. 2), per pixel."""
         x, y = batch.x, self.source(batch)
         made, made_other = self.translate(y), self.translate_back(x)
         deception = (self.critic(made) - 1).square().mean() + (self.critic_other(made_other) - 1).square().mean()

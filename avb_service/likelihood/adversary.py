@@ -71,8 +71,7 @@ class Diagnosis:
 
 def codes_seen(model: AdversarialModel, rounds: int, batch_size: int) -> int:
     """N, how many codes of the contrast an adversary has been trained on: one a datum, at each of its steps."""
-    steps = sum(player.turn.steps for player in model.players() if player.name == "adversary")
-    return max(1, rounds * steps * batch_size)
+    return max(1, rounds * model.config.adversary.steps * batch_size)
 
 
 def can_be_diagnosed(model: Algorithm) -> TypeGuard[AdversarialModel]:

@@ -1,15 +1,13 @@
 """Bayesian models: their densities against closed forms, and what AVB finds of their posteriors."""
 
 import math
-from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor
-from torch.distributions import HalfCauchy, MultivariateNormal, Normal
+from torch.distributions import HalfCauchy, Normal
 
 from avb_service.algorithms.avb_joint import AVBJointConfig
-from avb_service.bayes import BAYESIAN_MODELS, BayesianModel, EightSchools
+from avb_service.bayes import GROUP, EightSchools
 from avb_service.data.datasets import DataConfig, load
 from avb_service.errors import ConfigError, UserError
 from avb_service.experiment import Experiment
@@ -55,20 +53,34 @@ def test_a_mean_that_leaves_the_numbers_is_not_taken_for_an_affine_one(tmp_path)
     assert not Evaluator(model, LikelihoodConfig()).applies("ppca")
 
 
+COVARIANCE = [[1.0, 0.8], [0.8, 1.5]]
+CORRELATED = f'''
+import torch
+from torch.distributions import MultivariateNormal
+from avb_service.bayes import BayesianModel
+
 class Correlated(BayesianModel):
     """A density that is nothing but a function: a correlated Gaussian, not normalised."""
 
-    shape: ClassVar[tuple[int, int, int]] = (1, 1, 8)
-    dim: ClassVar[int] = 2
-    unknowns: ClassVar[tuple[str, ...]] = ("a", "b")
-    covariance: ClassVar[Tensor] = torch.tensor([[1.0, 0.8], [0.8, 1.5]])
+    shape, dim, unknowns = (1, 1, 8), 2, ("a", "b")
 
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        return 3.0 + MultivariateNormal(torch.tensor([1.0, -1.0]), self.covariance).log_prob(z)
+    def log_joint(self, x, z):
+        return 3.0 + MultivariateNormal(torch.tensor([1.0, -1.0]), torch.tensor({COVARIANCE})).log_prob(z)
+'''
 
 
-def test_a_model_may_be_nothing_but_a_function(monkeypatch, tmp_path):
-    monkeypatch.setitem(BAYESIAN_MODELS, "correlated", Correlated)
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """One that somebody has installed beside ours, with a model, a name for nothing, and one for something else."""
+    (tmp_path / "somebodys_models.py").write_text(CORRELATED)
+    (tmp_path / "somebodys-1.0.dist-info").mkdir()
+    (tmp_path / "somebodys-1.0.dist-info" / "entry_points.txt").write_text(
+        f"[{GROUP}]\ncorrelated = somebodys_models:Correlated\nlost = somebodys_models:Lost\nother = torch:Tensor\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_model_of_an_installed_package_may_be_nothing_but_a_function(package, tmp_path):
     small = {"encoder.bases": 4, "encoder.noise_dim": 4, "encoder.hidden": [16], "discriminator.hidden": [32, 32]}
     overrides = [f"algorithm.{key}={value}" for key, value in small.items()]
     overrides += ["algorithm.joint=correlated", "training.rounds=600", "training.report_every=600",
@@ -78,9 +90,15 @@ def test_a_model_may_be_nothing_but_a_function(monkeypatch, tmp_path):
     x, _ = experiment.data("test")
     z = experiment.algorithm.encode(x, 20_000)[:, 0]
     torch.testing.assert_close(z.mean(0), torch.tensor([1.0, -1.0]), atol=0.15, rtol=0)
-    torch.testing.assert_close(z.mT.cov(), Correlated.covariance, atol=0.3, rtol=0)
+    torch.testing.assert_close(z.mT.cov(), torch.tensor(COVARIANCE), atol=0.3, rtol=0)
     with pytest.raises(UserError, match="Correlated is given by its log joint alone"):
         experiment.algorithm.sample(1)
+
+
+def test_what_a_package_names_has_to_be_a_model(package):
+    for name, wrong in {"lost": "no installed package has", "other": "expected a subclass"}.items():
+        with pytest.raises(UserError, match=f"joint: {name} is .*{wrong}"):
+            read_config("avb_joint_eight_schools", [f"algorithm.joint={name}"])
 
 
 def test_observations_of_another_kind_are_refused(tmp_path):
