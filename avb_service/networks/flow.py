@@ -66,7 +66,7 @@ FlowConfig = Annotated[SplineFlowConfig | AffineFlowConfig, Field(discriminator=
 
 
 class FlowPrior(nn.Module):
-    """log p(z) = log N(f(z); 0, I) + log|det df/dz|. Source: Rezende & Mohamed 2015, section 3.
+    """log p(z) = log N(f(z); 0, I) + log|det df/dz|; it begins as N(0, I). Source: Rezende & Mohamed 2015, section 3.
 
     Args:
         transform: f, autoregressive.
@@ -76,6 +76,10 @@ class FlowPrior(nn.Module):
     def __init__(self, transform: zuko.lazy.LazyTransform, dim: int) -> None:
         super().__init__()
         self.transform, self.dim = stateless(transform), dim
+        for network in transform.modules():
+            if isinstance(network, zuko.nn.MaskedMLP):
+                for parameter in network[-1].parameters():
+                    nn.init.zeros_(parameter)
 
     def forward(self) -> Distribution:
         """p(z), event shape [D]."""

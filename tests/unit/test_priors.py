@@ -98,6 +98,13 @@ def test_a_flow_counts_its_volume():
         assert prior().log_prob(point).item() == pytest.approx(expected.item(), abs=1e-9)
 
 
+@pytest.mark.parametrize("config", [SPLINE, AFFINE])
+def test_a_flow_begins_as_the_gaussian(config):
+    z = torch.randn(100, 2)
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(config.build(2)().log_prob(z), expected)
+
+
 def test_annealing_finds_the_evidence(prior):
     """A lower bound that is nearly tight, and one on the other side for data of the model's own."""
     model = Linear(prior)
