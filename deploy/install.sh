@@ -46,16 +46,7 @@ export PYTHONPATH=$project AVB_STORAGE=$storage
 export RAY_ADDRESS=auto RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secrets/ray_token
 export AVB_RAY_PORTS="$ports"
-# Ray keeps sockets, and code that it will run, in a folder that all may write: here below one that is ours alone.
-export RAY_TMPDIR=${AVB_TMP:-/tmp/ray}
-mkdir -m 700 "\$RAY_TMPDIR" 2> /dev/null || true
-if [ -O "\$RAY_TMPDIR" ] && [ ! -L "\$RAY_TMPDIR" ]; then
-  chmod 700 "\$RAY_TMPDIR"
-  ln -sfn ray/session_latest "\$RAY_TMPDIR/session_latest"    # where Ray's own hints look for logs
-else
-  echo "$(hostname): \$RAY_TMPDIR is somebody else's: remove it, or export AVB_TMP=FOLDER in ~/.bashrc on all hosts" >&2
-  export RAY_TMPDIR=/dev/null
-fi
+export RAY_TMPDIR=\${AVB_TMP:-/tmp/ray}
 export MLFLOW_TRACKING_USERNAME=avb MLFLOW_TRACKING_PASSWORD=\$(cat $secrets/mlflow_password)
 END
 line="if [ -f $project/env.sh ]; then . $project/env.sh; fi"

@@ -9,6 +9,5 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ray stop
 exec 9> "$project/worker.lock"                # held until whoever watches over the Ray just stopped has seen it
 flock --wait 60 9
-start() { RAY_gcs_rpc_server_reconnect_timeout_s=5 ray start --address="$1:6379" $AVB_RAY_PORTS 9>&-; }
-start "$1" || { ray stop --force; start "$1"; }   # Ray gives up after 30 s, which a busy host may take
+RAY_gcs_rpc_server_reconnect_timeout_s=5 bash "$project/deploy/start.sh" --address="$1:6379" 9>&-
 setsid bash -c 'tail --pid="$0" -f /dev/null; ray stop --force' "$(pgrep -n -u "$(id -u)" -x raylet)" < /dev/null > /dev/null 2>&1 &

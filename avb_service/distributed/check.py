@@ -86,7 +86,7 @@ class ClusterFile:
         key: Any = auth.get("ssh_private_key")
         proxy: Any = auth.get("ssh_proxy_command")
         commands = tree.get("setup_commands")
-        words = [str(each).split() for each in commands] if isinstance(commands, list) else []
+        words = [_words(str(each)) for each in commands] if isinstance(commands, list) else []
         folders = [line[at + 1] for line in words for at, word in enumerate(line[:-1]) if word.endswith("/install.sh")]
         listed = isinstance(workers, list) and all(_is(ADDRESS, each) for each in workers)
         hosts = (head, *(workers if listed else ()))
@@ -101,7 +101,7 @@ class ClusterFile:
             f"auth.ssh_private_key: {key} is the public half: name it without .pub": str(key).endswith(".pub"),
             f"auth.ssh_proxy_command: given {proxy!r}, expected a command": not isinstance(proxy, str | None),
             "setup_commands: expected bash .../deploy/install.sh SHARED_FOLDER": not folders,
-            f"setup_commands: given {folders[:1]}, expected an absolute path": not all(f[0] in "/~" for f in folders),
+            f"setup_commands: {' '.join(folders)} is no path from / on": any(f[0] not in "/~" for f in folders),
         }
         if problems := [text for text, is_so in wrong.items() if is_so] + refused_by_ray(tree, {"provider", "auth"}):
             raise ConfigError(problems, str(path))
@@ -256,6 +256,11 @@ def wanting(cluster: ClusterFile, hosts: Mapping[str, Mapping[str, Any]]) -> lis
                 f"{host}: others may write {cluster.storage}, and by it run code as {cluster.user}: there, "
                 f"chmod go-w {cluster.storage}"
             )
+        if has["ray"]:
+            found.append(
+                f"{host}: {has['ray']}, where Ray would keep sockets and code, is somebody else's: have it removed, or "
+                "export AVB_TMP=FOLDER in ~/.bashrc there"
+            )
         if has["storage"]:
             found.append(f"{host}: {cluster.user} cannot write {cluster.storage}: {has['storage']}")
         if not has["resolves"] or ip_address(has["resolves"]).is_loopback:
@@ -313,7 +318,7 @@ def misplaced(
         return [f"{head}: another program has port {port}: end it, or the Ray that was left there (ray down)"
                 for port in taken]  # fmt: skip
     found = [
-        f"{host}: has not joined the cluster: see /tmp/ray/session_latest/logs/monitor.* on {head}"
+        f"{host}: has not joined the cluster: see $RAY_TMPDIR/session_latest/logs/monitor.* on {head}"
         for host in cluster.hosts
         if host not in members and _address(host) not in members
     ]
@@ -322,6 +327,13 @@ def misplaced(
 
 def _is(pattern: str, value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return [word for word in shlex.split(command) if word]
+    except ValueError:  # a quote that is not closed
+        return []
 
 
 def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:

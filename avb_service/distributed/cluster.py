@@ -31,7 +31,7 @@ ENVIRONMENT = {
 LAPTOP = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # an actor for each model, for what happens to rented hosts only
 
 QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 /tmp/ray/session_latest/logs/monitor.*'"
+MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 $RAY_TMPDIR/session_latest/logs/monitor.*'"
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
@@ -206,8 +206,9 @@ def _gather(on_wait: Callable[[str], None]) -> None:
     if not given.isdigit():
         raise UserError(f"{NODES}={given}: expected how many hosts the cluster is to have")
     expected, until, seen = int(given), time.monotonic() + PATIENCE, -1
-    while (here := len(_alive())) < expected:
-        how = f"{here} of {expected} hosts have joined the cluster"
+    while (here := len(alive := _alive())) < expected:
+        cpus, gpus = (sum(node["Resources"].get(kind, 0) for node in alive) for kind in ("CPU", "GPU"))
+        how = f"{here} of {expected} hosts have joined the cluster, with {cpus:g} CPUs and {gpus:g} GPUs"
         if time.monotonic() > until:
             on_wait(f"{how}; going on without the others. {MISSING}")
             return

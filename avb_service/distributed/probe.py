@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ def facts(storage: str, token: str) -> dict[str, object]:
         "venv": all(find_spec(name) is not None for name in ("venv", "ensurepip")),
         "lacks": [tool for tool in TOOLS if shutil.which(tool) is None],
         "storage": mark(storage, token),
+        "ray": foreign(os.environ.get("AVB_TMP") or "/tmp/ray"),
         "open": bool(os.path.isdir(storage) and os.stat(storage).st_mode & 0o022),
         "cpus": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
@@ -60,6 +62,15 @@ def mark(storage: str, token: str) -> str:
             return ""
     except OSError as error:
         return error.strerror or str(error)
+
+
+def foreign(folder: str) -> str:
+    """The folder, if it is there and not ours: Ray's sockets and code in it would be its owner's. Else empty."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return ""
+    return folder if stat.S_ISLNK(found.st_mode) or found.st_uid != os.getuid() else ""
 
 
 def gpus() -> int:

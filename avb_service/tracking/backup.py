@@ -100,6 +100,7 @@ def restore(folder: Path, uri: str | None = None, *, replace: bool = False) -> C
         names = ", ".join(str(path) for path in there)
         raise UserError(f"{names} would be overwritten: restore elsewhere, or put it aside with --replace")
     with _beside(runs) as part:
+        (part / ARTIFACTS).mkdir(mode=0o700)
         damaged = [name for name, checksum in sums.items() if _copied(folder / name, part / name) != checksum]
         if damaged:
             raise DataError(

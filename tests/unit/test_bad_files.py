@@ -134,7 +134,8 @@ CLUSTER = (
     one_of(auth__ssh_user=["", None, 3, "-oProxyCommand=id", "a b"],
            auth__ssh_private_key=["", None, 3, "/no/such/key", "..", "~nobody-here/key", "a\0b"],
            auth__ssh_proxy_command=[3, ["nc"], {}]),
-    one_of(setup_commands=[[], None, "install.sh", ["echo"], [3], ["bash deploy/install.sh"], {"a": 1}],
+    one_of(setup_commands=[[], None, "install.sh", ["echo"], [3], ["bash deploy/install.sh"], {"a": 1},
+                           ["bash deploy/install.sh mnt/avb"], ['bash deploy/install.sh "/mnt/avb']],
            provider=[None, [], "local"], auth=[None, [], "root"]),
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ PYTHON = f"""#!/bin/bash
 exec {Path(sys.executable).resolve()} -S "$@"
 """  # without any package: a host before its installation
 READY = {"hostname": "one", "resolves": "10.0.0.1", "python": [3, 11, 7], "venv": True, "lacks": [], "storage": "",
-         "open": False, "cpus": 2, "gpus": 0, "versions": {}}  # fmt: skip
+         "ray": "", "open": False, "cpus": 2, "gpus": 0, "versions": {}}  # fmt: skip
 CLUSTER = ClusterFile(("one", "two"), "ann", Path("key"), "", "/mnt/avb")
 
 
@@ -44,6 +44,7 @@ def homes(tmp_path, monkeypatch):
         if name != "ssh":
             (folder.parent / ".bashrc").write_text(f"echo hello; PATH={folder}:$PATH\n")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("AVB_TMP", str(tmp_path / "ray"))
     monkeypatch.delenv("AVB_PYTHON", raising=False)
     return tmp_path
 
@@ -121,6 +122,7 @@ def test_a_port_that_somebody_has_is_named(cluster):
         ({"venv": False, "versions": {"ray": "2.60.0"}}, []),  # an image that has everything needs none
         ({"lacks": ["rsync"]}, ["two: lacks rsync"]),
         ({"open": True}, ["two: others may write /mnt/avb, and by it run code as ann: there, chmod go-w /mnt/avb"]),
+        ({"ray": "/tmp/ray"}, ["two: /tmp/ray, where Ray would keep sockets and code, is somebody else's"]),
         ({"storage": "Permission denied"}, ["two: ann cannot write /mnt/avb: Permission denied"]),
         ({"resolves": "127.0.1.1"}, ["two: its name one resolves to 127.0.1.1 there"]),
         ({"resolves": ""}, ["two: its name one has no address there"]),

@@ -58,19 +58,33 @@ def test_a_host_that_has_everything_learns_where_it_is(tmp_path, more, expected)
     assert (tmp_path / ".bashrc").read_text().count("env.sh; fi") == 1
 
 
+RAY = """#!/bin/bash
+echo "$@" >> "$ASKED"
+"""
+
+
 @pytest.mark.parametrize("laid", [False, True], ids=["nothing there", "a link laid for us"])
-def test_what_ray_keeps_is_below_a_folder_of_ours_alone(tmp_path, laid):
-    elsewhere = tmp_path / "elsewhere"
+def test_ray_starts_below_a_folder_of_ours_alone_or_not_at_all(tmp_path, laid):
+    elsewhere, place, asked = tmp_path / "elsewhere", tmp_path / "ray", tmp_path / "asked"
     elsewhere.mkdir(mode=0o755)
-    place = tmp_path / "ray"
     if laid:
         place.symlink_to(elsewhere)
-    ask = f". {installed(tmp_path, RAY_HEAD_IP='10.9.8.7')}/env.sh; echo $RAY_TMPDIR"
-    asked = subprocess.run(["bash", "-c", ask], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, text=True,
-                           capture_output=True)  # fmt: skip
-    assert asked.stdout.strip() == ("/dev/null" if laid else str(place))
-    assert (f"{place} is somebody else's: remove it, or export AVB_TMP=FOLDER" in asked.stderr) == laid
-    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755 and (laid or stat.S_IMODE(place.stat().st_mode) == 0o700)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ray").write_text(RAY)
+    (tmp_path / "bin" / "ray").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RAY_TMPDIR": str(place), "ASKED": str(asked),
+        "AVB_RAY_PORTS": "",
+    }  # fmt: skip
+    command = ["bash", str(ROOT / "deploy" / "start.sh"), "--head"]
+    started = subprocess.run(command, env=environment, text=True, capture_output=True)
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
+    if laid:
+        assert started.returncode == 1 and not asked.exists()
+        assert f"{place} is somebody else's: have it removed, or export AVB_TMP=FOLDER" in started.stderr
+    else:
+        assert asked.read_text() == f"start --temp-dir={place}/ray --disable-usage-stats --head\n"
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 
 def installed(tmp_path: Path, **more: str) -> Path:
@@ -82,7 +96,7 @@ def installed(tmp_path: Path, **more: str) -> Path:
     shutil.copy(ROOT / "pyproject.toml", project)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {
-        **os.environ, "HOME": str(tmp_path), "AVB_TMP": str(tmp_path / "ray"), "PATH": path, "RAY_HEAD_IP": "", **more,
+        **os.environ, "HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "", **more,
     }  # fmt: skip
     for _ in range(2):
         subprocess.run(["bash", project / "deploy" / "install.sh", tmp_path / "shared"], env=environment, check=True)

@@ -17,7 +17,7 @@ def joined(monkeypatch):
         clock, hosts, notes = itertools.count(), iter(numbers), []
         monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
-        monkeypatch.setattr(cluster, "_alive", lambda: [{}] * next(hosts, numbers[-1]))
+        monkeypatch.setattr(cluster, "_alive", lambda: [{"Resources": {"CPU": 2.0}}] * next(hosts, numbers[-1]))
         cluster._gather(notes.append)
         return notes
 
@@ -28,6 +28,7 @@ def test_it_waits_for_the_hosts_that_are_to_come(joined, monkeypatch):
     monkeypatch.setenv("AVB_NODES", "3")
     notes = joined(1, 1, 2, 2, 2, 3)
     assert [note.split(" have")[0] for note in notes] == ["1 of 3 hosts", "2 of 3 hosts"]
+    assert "with 4 CPUs and 0 GPUs" in notes[1]
 
 
 def test_it_does_not_wait_for_ever(joined, monkeypatch):
