@@ -46,6 +46,38 @@ def read_off(model: CodedModel, x: Tensor) -> Tensor:
         return model.recognise(x).parts[0].probs.argmax(-1)
 
 
+def codes(
+    preset: str, assignments: list[str] | None = None, figures: Path | None = None, device: str = "cpu"
+) -> Agreement:
+    """Train, print the agreement on test data at every report, and draw to a folder if there is one; the last of them.
+
+    Args:
+        preset: of a method that has codes.
+        assignments: what is set on top, as `--set` has it.
+        figures: the folder.
+        device: where to train.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Experiment(read_config(preset, assignments), Path(folder), device=device)
+        x, labels = experiment.data("test")
+
+        def report(round_: int, metrics: object) -> None:
+            found.append(agreement(read_off(experiment.engine.model, x), labels))
+            information = experiment.history["train/model/information_categorical"][-1][1]
+            print(f"round {round_}: matched {found[-1].matched:.3f}, majority {found[-1].majority:.3f}, "
+                  f"information {information:.2f} nats, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
+            if figures is not None:
+                from avb_service.figures import to_png
+
+                figures.mkdir(parents=True, exist_ok=True)
+                for name, figure in experiment.draw().items():
+                    (figures / f"{name}.png").write_bytes(to_png(figure))
+
+        experiment.fit(report)
+    return found[-1]
+
+
 def main() -> None:
     """Train, print the agreement at every report, and leave the final figures where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -55,23 +87,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config(options.preset, options.set), Path(folder), device=options.device)
-        x, labels = experiment.data("test")
-
-        def report(round_: int, metrics: object) -> None:
-            found = agreement(read_off(experiment.engine.model, x), labels)
-            information = experiment.history["train/model/information_categorical"][-1][1]
-            print(f"round {round_}: matched {found.matched:.3f}, majority {found.majority:.3f}, "
-                  f"information {information:.2f} nats, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
-            if options.figures is not None:
-                from avb_service.figures import to_png
-
-                options.figures.mkdir(parents=True, exist_ok=True)
-                for name, figure in experiment.draw().items():
-                    (options.figures / f"{name}.png").write_bytes(to_png(figure))
-
-        experiment.fit(report)
+    codes(options.preset, options.set, options.figures, options.device)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ support vectors, to which an image is a whole, and random trees, to which one pi
 import argparse
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,24 +22,40 @@ from avb_service.settings import read_config
 TAUGHT = 10_000  # labelled MNIST images
 
 
-def main() -> None:
-    """Train, and print the accuracy at every report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--set", action="append", metavar="PATH=VALUE")
-    parser.add_argument("--figures", type=Path, help="draw to this folder")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+class Read(NamedTuple):
+    """Fractions of held-out digits that support vectors read as what they are.
+
+    Attributes:
+        as_they_are: of the digits themselves.
+        translated: of their translations at the end of training.
+        by_digit: of the translations of each digit, 0 to 9.
+    """
+
+    as_they_are: float
+    translated: float
+    by_digit: tuple[float, ...]
+
+
+def read(assignments: list[str] | None = None, figures: Path | None = None) -> Read:
+    """Train, print the accuracy at every report, draw to a folder if there is one, and read what comes out.
+
+    Args:
+        assignments: what is set on top of the preset, as `--set` has it.
+        figures: the folder.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config("cyclegan_digits_mnist", options.set), Path(folder))
+        experiment = Experiment(read_config("cyclegan_digits_mnist", assignments), Path(folder))
         x, labels = experiment.data("train", TAUGHT)
         readers = {"support vectors": SVC(C=10.0), "trees": ExtraTreesClassifier(100, random_state=0)}
         for reader in readers.values():
             reader.fit(x.flatten(1).numpy(), labels)
         y, of_y = experiment.other("test")
 
+        def right(reader: str, images: Tensor, truth: Tensor) -> np.ndarray:
+            return readers[reader].predict(images.flatten(1).numpy()) == truth.numpy()
+
         def accuracy(images: Tensor, truth: Tensor) -> str:
-            read = {name: reader.predict(images.flatten(1).numpy()) for name, reader in readers.items()}
-            return ", ".join(f"{np.mean(said == truth.numpy()):.3f} ({name})" for name, said in read.items())
+            return ", ".join(f"{right(name, images, truth).mean():.3f} ({name})" for name in readers)
 
         def report(round_: int, metrics: object) -> None:
             model = experiment.engine.model
@@ -47,16 +64,31 @@ def main() -> None:
                 lost = (model.translate_back(there) - y).abs().mean()
             print(f"round {round_}: translations read as what they were {accuracy(there, of_y)}; "
                   f"cycle {lost:.4f} a pixel, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
-            if options.figures is not None:
+            if figures is not None:
                 from avb_service.figures import to_png
 
-                options.figures.mkdir(parents=True, exist_ok=True)
+                figures.mkdir(parents=True, exist_ok=True)
                 for name, figure in experiment.draw().items():
-                    (options.figures / f"{name}.png").write_bytes(to_png(figure))
+                    (figures / f"{name}.png").write_bytes(to_png(figure))
 
         test = accuracy(*experiment.data("test", 2000))
         print(f"MNIST's own test images {test}; {len(y)} digits as they are {accuracy(y, of_y)}", flush=True)
         experiment.fit(report)
+        with torch.no_grad():
+            there = right("support vectors", experiment.engine.model.translate(y), of_y)
+        by_digit = tuple(there[of_y.numpy() == digit].mean().item() for digit in range(10))
+        return Read(right("support vectors", y, of_y).mean().item(), there.mean().item(), by_digit)
+
+
+def main() -> None:
+    """Train, and print the accuracy at every report; at the end, of support vectors, for each digit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", action="append", metavar="PATH=VALUE")
+    parser.add_argument("--figures", type=Path, help="draw to this folder")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = read(options.set, options.figures)
+    print("by digit: " + ", ".join(f"{digit} {share:.2f}" for digit, share in enumerate(found.by_digit)), flush=True)
 
 
 if __name__ == "__main__":

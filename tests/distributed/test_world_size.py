@@ -33,6 +33,11 @@ from avb_service.model import build
 from avb_service.settings import ExperimentConfig
 
 WORLDS = (1, 2, 4)
+TRIALS = {
+    **{method: (method, {}) for method in sorted(TABLE)},
+    "vq_vae_by_gradient": ("vq_vae", {"algorithm.codebook": {"name": "gradient", "size": 8, "dim": 4}}),
+}  # fmt: skip
+every_trial = pytest.mark.parametrize("trial", TRIALS)
 UNEVEN, TRIED_UNEVEN = 3, ("avb_ac", "vq_vae")  # workers that do not divide the 4 logical ones: a game, and statistics
 ROUNDS, STOP = 20, 10
 STOPPED = 0  # stands for the run that was stopped at half time on 2 workers, and is resumed on 1
@@ -113,20 +118,20 @@ def parameters(folder: Path, rank: int = 0) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def runs(small) -> dict[str, Tree]:
-    """Every method in both precisions, with 4 logical workers, under its name.
+    """Every method, and VQ-VAE with either codebook, in both precisions, with 4 logical workers, under its name.
 
     Penalties on slopes are played where they are seen to the last digit: they jump where a leaky unit bends, and in 32
     bits round-off may tip one over.
     """
     trees = {}
-    for method in sorted(TABLE):
+    for trial, (method, settings) in TRIALS.items():
         players = build(small(method), load_data(small(method)).spec).players()
         for kind, turn in TURNS.items():
             sloped = kind == SGD and hasattr(small(method).algorithm, "penalty")
-            trees[f"{method}-{kind}"] = small(method, {
+            trees[f"{trial}-{kind}"] = small(method, {
                 "training.rounds": ROUNDS, "training.report_every": STOP, "training.logical_workers": 4,
                 "training.dtype": kind.split("-")[0], **({"algorithm.penalty": 0.5} if sloped else {}),
-                **{f"algorithm.{player.name}": turn for player in players},
+                **{f"algorithm.{player.name}": turn for player in players}, **settings,
             }).tree()  # fmt: skip
     return trees
 
@@ -156,10 +161,11 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], kind: str, wo
             assert (one[name] - other[name]).norm() < relative * one[name].norm(), name
 
 
+@every_trial
 @pytest.mark.parametrize("workers", WORLDS[1:])
 @pytest.mark.parametrize("kind", TURNS)
-def test_any_number_of_workers_trains_the_same_model(trained, method, kind, workers):
-    name = f"{method}-{kind}"
+def test_any_number_of_workers_trains_the_same_model(trained, trial, kind, workers):
+    name = f"{trial}-{kind}"
     alone = parameters(trained[1] / name)
     assert_close(alone, parameters(trained[workers] / name), kind, workers)
 
@@ -172,32 +178,35 @@ def test_workers_that_share_unevenly_train_the_same_model(trained, name, kind):
     assert all(torch.equal(parameters(three)[key], parameters(three, 2)[key]) for key in parameters(three))
 
 
+@every_trial
 @pytest.mark.parametrize("workers", WORLDS[1:])
 @pytest.mark.parametrize("kind", TURNS)
-def test_all_ranks_hold_the_same_bits(trained, method, kind, workers):
-    name = f"{method}-{kind}"
+def test_all_ranks_hold_the_same_bits(trained, trial, kind, workers):
+    name = f"{trial}-{kind}"
     first = parameters(trained[workers] / name)
     for rank in range(1, workers):
         other = parameters(trained[workers] / name, rank)
         assert all(torch.equal(first[key], other[key]) for key in first)
 
 
+@every_trial
 @pytest.mark.parametrize("kind", TURNS)
-def test_the_comparison_is_of_models_that_have_moved(runs, trained, method, kind):
+def test_the_comparison_is_of_models_that_have_moved(runs, trained, trial, kind):
     """Much further than the tolerance: two runs that had learned nothing would agree as well."""
-    config = ExperimentConfig.parse(runs[f"{method}-{kind}"])
+    config = ExperimentConfig.parse(runs[f"{trial}-{kind}"])
     algorithm = build(config, load_data(config).spec).to(getattr(torch, config.training.dtype))
-    before, after = algorithm.state_dict(), parameters(trained[1] / f"{method}-{kind}")
+    before, after = algorithm.state_dict(), parameters(trained[1] / f"{trial}-{kind}")
     distance = {name: (after[name] - before[name]).norm().item() for name in after}
     still = {name for name in after if distance[name] < (1e-7 if kind == SGD else 1e-3 * before[name].norm())}
     assert still == set()
 
 
+@every_trial
 @pytest.mark.parametrize("workers", WORLDS[1:])
 @pytest.mark.parametrize("kind", TURNS)
-def test_any_number_of_workers_reports_the_same_figures(trained, method, kind, workers):
+def test_any_number_of_workers_reports_the_same_figures(trained, trial, kind, workers):
     """Losses are means over all workers, not those of rank 0's share."""
-    one, other = (json.loads((trained[n] / f"{method}-{kind}" / "history.json").read_text()) for n in (1, workers))
+    one, other = (json.loads((trained[n] / f"{trial}-{kind}" / "history.json").read_text()) for n in (1, workers))
     assert one.keys() == other.keys()
     for name in one.keys() - {"time/train_seconds"}:
         assert other[name] == [[round_, pytest.approx(value, rel=1e-3, abs=1e-4)] for round_, value in one[name]]
@@ -212,9 +221,10 @@ def test_a_run_on_several_hosts_resumes_to_the_same_bits(runs, trained, tmp_path
         assert all(torch.equal(undisturbed[key], resumed[key]) for key in undisturbed), name
 
 
-def test_a_run_that_lost_a_worker_resumes_to_the_same_model(runs, trained, method):
+@every_trial
+def test_a_run_that_lost_a_worker_resumes_to_the_same_model(runs, trained, trial):
     for kind in TURNS:
-        name = f"{method}-{kind}"
+        name = f"{trial}-{kind}"
         resumed = experiment(runs[name], trained[STOPPED] / name / "checkpoints", 0, 1)
         resumed.resume()
         assert resumed.engine.round == STOP

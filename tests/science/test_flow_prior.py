@@ -25,6 +25,7 @@ def test_four_points_need_no_better_posterior_where_the_prior_can_go_to_them(see
     print(seed, gaussian, flow)
     assert gaussian.elbo < -1.55
     assert -1.42 < flow.elbo < -math.log(4) + 0.005  # the ELBO is of 16 draws a datum
+    assert flow.marginal_kl < gaussian.marginal_kl
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -32,7 +32,8 @@ def test_a_critic_that_is_trained_further_lets_a_gan_collapse(seed, tmp_path):
     assert modes <= 2 and good > 0.98
 
 
-def test_a_least_squares_gan_finds_8_gaussians_or_few_of_them(seed, tmp_path):
-    """All with one seed, three with the other: what it draws is good all the same."""
+def test_a_least_squares_gan_finds_8_gaussians_with_one_seed(seed, tmp_path):
+    """Seed 0. With seed 1 it has found three, and has only to draw them well."""
     modes, good = found("lsgan_gaussians8", seed, tmp_path)
-    assert modes >= (7, 2)[seed] and good > 0.9
+    assert good > 0.9
+    assert modes == 8 or seed == 1

@@ -33,11 +33,37 @@ def test_vectors_side_by_side():
     assert continuous(Concatenated(uniform, standard_normal(3, torch.zeros(1))))
 
 
+def build(**settings: object) -> InfoGAN:
+    torch.manual_seed(0)
+    config = InfoGANConfig.parse({"name": "infogan", "categories": 4, "continuous": 1, "noise_dim": 3, **settings})
+    return InfoGAN(config, DataSpec((1, 4, 4), "levels", 255, torch.full((1, 4, 4), 0.5)))
+
+
 @pytest.fixture
 def model() -> InfoGAN:
-    torch.manual_seed(0)
-    config = InfoGANConfig.parse({"name": "infogan", "categories": 4, "continuous": 1, "noise_dim": 3})
-    return InfoGAN(config, DataSpec((1, 4, 4), "levels", 255, torch.full((1, 4, 4), 0.5)))
+    return build()
+
+
+def test_the_losses_are_those_of_the_paper():
+    """Eq. 6 with D, Q and R1 written out, in the second of four rounds over which both lambdas rise."""
+    model = build(continuous=2, penalty=3.0, weight=0.7, continuous_weight=0.3, warmup=4)
+    d, batch = model.discriminator, Batch(torch.rand(20, 1, 4, 4), None, 1, torch.Generator())
+    torch.manual_seed(1)
+    z = model.prior().sample((20,))
+    drawn = model.decode(z)
+    d_real, d_fake = (torch.sigmoid(d(x)) for x in (batch.x, drawn))
+    logits, mean = model.recogniser.network(d.features(drawn)).split([4, 2], -1)
+    categorical = math.log(4) + (z[:, :4] * torch.log_softmax(logits, -1)).sum(-1).mean()
+    continuous_ = 2 * math.log(2) + Normal(mean, 1 / math.sqrt(3)).log_prob(z[:, 4:6]).sum(-1).mean()
+    information = 2 / 4 * (0.7 * categorical + 0.3 * continuous_)
+    x = batch.x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(d(x).sum(), x)
+    r1 = 3 / 2 * (slope**2).sum((1, 2, 3)).mean()
+    torch.manual_seed(1)
+    adversary = model.adversary_loss(batch).value
+    torch.testing.assert_close(adversary, -(d_real.log() + (1 - d_fake).log()).mean() - information + r1)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model.model_loss(batch).value, -d_fake.log().mean() - information)
 
 
 def test_the_information_is_at_most_the_entropy_of_the_code(model):

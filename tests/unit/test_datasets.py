@@ -1,5 +1,4 @@
 import socket
-import struct
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from avb_service.data.sources import SOURCES
 from avb_service.data.splits import Mapped, binarise, thresholds
 from avb_service.errors import ConfigError, DataError
 from avb_service.seeding import generator
+from tests.mnist import write_mnist
 
 
 @pytest.fixture(autouse=True)
@@ -49,18 +49,6 @@ def write_images(folder, names, size=(5, 4), mode="L"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shape = size[::-1] if mode == "L" else (*size[::-1], 3)
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
-
-
-def write_mnist(root, train=50, test=7):
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name, n in (("train", train), ("t10k", test)):
-        x = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        (folder / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, n, 28, 28) + x.tobytes())
-        y = rng.integers(0, 10, n, dtype=np.uint8)
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + y.tobytes())
-    return folder
 
 
 def test_synthetic_sets_are_whole_in_every_split():

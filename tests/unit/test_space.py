@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import yaml
 
+from avb_service.algorithm import TurnConfig
+from avb_service.algorithms import TABLE
 from avb_service.data.datasets import load
 from avb_service.distributed.cluster import Capacity, Node
 from avb_service.errors import ConfigError, UserError
@@ -27,6 +29,21 @@ def problems(**changes) -> list[str]:
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_space_that_comes_with_the_project_is_sound(path):
     assert read_space(path).name == path.stem
+
+
+@pytest.fixture(scope="module")
+def searched() -> list[tuple[set[str], set[str]]]:
+    """Of each space, its methods and the paths that it searches."""
+    spaces = [read_space(path) for path in SPACES]
+    return [({base.algorithm.name for base in map(space.trial, space.presets)}, set(space.space)) for space in spaces]
+
+
+@pytest.mark.parametrize("game", [name for name, method in TABLE.items() if "adversary" in method.Config.model_fields])
+def test_every_game_has_a_space_that_searches_its_turns(searched, game):
+    """How often the adversary learns in a round, and how fast each player does."""
+    turns = [name for name, field in TABLE[game].Config.model_fields.items() if field.annotation is TurnConfig]
+    wanted = {"algorithm.adversary.steps", *(f"algorithm.{turn}.lr" for turn in turns)}
+    assert any(game in methods and wanted <= paths for methods, paths in searched)
 
 
 def test_a_trial_is_its_preset_with_shared_settings_and_its_own_values():

@@ -6,6 +6,7 @@ from torch.nn.functional import l1_loss
 
 from avb_service.algorithm import Batch, DataSpec
 from avb_service.algorithms.cyclegan import CycleGAN, CycleGANConfig
+from avb_service.networks.critics import Critic
 from avb_service.networks.history import History
 from avb_service.networks.translator import TranslatorConfig
 
@@ -81,10 +82,54 @@ def test_a_translator_learns_to_halve_a_square(values):
     torch.testing.assert_close(translator.map.detach(), 2 * torch.eye(2, 3), atol=0.3, rtol=0)
 
 
+def build(**settings: object) -> CycleGAN:
+    torch.manual_seed(0)
+    section = {"name": "cyclegan", "translator": {"channels": 4, "blocks": 1}, **settings}
+    return CycleGAN(CycleGANConfig.parse(section), spec())
+
+
 @pytest.fixture
 def model() -> CycleGAN:
-    torch.manual_seed(0)
-    return CycleGAN(CycleGANConfig.parse({"name": "cyclegan", "translator": {"channels": 4, "blocks": 1}}), spec())
+    return build()
+
+
+def unpaired(n: int) -> Batch:
+    return Batch(torch.rand(n, *SHAPE), None, 0, torch.Generator(), torch.rand(n, *SHAPE))
+
+
+def steepness(critic: Critic, x: torch.Tensor) -> torch.Tensor:
+    """E|dD(x)/dx|^2."""
+    x = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(critic(x).sum(), x)
+    return (slope**2).sum((1, 2, 3)).mean()
+
+
+def test_the_discriminators_loss_is_that_of_the_paper():
+    """Section 4's squares, halved, and R1 of the data of both domains; some of what they see was made before."""
+    model, batch = build(penalty=3.0), unpaired(8)
+    x, y, d_x, d_y = batch.x, batch.other, model.critic, model.critic_other
+    model.made.push(numbered(2))
+    model.made_other.push(numbered(-1))
+    torch.manual_seed(1)
+    fake_x, fake_y = model._mixed(model.forth(y), model.made), model._mixed(model.back(x), model.made_other)
+    squares = ((d_x(x) - 1) ** 2 + d_x(fake_x) ** 2 + (d_y(y) - 1) ** 2 + d_y(fake_y) ** 2).mean()
+    r1 = 3 / 2 * (steepness(d_x, x) + steepness(d_y, y))
+    torch.manual_seed(1)
+    torch.testing.assert_close(model.adversary_loss(batch).value, squares / 2 + r1)
+
+
+def test_the_translators_loss_is_that_of_the_paper():
+    """Eq. 2 and 3, with section 4's squares, and noise on the way back."""
+    model, batch = build(cycle=3.0, cycle_noise=0.2), unpaired(8)
+    x, y = batch.x, batch.other
+    fake_x, fake_y = model.forth(y), model.back(x)
+    deception = ((model.critic(fake_x) - 1) ** 2).mean() + ((model.critic_other(fake_y) - 1) ** 2).mean()
+    torch.manual_seed(1)
+    y_again = model.back(fake_x + 0.2 * torch.randn(x.shape))
+    x_again = model.forth(fake_y + 0.2 * torch.randn(x.shape))
+    cycle = (x_again - x).abs().mean() + (y_again - y).abs().mean()
+    torch.manual_seed(1)
+    torch.testing.assert_close(model.model_loss(batch).value, deception + 3 * cycle)
 
 
 def test_the_loss_of_two_identities_is_deception_alone(model):
@@ -105,8 +150,7 @@ def test_a_cycle_is_counted_per_pixel_ten_times(model):
 
 
 def test_noise_on_a_translation_is_lost_on_the_way_back():
-    settings = {"name": "cyclegan", "translator": {"channels": 4, "blocks": 1}, "cycle_noise": 0.1}
-    model = CycleGAN(CycleGANConfig.parse(settings), spec())
+    model = build(cycle_noise=0.1)
     model.translate = model.translate_back = lambda x: x  # type: ignore[method-assign]
     x, y = torch.rand(500, *SHAPE), torch.rand(500, *SHAPE)
     loss = model.model_loss(Batch(x, None, 0, torch.Generator(), y))

@@ -66,6 +66,28 @@ def test_a_codebook_that_learns_by_gradient_goes_to_the_outputs_that_chose_it(sm
     torch.testing.assert_close(found, expected.detach())
 
 
+class Stopped(Exception):
+    """What a test stops a run with."""
+
+
+def test_a_codebook_that_learns_by_gradient_resumes_to_the_same_bits(small, tmp_path):
+    def stop(round_: int, metrics: object) -> None:
+        if round_ == 2:
+            raise Stopped
+
+    config = small("vq_vae", {"algorithm.codebook": {"name": "gradient", "size": 4, "dim": 3}})
+    straight, stopped, resumed = (Experiment(config, tmp_path / name) for name in ("straight", "stopped", "stopped"))
+    start = straight.algorithm.quantizer.codebook.detach().clone()
+    straight.fit()
+    assert not torch.equal(straight.algorithm.quantizer.codebook, start)
+    with pytest.raises(Stopped):
+        stopped.fit(stop)
+    resumed.resume()
+    assert resumed.engine.round == 2
+    resumed.fit()
+    torch.testing.assert_close(resumed.engine.state(), straight.engine.state(), rtol=0, atol=0)
+
+
 def test_moving_averages_follow_the_papers_equations():
     """N = g N + (1 - g) n, m = g m + (1 - g) sum z, e = m / N; by hand, over two steps."""
     quantizer = AveragedCodebookConfig(size=3, dim=1, decay=0.75).build()
