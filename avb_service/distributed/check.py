@@ -101,7 +101,7 @@ class ClusterFile:
             f"auth.ssh_private_key: {key} is the public half: name it without .pub": str(key).endswith(".pub"),
             f"auth.ssh_proxy_command: given {proxy!r}, expected a command": not isinstance(proxy, str | None),
             "setup_commands: expected bash .../deploy/install.sh SHARED_FOLDER": not folders,
-            f"setup_commands: {' '.join(folders)} is no path from / on": any(f[0] not in "/~" for f in folders),
+            f"setup_commands: {' '.join(folders)} is no absolute path": any(f[0] not in "/~" for f in folders),
         }
         if problems := [text for text, is_so in wrong.items() if is_so] + refused_by_ray(tree, {"provider", "auth"}):
             raise ConfigError(problems, str(path))
