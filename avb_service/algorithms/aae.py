@@ -51,6 +51,8 @@ class AAE(LatentVariableModel):
     It has AVB's p(z) p(x|z), and so a likelihood. But q(z|x) is not held to the posterior, datum by datum: no bound on
     log p(x) is maximised. The paper reconstructs first and plays all turns on one minibatch; here reconstruction comes
     last, and each turn has a batch of its own.
+
+    Source: Makhzani et al. 2016, "Adversarial autoencoders"; the sections are those of arXiv 1511.05644.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AAEConfig

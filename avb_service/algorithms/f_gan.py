@@ -32,7 +32,7 @@ class FGANConfig(NoiseGameConfig):
 
 
 class FGAN(GAN):
-    """min_G max_V E_p(x)[g(V(x))] - E_p(z)[f*(g(V(G(z))))] (eq. 7).
+    """min_G max_V E_p(x)[g(V(x))] - E_p(z)[f*(g(V(G(z))))] (section 2.4).
 
     Algorithm 1 steps both at once on one minibatch; here the critic steps first, as in the GAN's own algorithm.
     """

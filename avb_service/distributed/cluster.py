@@ -149,8 +149,7 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
             _gather(on_wait)
             _compare(_versions())
             _gather(on_wait)  # one may have been lost as it was asked
-        has = [node["Resources"] for node in _alive()]
-        yield Capacity(tuple(Node(each.get("CPU", 0), each.get("GPU", 0)) for each in has))
+        yield _capacity()
     finally:
         if mine:
             ray.shutdown()
@@ -206,9 +205,8 @@ def _gather(on_wait: Callable[[str], None]) -> None:
     if not given.isdigit():
         raise UserError(f"{NODES}={given}: expected how many hosts the cluster is to have")
     expected, until, seen = int(given), time.monotonic() + PATIENCE, -1
-    while (here := len(alive := _alive())) < expected:
-        cpus, gpus = (sum(node["Resources"].get(kind, 0) for node in alive) for kind in ("CPU", "GPU"))
-        how = f"{here} of {expected} hosts have joined the cluster, with {cpus:g} CPUs and {gpus:g} GPUs"
+    while (here := len((has := _capacity()).nodes)) < expected:
+        how = f"{here} of {expected} hosts have joined the cluster, with {has.cpus:g} CPUs and {has.gpus:g} GPUs"
         if time.monotonic() > until:
             on_wait(f"{how}; going on without the others. {MISSING}")
             return
@@ -247,6 +245,12 @@ def _compare(versions: Mapping[str, Mapping[str, str]]) -> None:
     by_package = {name: {host: has.get(name, "none") for host, has in versions.items()} for name in sorted(packages)}
     if problems := mixed(by_package):
         raise UserError("\n  ".join(["the hosts of the cluster differ:", *problems]))
+
+
+def _capacity() -> Capacity:
+    """Of the hosts that are there now."""
+    has = [node["Resources"] for node in _alive()]
+    return Capacity(tuple(Node(each.get("CPU", 0), each.get("GPU", 0)) for each in has))
 
 
 def _alive() -> list[dict[str, Any]]:
