@@ -1,7 +1,7 @@
 """f-divergences D_f(P || Q) = E_Q[f(p/q)], and what it takes to learn one from draws (Nowozin et al. 2016).
 
-Floor 0. For any critic V, D_f(P || Q) >= E_P[g(V)] - E_Q[f*(g(V))], with equality where g(V) = f'(p/q): the output
-activation g keeps V within the domain of the conjugate f*(t) = sup_u (u t - f(u)).
+Floor 0. For any critic V, D_f(P || Q) >= E_P[g(V)] - E_Q[f*(g(V))] (eq. 4 and 7), with equality where g(V) = f'(p/q);
+the output activation g keeps V within the domain of the conjugate f*(t) = sup_u (u t - f(u)).
 """
 
 import math

@@ -52,7 +52,8 @@ class AAE(LatentVariableModel):
     log p(x) is maximised. The paper reconstructs first and plays all turns on one minibatch; here reconstruction comes
     last, and each turn has a batch of its own.
 
-    Source: Makhzani et al. 2016, "Adversarial autoencoders"; the sections are those of arXiv 1511.05644.
+    Source: Makhzani et al. 2016, "Adversarial autoencoders"; the sections are those of arXiv 1511.05644. It is eq. 4 of
+    Tolstikhin et al. 2018, "Wasserstein auto-encoders", with the penalty of a GAN.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AAEConfig
@@ -79,7 +80,7 @@ class AAE(LatentVariableModel):
         )  # fmt: skip
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_p(z)[log D(z)] - E_q(z)[log(1 - D(z))]: section 1.1's game, of codes in the place of data."""
+        """-E_p(z)[log D(z)] - E_q(z)[log(1 - D(z))]: section 1.1's game (Goodfellow et al. 2014, eq. 1), of codes."""
         z_q = self.posterior(batch.x).rsample()
         z_p = self.prior().sample((len(z_q),))
         d_q, d_p = self.discriminator(torch.stack([z_q, z_p]))

@@ -32,7 +32,7 @@ class FGANConfig(NoiseGameConfig):
 
 
 class FGAN(GAN):
-    """min_G max_V E_p(x)[g(V(x))] - E_p(z)[f*(g(V(G(z))))] (section 2.4).
+    """min_G max_V E_p(x)[g(V(x))] - E_p(z)[f*(g(V(G(z))))] (eq. 7).
 
     Algorithm 1 steps both at once on one minibatch; here the critic steps first, as in the GAN's own algorithm.
     """
@@ -45,7 +45,7 @@ class FGAN(GAN):
         self.divergence = DIVERGENCES[config.divergence]
 
     def adversary_loss(self, batch: Batch) -> Loss:
-        """-E_p(x)[g(V(x))] + E_p(z)[f*(g(V(G(z))))]: above -D_f by what V has not learned (and R1)."""
+        """-E_p(x)[g(V(x))] + E_p(z)[f*(g(V(G(z))))]: above -D_f by what V has not learned (eq. 4; and R1)."""
         real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
         value = (self.divergence.composed(fake) - self.divergence.activation(real)).mean()
         says_real = [self.divergence.activation(v) > self.divergence.at_equality for v in (real, fake)]

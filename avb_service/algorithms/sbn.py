@@ -66,11 +66,12 @@ class MeanFieldConfig(SBNConfig):
 
 
 class MeanFieldSBN(SigmoidBeliefNetwork):
-    """max of a bound on E_q[log p(x,z)] + H(q), q a product of bits with means mu(x).
+    """max of a bound (eq. 66) on E_q[log p(x,z)] + H(q) (eq. 65), q a product of bits with means mu(x) (eq. 64).
 
-    The paper iterates equations for the means of each datum; here they come from an encoder that climbs the same bound.
+    There the means of each datum iterate eq. 67; here they come from an encoder that climbs the same bound.
 
-    Source: Saul, Jaakkola & Jordan 1996, "Mean field theory for sigmoid belief networks", section 3.
+    Source: Saul, Jaakkola & Jordan 1996, "Mean field theory for sigmoid belief networks", section 3. The numbers are
+    those of Jordan, Ghahramani, Jaakkola & Saul 1999, "An introduction to variational methods for graphical models".
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = MeanFieldConfig
@@ -112,7 +113,7 @@ class WakeSleepConfig(SBNConfig):
 class WakeSleepSBN(SigmoidBeliefNetwork):
     """A game of two: the network learns from codes of data, its encoder from the network's dreams.
 
-    The paper's delta rules are the gradients of these two losses; here any optimizer follows them.
+    The delta rules (eq. 4 and 7 of the preprint) are the gradients of these losses; here any optimizer follows them.
 
     Source: Hinton, Dayan, Frey & Neal 1995, "The wake-sleep algorithm for unsupervised neural networks".
     """
@@ -131,7 +132,7 @@ class WakeSleepSBN(SigmoidBeliefNetwork):
         return wake, Player(name="sleep", objective=self.sleep_loss, networks=asleep, turn=self.config.sleep)
 
     def wake_loss(self, batch: Batch) -> Loss:
-        """The wake phase: -E_q[log p(x,z)], z ~ q(z|x), ascent of the ELBO in p alone."""
+        """The wake phase (eq. 4): -E_q[log p(x,z)], z ~ q(z|x), ascent of the ELBO in p alone."""
         q = self.posterior(batch.x)
         z = q.sample()
         log_joint = self.log_joint(batch.x, z).mean()
@@ -139,7 +140,7 @@ class WakeSleepSBN(SigmoidBeliefNetwork):
         return Loss(-log_joint, {"elbo": elbo})
 
     def sleep_loss(self, batch: Batch) -> Loss:
-        """The sleep phase: -E_p[log q(z|x)], (x, z) ~ p, which lowers KL(p(z|x) || q(z|x)) and not KL(q || p(z|x))."""
+        """The sleep phase (eq. 7): -E_p[log q(z|x)], (x, z) ~ p; lowers KL(p(z|x) || q(z|x)), not KL(q || p(z|x))."""
         x, z = self.network.dream(len(batch.x))
         log_q = self.posterior(x).log_prob(z).mean()
         return Loss(-log_q, {"log_q": log_q.detach()})

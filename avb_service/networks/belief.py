@@ -23,7 +23,7 @@ class BeliefNetwork(nn.Module):
         layers: sizes of z_1 .. z_L.
         spec: what a datum is; without its codes each pixel starts at the training set's mean.
 
-    Source: Neal 1992, "Connectionist learning of belief networks".
+    Source: Neal 1992, "Connectionist learning of belief networks"; Jordan et al. 1999, eq. 61 and 63.
     """
 
     def __init__(self, layers: tuple[int, ...], spec: DataSpec) -> None:
@@ -77,7 +77,7 @@ def expected_log_prob(link: nn.Linear, below: Tensor, above: Tensor) -> Tensor:
         below: means of the units that are drawn, [B, I].
         above: logits of their parents, [B, J].
 
-    Source: Saul, Jaakkola & Jordan 1996, where xi is optimised for each unit.
+    Source: Saul, Jaakkola & Jordan 1996, where xi is optimised for each unit; Jordan et al. 1999, eq. 66.
     """
     mean = link(above.sigmoid())
     xi = mean.sigmoid()
