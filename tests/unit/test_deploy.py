@@ -59,8 +59,11 @@ def kubernetes_accepts(thing: dict[str, Any]) -> None:
         return
     jsonschema.validate(thing, {"$defs": KUBERAY["$defs"], **KUBERAY[thing["kind"]]})
     spec = thing["spec"]
-    for group in [spec[name] for name in ("headGroupSpec",) if name in spec] + spec.get("workerGroupSpecs", []):
-        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
+    cluster = spec.get("rayClusterSpec", spec)
+    groups = [cluster[name] for name in ("headGroupSpec",) if name in cluster] + cluster.get("workerGroupSpecs", [])
+    templates = [group["template"] for group in groups] + [spec.get("submitterPodTemplate", {})]
+    for template in templates:
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": thing["metadata"], "template": template}
         kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
 
 
@@ -113,15 +116,27 @@ def test_kubernetes_accepts_what_is_applied(name):
     [
         ("kuberay.yaml", "0/spec/accessModes", "ReadWriteMany"),
         ("kuberay.yaml", "0/spec/storageclass", "nfs"),
+        ("kuberay.yaml", "1/metadata/name", "avb" * 18),
+        ("kuberay.yaml", "1/metadata/label", {"for": "avb"}),
         ("kuberay.yaml", "1/spec/authOptions/mode", "tokens"),
         ("kuberay.yaml", "1/spec/rayVersion", None),
+        ("kuberay.yaml", "1/spec/managedBy", "avb"),
+        ("kuberay.yaml", "1/spec/autoscalerOptions", {"version": 2}),
+        ("kuberay.yaml", "1/spec/upgradeStrategy", {"type": "Rolling"}),
         ("kuberay.yaml", "1/spec/headGroupSpec/template", None),
         ("kuberay.yaml", "1/spec/headGroupSpec/template/spec/volumes/0/name", None),
         ("kuberay.yaml", "1/spec/workerGroupSpecs/0/replica", 2),
         ("kuberay.yaml", "1/spec/workerGroupSpecs/0/replicas", "2"),
+        ("kuberay.yaml", "1/spec/workerGroupSpecs/0/maxReplicas", 2**31),
+        ("kuberay.yaml", "1/spec/workerGroupSpecs/0/scaleStrategy", {"workersToDelete": 1}),
         ("kuberay.yaml", "1/spec/workerGroupSpecs/0/template/spec/containers/0/volumeMounts/0/path", "/mnt"),
         ("kuberay_job.yaml", "0/spec/clusterSelector", None),
         ("kuberay_job.yaml", "0/spec/entrypoint", ["python"]),
+        ("kuberay_job.yaml", "0/spec/backoffLimit", 1),  # not on a cluster that others have
+        ("kuberay_job.yaml", "0/spec/preRunningDeadlineSeconds", 0),
+        ("kuberay_job.yaml", "0/spec/deletionStrategy", {"onSuccess": {"policy": "DeleteSelf"}}),
+        ("kuberay_job.yaml", "0/spec/deletionStrategy", {"deletionRules": []}),
+        ("kuberay_job.yaml", "0/spec/submitterPodTemplate", {"spec": {"container": []}}),
         ("kuberay_job.yaml", "0/metadata/generateName", "avb_search-"),
     ],
 )
@@ -129,6 +144,18 @@ def test_kubernetes_refuses_what_is_wrong(name, path, value):
     changed = change(list(yaml.safe_load_all((DEPLOY / name).read_text())), path, value)
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
         kubernetes_accepts(changed[int(path[0])])
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("rayVersion", None), ("workerGroupSpecs/0/replica", 2), ("headGroupSpec/template/spec/volumes/0/name", None)],
+)
+def test_a_job_with_a_cluster_of_its_own_is_checked_as_a_cluster_is(path, value):
+    _, cluster = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text())
+    job = change(change(read("kuberay_job.yaml"), "spec/clusterSelector"), "spec/rayClusterSpec", cluster["spec"])
+    kubernetes_accepts(job)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        kubernetes_accepts(change(job, f"spec/rayClusterSpec/{path}", value))
 
 
 def test_the_pods_are_what_the_cluster_says():
