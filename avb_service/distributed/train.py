@@ -185,10 +185,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         KeyboardInterrupt: somebody stopped it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from avb_service.distributed.notice import HeedingTorchConfig
-    from avb_service.distributed.startup import StartsInTime
+    from avb_service.distributed.startup import LeanTrainer, StartsInTime
 
     job.begin()
     folder, scaling = Path(job.folder), job.settings.scaling
@@ -198,7 +197,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     resources = {"CPU": worker_cpus(scaling)}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = LeanTrainer(
         cast(Callable[[dict[Any, Any]], None], work),  # its annotation has not caught up with return_value
         train_loop_config=asdict(job),
         scaling_config=ScalingConfig(

@@ -23,6 +23,7 @@ LIMIT = 256 * 2**20  # bytes on disk of what one run has to deliver
 PAUSE = 5  # seconds between two attempts
 ATTEMPTS = 3  # at a letter that a server which answers does not take
 NOTE = 10  # seconds between two words on what is waited for
+HEAD_START = 5  # seconds that training has the interpreter to itself, before this thread imports MLflow beside it
 FIGURE, NUMBERS, MARK = "0-figure", "1-numbers", "2-mark"  # in the order in which they give way; a mark never does
 DROPPED = "avb.dropped"
 
@@ -149,6 +150,8 @@ class Outbox:
     def _deliver(self) -> None:
         """What the thread does until the folder is empty and nobody writes to it any more."""
         run, failures, told = None, 0, 0
+        with self._news:
+            self._news.wait_for(lambda: self._closing, HEAD_START)
         while (letter := self._next()) is not None:
             try:
                 if run is None:

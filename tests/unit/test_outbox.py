@@ -61,6 +61,7 @@ def server(monkeypatch) -> Server:
     server = Server()
     monkeypatch.setattr(outbox, "check_server", server.check)
     monkeypatch.setattr(outbox, "PAUSE", 0.01)
+    monkeypatch.setattr(outbox, "HEAD_START", 0)
     return server
 
 
@@ -89,6 +90,15 @@ def steps(server: Server) -> list[tuple[str, int]]:
 
 def both(rounds) -> list[tuple[str, int]]:
     return [(kind, round_) for round_ in rounds for kind in ("metrics", "figure")]
+
+
+def test_training_has_a_head_start_which_nobody_waits_for_at_the_end(make, server, monkeypatch):
+    monkeypatch.setattr(outbox, "HEAD_START", 3 * LONG)
+    box = make()
+    record(box, range(1, 3))
+    assert not server.tried.wait(0.2)
+    assert box.close(LONG) == 0
+    assert steps(server) == both(range(1, 3))
 
 
 def test_what_is_recorded_arrives_in_order_and_nothing_stays(make, server, folder):

@@ -1,12 +1,13 @@
-"""A group of workers that does not start is given up, and one that does is not."""
+"""A group of workers starts with what it needs; one that does not start is given up, and one that does is not."""
 
 import pickle
 import threading
 
 import pytest
+from ray.train.torch import TorchTrainer
 
 from avb_service.distributed import startup
-from avb_service.distributed.startup import StartsInTime
+from avb_service.distributed.startup import LeanTrainer, StartsInTime
 
 SOON = 0.05
 
@@ -44,3 +45,12 @@ def test_nor_is_a_start_that_fails_by_itself(ended):
 
 def test_it_can_be_sent_to_where_workers_are_started():
     assert isinstance(pickle.loads(pickle.dumps(StartsInTime(SOON))), StartsInTime)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, in what is left out
+def test_nothing_but_ray_data_is_left_out_of_a_start():
+    usual, lean = (
+        {type(each).__name__ for each in trainer(print)._create_default_callbacks()}
+        for trainer in (TorchTrainer, LeanTrainer)
+    )
+    assert usual - lean == {"DatasetsCallback"} and lean < usual
