@@ -46,15 +46,12 @@ def read_off(model: CodedModel, x: Tensor) -> Tensor:
         return model.recognise(x).parts[0].probs.argmax(-1)
 
 
-def codes(
-    preset: str, assignments: list[str] | None = None, figures: Path | None = None, device: str = "cpu"
-) -> Agreement:
-    """Train, print the agreement on test data at every report, and draw to a folder if there is one; the last of them.
+def codes(preset: str, assignments: list[str] | None = None, device: str = "cpu") -> Agreement:
+    """Train, and print the agreement on test data at every report; the last of them.
 
     Args:
         preset: of a method that has codes.
         assignments: what is set on top, as `--set` has it.
-        figures: the folder.
         device: where to train.
     """
     found = []
@@ -67,27 +64,20 @@ def codes(
             information = experiment.history["train/model/information_categorical"][-1][1]
             print(f"round {round_}: matched {found[-1].matched:.3f}, majority {found[-1].majority:.3f}, "
                   f"information {information:.2f} nats, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
-            if figures is not None:
-                from avb_service.figures import to_png
-
-                figures.mkdir(parents=True, exist_ok=True)
-                for name, figure in experiment.draw().items():
-                    (figures / f"{name}.png").write_bytes(to_png(figure))
 
         experiment.fit(report)
     return found[-1]
 
 
 def main() -> None:
-    """Train, print the agreement at every report, and leave the final figures where asked to."""
+    """Train, and print the agreement at every report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", nargs="?", default="infogan_mnist")
     parser.add_argument("--set", action="append", metavar="PATH=VALUE")
-    parser.add_argument("--figures", type=Path, help="draw to this folder")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    codes(options.preset, options.set, options.figures, options.device)
+    codes(options.preset, options.set, options.device)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,11 @@ class Read(NamedTuple):
     by_digit: tuple[float, ...]
 
 
-def read(assignments: list[str] | None = None, figures: Path | None = None) -> Read:
-    """Train, print the accuracy at every report, draw to a folder if there is one, and read what comes out.
+def read(assignments: list[str] | None = None) -> Read:
+    """Train, print the accuracy at every report, and read what comes out.
 
     Args:
         assignments: what is set on top of the preset, as `--set` has it.
-        figures: the folder.
     """
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(read_config("cyclegan_digits_mnist", assignments), Path(folder))
@@ -64,12 +63,6 @@ def read(assignments: list[str] | None = None, figures: Path | None = None) -> R
                 lost = (model.translate_back(there) - y).abs().mean()
             print(f"round {round_}: translations read as what they were {accuracy(there, of_y)}; "
                   f"cycle {lost:.4f} a pixel, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
-            if figures is not None:
-                from avb_service.figures import to_png
-
-                figures.mkdir(parents=True, exist_ok=True)
-                for name, figure in experiment.draw().items():
-                    (figures / f"{name}.png").write_bytes(to_png(figure))
 
         test = accuracy(*experiment.data("test", 2000))
         print(f"MNIST's own test images {test}; {len(y)} digits as they are {accuracy(y, of_y)}", flush=True)
@@ -84,10 +77,9 @@ def main() -> None:
     """Train, and print the accuracy at every report; at the end, of support vectors, for each digit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--set", action="append", metavar="PATH=VALUE")
-    parser.add_argument("--figures", type=Path, help="draw to this folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = read(options.set, options.figures)
+    found = read(options.set)
     print("by digit: " + ", ".join(f"{digit} {share:.2f}" for digit, share in enumerate(found.by_digit)), flush=True)
 
 

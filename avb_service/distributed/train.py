@@ -239,7 +239,8 @@ def _named(job: Job) -> Iterator[None]:
     except RayActorError as error:
         raise UserError(
             f"what starts the workers of {job.name} has ended, or gave them up since they did not start in time; its "
-            "log says why (/tmp/ray/session_latest/logs/train). The same command goes on from the last checkpoint"
+            "log says why (session_latest/logs/train in $RAY_TMPDIR, or /tmp/ray). The same command goes on from the "
+            "last checkpoint"
         ) from error
 
 
