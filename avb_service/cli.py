@@ -86,8 +86,7 @@ def train(
     with ExitStack() as held:
         held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
         job = Job.alone(config, name, storage.absolute() / name, uri)
-        capacity = held.enter_context(cluster(_note))
-        capacity.models_at_a_time(config.scaling)
+        capacity = held.enter_context(cluster(_note, lambda has: has.models_at_a_time(config.scaling)))
         _note(f"training {name} on {capacity}; recorded at {uri}")
         try:
             with closing(Bars(config.training.rounds, quiet=as_json)) as bars:
@@ -137,8 +136,7 @@ def tune(
         check_capacity(searched, here)
     preflight(searched)
     lock = storage.absolute() / f".{searched.name}.lock"
-    with owned(lock, f"search {searched.name}", _note), cluster(_note) as capacity:
-        check_capacity(searched, capacity)
+    with owned(lock, f"search {searched.name}", _note), cluster(_note, partial(check_capacity, searched)) as capacity:
         search = record.open_search(searched, begun or record.new_folder(searched, storage), uri, origin)
         _note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
@@ -481,5 +479,5 @@ def _runner(workers: int) -> "Iterator[Runner]":
 
     if (here := own_capacity()) is not None:
         on_cluster(here, workers)
-    with cluster(_note) as capacity:
+    with cluster(_note, partial(on_cluster, workers=workers)) as capacity:
         yield on_cluster(capacity, workers)

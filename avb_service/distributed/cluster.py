@@ -123,7 +123,9 @@ def worker_cpus(scaling: ScalingConfig) -> float:
 
 
 @contextmanager
-def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacity]:
+def cluster(
+    on_wait: Callable[[str], None] = LOGGER.warning, fits: Callable[[Capacity], object] = lambda capacity: None
+) -> Iterator[Capacity]:
     """Be connected to Ray for a block: to the cluster that RAY_ADDRESS names, else to one of our own on this machine.
 
     Our own is started for the block and stopped after it. Another that runs on this machine is not joined unless
@@ -131,9 +133,11 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
 
     Args:
         on_wait: told which hosts are waited for, and when they are waited for no longer.
+        fits: raises a `UserError` where that is too small a cluster; what it says is told before hosts are waited for.
 
     Raises:
-        UserError: no cluster answers there, AVB_NODES is no number, or hosts have different versions of a package.
+        UserError: no cluster answers there, it is too small, AVB_NODES is no number, or hosts have different versions
+            of a package.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -146,10 +150,11 @@ def cluster(on_wait: Callable[[str], None] = LOGGER.warning) -> Iterator[Capacit
         _join(address)
     try:
         if mine and address != "local":
-            _gather(on_wait)
+            _gather(on_wait, fits)
             _compare(_versions())
-            _gather(on_wait)  # one may have been lost as it was asked
-        yield _capacity()
+            _gather(on_wait, fits)  # one may have been lost as it was asked
+        fits(capacity := _capacity())
+        yield capacity
     finally:
         if mine:
             ray.shutdown()
@@ -199,7 +204,7 @@ def _head(address: str) -> tuple[str, int]:
     raise UserError(f"RAY_ADDRESS={address}: expected HOST:PORT, ray://HOST:PORT, auto or local")
 
 
-def _gather(on_wait: Callable[[str], None]) -> None:
+def _gather(on_wait: Callable[[str], None], fits: Callable[[Capacity], object]) -> None:
     """Wait for the hosts that the cluster is to have; what is started before them would never use them."""
     given = os.environ.get(NODES, "1")
     if not given.isdigit():
@@ -212,6 +217,10 @@ def _gather(on_wait: Callable[[str], None]) -> None:
             return
         if here != seen:
             on_wait(f"{how}; waiting up to {PATIENCE // 60} min for the others")
+            try:
+                fits(has)
+            except UserError as error:
+                on_wait(f"unless these have the room: {error}")
         seen = here
         time.sleep(1)
 

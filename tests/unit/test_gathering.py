@@ -7,18 +7,19 @@ import pytest
 
 from avb_service.distributed import cluster
 from avb_service.errors import UserError
+from avb_service.settings import ScalingConfig
 
 
 @pytest.fixture
 def joined(monkeypatch):
     """Hosts that join one after the other, one a second, by a clock of our own."""
 
-    def counts(*numbers: int) -> list[str]:
+    def counts(*numbers: int, fits=lambda capacity: None) -> list[str]:
         clock, hosts, notes = itertools.count(), iter(numbers), []
         monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
         monkeypatch.setattr(cluster, "_alive", lambda: [{"Resources": {"CPU": 2.0}}] * next(hosts, numbers[-1]))
-        cluster._gather(notes.append)
+        cluster._gather(notes.append, fits)
         return notes
 
     return counts
@@ -29,6 +30,14 @@ def test_it_waits_for_the_hosts_that_are_to_come(joined, monkeypatch):
     notes = joined(1, 1, 2, 2, 2, 3)
     assert [note.split(" have")[0] for note in notes] == ["1 of 3 hosts", "2 of 3 hosts"]
     assert "with 4 CPUs and 0 GPUs" in notes[1]
+
+
+def test_what_does_not_fit_yet_is_said_before_the_wait(joined, monkeypatch):
+    monkeypatch.setenv("AVB_NODES", "3")
+    scaling = ScalingConfig(workers=5)
+    notes = joined(1, 1, 2, 3, fits=lambda capacity: capacity.models_at_a_time(scaling))
+    assert [note.split(" ", 1)[0] for note in notes] == ["1", "unless", "2", "unless"]
+    assert "5 workers of 1 CPUs and 0 GPUs do not fit; the cluster has 1 node(s), 2 CPUs" in notes[1]
 
 
 def test_it_does_not_wait_for_ever(joined, monkeypatch):
@@ -59,7 +68,7 @@ def test_hosts_with_other_versions_are_refused_by_name():
 def test_a_number_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("AVB_NODES", "all")
     with pytest.raises(UserError, match="AVB_NODES=all: expected how many hosts"):
-        cluster._gather(print)
+        cluster._gather(print, lambda capacity: None)
 
 
 def test_a_host_that_is_lost_as_it_is_asked_is_left_out(monkeypatch):
