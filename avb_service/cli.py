@@ -64,6 +64,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one model on Ray, score it on held-out data and register it."""
+    from avb_service.checkpoint import CheckpointStore
     from avb_service.distributed.cluster import cluster, own_capacity
     from avb_service.distributed.progress import Bars, listening
     from avb_service.distributed.scoring import on_cluster
@@ -87,7 +88,8 @@ def train(
         held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
         job = Job.alone(config, name, storage.absolute() / name, uri)
         capacity = held.enter_context(cluster(_note, lambda has: has.models_at_a_time(config.scaling)))
-        _note(f"training {name} on {capacity}; recorded at {uri}")
+        newest = CheckpointStore(job.checkpoints).newest
+        _note(f"training {name} on {capacity}{f', from {newest.name}' if newest else ''}; recorded at {uri}")
         try:
             with closing(Bars(config.training.rounds, quiet=as_json)) as bars:
                 with listening(partial(bars.report, name)) as callbacks:

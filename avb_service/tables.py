@@ -163,7 +163,7 @@ def _host(address: str, has: "Mapping[str, Any]", members: "Mapping[str, Sequenc
 def leaderboard(
     versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = (), best: str | None = None
 ) -> None:
-    """Sorted by the held-out lower bound; what only an adversary believes stands in a column of its own.
+    """Sorted by the held-out lower bound, else by Parzen windows; what only an adversary believes stands apart.
 
     Models that were scored on other data, or by another measure, stand apart: their figures cannot be compared.
 
@@ -174,7 +174,7 @@ def leaderboard(
         best: URI of the best of them, to be marked for programs.
     """
     rows = [{**_row(each), "new": each.uri in new, "best_of_new": each.uri == best} for each in versions]
-    rows.sort(key=lambda row: (row["data"], row["scored_on"], -_bound(row)))
+    rows.sort(key=lambda row: (row["data"], row["scored_on"], -_score(row, "log p(x) >="), -_score(row, "parzen")))
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -196,7 +196,7 @@ def leaderboard(
 
 def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]", ends: "Sequence[bool]") -> Table:
     """The table with some of the columns, and a line after each row with which a group ends; the last has no need."""
-    table = Table(title="Held-out log-likelihood, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title="Held-out data, nats per datum", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
     for line, end in zip(cells, [*ends, False], strict=True):
@@ -204,9 +204,9 @@ def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]", ends: "
     return table
 
 
-def _bound(row: "Mapping[str, Any]") -> float:
-    """What rows are sorted by."""
-    return -math.inf if row["log p(x) >="] is None else row["log p(x) >="]
+def _score(row: "Mapping[str, Any]", name: str) -> float:
+    """What rows are sorted by; those without it come last."""
+    return -math.inf if row[name] is None else row[name]
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:

@@ -19,8 +19,8 @@ from avb_service.experiment import Experiment
 from avb_service.likelihood import Estimate, Evaluator
 from avb_service.settings import read_config
 
-# All alike have a critic whose slope is kept small (R1): a generator's gradient grows as e^-V under Neyman and Jeffrey,
-# and of a critic that nothing holds V reached -47 on draws.
+# All alike have a critic whose slope is kept small (R1): a generator's gradient grows as e^-V under reverse KL,
+# Neyman, Hellinger and Jeffrey, and of a critic that nothing holds V reached -47 on draws.
 R1 = "algorithm.penalty=1.0"
 VAE = ("data.binarisation=none", "algorithm.observation={name: gaussian, noise: learned}")
 

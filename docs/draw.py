@@ -45,6 +45,7 @@ class Album:
 
     def __init__(self, name: str, drawing: Drawing) -> None:
         self.name, self.drawing = name, drawing
+        self.pages: dict[str, bytes] = {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Shown, not kept."""
@@ -54,7 +55,12 @@ class Album:
     def log_figure(self, name: str, picture: bytes, step: int | None = None) -> None:
         """Kept, if the drawing has it."""
         if name in self.drawing.figures and (not self.drawing.rounds or step in self.drawing.rounds):
-            (FOLDER / self.drawing.file(self.name, name, step)).write_bytes(picture)
+            self.pages[self.drawing.file(self.name, name, step)] = picture
+
+    def close(self) -> None:
+        """Write them, when training has come to its end."""
+        for name, picture in self.pages.items():
+            (FOLDER / name).write_bytes(picture)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Not kept."""
@@ -99,10 +105,11 @@ def main(names: Annotated[list[str], typer.Argument(help=", ".join(DRAWINGS))]) 
     if unknown := [name for name in names if name not in DRAWINGS]:
         raise typer.BadParameter(f"{', '.join(unknown)}: names are {', '.join(DRAWINGS)}")
     for name in names:
-        drawing = DRAWINGS[name]
+        drawing, album = DRAWINGS[name], Album(name, DRAWINGS[name])
         config = read_config(drawing.preset, [*drawing.assignments, "tracking.figures_every=1"])
         with tempfile.TemporaryDirectory() as folder:
-            Experiment(config, Path(folder), recorder=Album(name, drawing)).fit()
+            Experiment(config, Path(folder), recorder=album).fit()
+        album.close()
 
 
 if __name__ == "__main__":

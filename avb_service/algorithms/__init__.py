@@ -18,7 +18,8 @@ from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.gumbel_vae import GumbelVAE
 from avb_service.algorithms.infogan import InfoGAN
 from avb_service.algorithms.lsgan import LSGAN
-from avb_service.algorithms.sbn import MeanFieldSBN, WakeSleepSBN
+from avb_service.algorithms.sbn_mean_field import MeanFieldSBN
+from avb_service.algorithms.sbn_wake_sleep import WakeSleepSBN
 from avb_service.algorithms.vae import VAE
 from avb_service.algorithms.vq_vae import VQVAE
 

@@ -218,10 +218,10 @@ def latent_variable_model(model: Algorithm) -> LatentVariableModel:
         UserError: it has none; names what it lacks.
     """
     if not isinstance(model, LatentVariableModel):
-        noise = "name the noise of its observations (--noise 0.1), or " if isinstance(model, DecodingModel) else ""
+        noise = "name the noise of its observations (--noise 0.1, in Python noise=0.1), or "
         raise UserError(
-            f"{model.config.name} defines no p(x|z), so it has no log-likelihood: {noise}use parzen, which asks for "
-            "samples alone"
+            f"{model.config.name} defines no p(x|z), so it has no log-likelihood: "
+            f"{noise if isinstance(model, DecodingModel) else ''}use parzen, which asks for samples alone"
         )
     return model
 

@@ -101,7 +101,10 @@ def best_bandwidth(trial: Estimate, bandwidths: Sequence[float]) -> float:
     """
     best = max(range(len(bandwidths)), key=lambda k: trial.columns[str(k)].mean().item())
     if best in (0, len(bandwidths) - 1):
-        _log.warning("the best bandwidth, %g, is at the end of those tried; try others beyond it", bandwidths[best])
+        _log.warning(
+            "Parzen windows: the best bandwidth, %g, is at the end of those tried, from %g to %g; draws are far from "
+            "data, or values far from [0, 1]", bandwidths[best], bandwidths[0], bandwidths[-1],
+        )  # fmt: skip
     return bandwidths[best]
 
 

@@ -202,7 +202,7 @@ def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_
         return f"{left.value.code} {capsys.readouterr().err}"
 
     monkeypatch.setattr(search, "run_search", interrupted)
-    monkeypatch.setattr(cluster, "cluster", lambda note: nullcontext(cluster.Capacity((cluster.Node(4, 0),))))
+    monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(cluster.Capacity((cluster.Node(4, 0),))))
     for options in ([], ["--resume"]):
         assert tune(*options).startswith("130 search mine-20")
     monkeypatch.setattr(record, "code_version", lambda: "0.2.0+later")
@@ -396,11 +396,14 @@ def test_parzen_windows_stand_beside_those_of_the_training_data_and_in_a_column_
     metrics = {"test/parzen": 301.25, "test/parzen_training": 415.5}
     versions = [
         RegisteredVersion("gan", 1, (), None, 0.0, tags, metrics),
+        RegisteredVersion("worse", 1, (), None, 0.0, tags, {"test/parzen": 12.0}),
+        RegisteredVersion("best", 1, (), None, 0.0, tags, {"test/parzen": 400.0}),
         RegisteredVersion("vae", 1, (), None, 0.0, {"method": "vae"}, {"test/log_likelihood": -22.0}),
     ]
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
     tables.leaderboard(versions, False)
     shown = tables.out.file.getvalue()
     assert "301.2 (415.5)" in shown and "no log p(x)" in shown
-    assert shown.index("vae/1") < shown.index("gan/1"), "what has no likelihood is ranked below what has one"
+    ranked = [shown.index(f"{name}/1") for name in ("vae", "best", "gan", "worse")]
+    assert ranked == sorted(ranked), "what has no likelihood is ranked below what has one, and among itself by Parzen"
     assert "log p(x) ~" not in shown, "nobody has an adversary here"

@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from avb_service.algorithm import Batch
-from avb_service.algorithms.sbn import (
-    MeanFieldConfig,
-    MeanFieldSBN,
-    SigmoidBeliefNetwork,
-    WakeSleepConfig,
-    WakeSleepSBN,
-)
+from avb_service.algorithms.sbn_mean_field import MeanFieldConfig, MeanFieldSBN, SigmoidBeliefNetwork
+from avb_service.algorithms.sbn_wake_sleep import WakeSleepConfig, WakeSleepSBN
 from avb_service.discrete import LayeredBits
 from avb_service.distributions import DataSpec
 from avb_service.engine import Engine, TrainingConfig

@@ -1,9 +1,9 @@
-"""Sigmoid belief networks (Neal 1992), by mean field (Saul et al. 1996) or wake-sleep (Hinton et al. 1995)."""
+"""Sigmoid belief network (Neal 1992), trained by mean field (Saul, Jaakkola & Jordan 1996)."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, TurnConfig
@@ -15,7 +15,7 @@ from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
 
 
 class SBNConfig(AlgorithmConfig):
-    """What both have in common.
+    """Settings of a belief network, however it is trained.
 
     Attributes:
         layers: sizes of the hidden layers, the one next to the data first; log p(x) is exact for up to 16 units.
@@ -95,56 +95,3 @@ class MeanFieldSBN(SigmoidBeliefNetwork):
     def posterior(self, x: Tensor) -> Independent:
         """The posterior q(z|x) = prod_i Bernoulli(z_i; mu_i(x)), over the units of all layers."""
         return bits(self.encoder(x))
-
-
-class WakeSleepConfig(SBNConfig):
-    """Settings of the network that is trained by wake and sleep.
-
-    Attributes:
-        wake: the turn of the network, which learns from codes of data.
-        sleep: the turn of the encoder, which learns from the network's dreams.
-    """
-
-    name: Literal["sbn_wake_sleep"] = "sbn_wake_sleep"
-    wake: TurnConfig = TurnConfig()
-    sleep: TurnConfig = TurnConfig()
-
-
-class WakeSleepSBN(SigmoidBeliefNetwork):
-    """A game of two: the network learns from codes of data, its encoder from the network's dreams.
-
-    The delta rules (eq. 4 and 7 of the preprint) are the gradients of these losses; here any optimizer follows them.
-
-    Source: Hinton, Dayan, Frey & Neal 1995, "The wake-sleep algorithm for unsupervised neural networks".
-    """
-
-    Config: ClassVar[type[AlgorithmConfig]] = WakeSleepConfig
-
-    def __init__(self, config: WakeSleepConfig, spec: DataSpec) -> None:
-        super().__init__(config, spec, config.layers[0])
-        pairs = zip(config.layers, config.layers[1:], strict=False)
-        self.upward = nn.ModuleList(nn.Linear(below, above) for below, above in pairs)
-
-    def players(self) -> tuple[Player, ...]:
-        """Wake, then sleep."""
-        asleep = (self.encoder, self.upward)
-        wake = Player(name="wake", objective=self.wake_loss, networks=(self.network,), turn=self.config.wake)
-        return wake, Player(name="sleep", objective=self.sleep_loss, networks=asleep, turn=self.config.sleep)
-
-    def wake_loss(self, batch: Batch) -> Loss:
-        """The wake phase (eq. 4): -E_q[log p(x,z)], z ~ q(z|x), ascent of the ELBO in p alone."""
-        q = self.posterior(batch.x)
-        z = q.sample()
-        log_joint = self.log_joint(batch.x, z).mean()
-        elbo = (log_joint - q.log_prob(z).mean()).detach()
-        return Loss(-log_joint, {"elbo": elbo})
-
-    def sleep_loss(self, batch: Batch) -> Loss:
-        """The sleep phase (eq. 7): -E_p[log q(z|x)], (x, z) ~ p; lowers KL(p(z|x) || q(z|x)), not KL(q || p(z|x))."""
-        x, z = self.network.dream(len(batch.x))
-        log_q = self.posterior(x).log_prob(z).mean()
-        return Loss(-log_q, {"log_q": log_q.detach()})
-
-    def posterior(self, x: Tensor) -> LayeredBits:
-        """The posterior q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1})."""
-        return LayeredBits(self.encoder(x), tuple(self.upward), self.config.layers)
