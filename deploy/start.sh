@@ -18,4 +18,10 @@ chmod 700 "$folder"
 ln -sfn ray/session_latest "$folder/session_latest"                  # where Ray's own hints look for logs
 
 start() { ray start --temp-dir="$folder/ray" $AVB_RAY_PORTS --disable-usage-stats "$@"; }
-start "$@" || { ray stop --force; start "$@"; }   # Ray gives up after 30 s, which a busy host may take
+for pause in 5 30 0; do                        # Ray gives up after 30 s, which a busy host may take; a port may come free
+  if start "$@"; then exit; fi
+  ray stop --force                             # what has started, which nobody would end
+  sleep "$pause"
+done
+echo "$(hostname): Ray did not start; $folder/ray/session_latest/logs says why, in raylet.err and gcs_server.err" >&2
+exit 1

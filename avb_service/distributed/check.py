@@ -29,7 +29,9 @@ from avb_service.distributed import probe
 from avb_service.errors import ConfigError
 
 PYTHON = (3, 11)
-RAY, MLFLOW = 6379, 5000  # as in ray_cluster.yaml and deploy/install.sh
+RAY, MLFLOW = 6379, 5000  # on the head, as in ray_cluster.yaml
+NODE = tuple(range(6380, 6386))  # on each host, as in deploy/install.sh; others connect to the first two
+LOCAL = (6386, 6387, 8265, 10001)  # on the head alone
 ANY = 0  # a port that is free
 SECONDS = 60  # for an answer; a host that is busy takes some to start Python
 CONNECT = 10
@@ -200,13 +202,18 @@ class Connection:
         return f"could not be asked: {last[0]}"
 
 
-def check(cluster: ClusterFile, head_ports: tuple[int, int] = (RAY, MLFLOW)) -> Report:
+def check(
+    cluster: ClusterFile, head_ports: tuple[int, int] = (RAY, MLFLOW), node_ports: Sequence[int] = NODE,
+    local_ports: Sequence[int] = LOCAL,
+) -> Report:
     """Log in everywhere at once, look around, and try the connections that Ray will need.
 
     Args:
         cluster: whose hosts.
         head_ports: that the others must reach on the head: Ray's and MLflow's.
-    """
+        node_ports: that Ray will have on each host, first the two that the others must reach.
+        local_ports: that it will have on the head besides.
+    """  # fmt: skip
     secret = secrets.token_hex(4)
     marks = {host: f".avb-check-{secret}-{index}" for index, host in enumerate(cluster.hosts)}
     head, problems = cluster.hosts[0], list[str]()
@@ -232,11 +239,16 @@ def check(cluster: ClusterFile, head_ports: tuple[int, int] = (RAY, MLFLOW)) -> 
         own = ask("listen", head_ports, of=[head]).get(head)
         open_ports = [(host, port) for host, (port,) in ask("listen", [ANY]).items()]
         fixed = [(head, port) for port in head_ports if own]
+        if members is None:
+            of_nodes = ask("listen", [*node_ports])
+            fixed += [(host, port) for host, opened in of_nodes.items() for port in opened[:2] if port is not None]
+            problems += occupied({head: own} if own else {}, head_ports)
+            problems += occupied(of_nodes, node_ports)
+            problems += occupied(ask("listen", [*local_ports], of=[head]), local_ports)
         closed = ask("closed", [*fixed, *open_ports])
         problems += unreached({host: [(*each,) for each in shut] for host, shut in closed.items()}, fixed)
-    if own:
-        taken = [port for port, opened in zip(head_ports, own, strict=True) if opened is None]
-        problems += misplaced(cluster, members, taken, head_ports[1])
+    if members is not None:
+        problems += misplaced(cluster, members, serving=own is not None and own[1] is None)
     return Report(hosts, members, problems)
 
 
@@ -309,20 +321,24 @@ def unreached(closed: Mapping[str, Iterable[tuple[str, int]]], fixed: Collection
     return found
 
 
-def misplaced(
-    cluster: ClusterFile, members: Mapping[str, Any] | None, taken: Collection[int], mlflow: int
-) -> list[str]:
-    """Programs that should not run on the head before `ray up`, or should after it; hosts that have not joined."""
+def occupied(opened: Mapping[str, Sequence[int | None]], ports: Sequence[int]) -> list[str]:
+    """Ports that another program has, before `ray up`: those that a host could not open."""
+    return [
+        f"{host}: another program has port {port}: end it, or the Ray that was left there (ray down)"
+        for host, got in opened.items() for port, mine in zip(ports, got, strict=True) if mine is None
+    ]  # fmt: skip
+
+
+def misplaced(cluster: ClusterFile, members: Mapping[str, Any], serving: bool) -> list[str]:
+    """After `ray up`: hosts that have not joined, and a head whose MLflow is not serving."""
     head = cluster.hosts[0]
-    if members is None:
-        return [f"{head}: another program has port {port}: end it, or the Ray that was left there (ray down)"
-                for port in taken]  # fmt: skip
     found = [
-        f"{host}: has not joined the cluster: see $RAY_TMPDIR/session_latest/logs/monitor.* on {head}"
+        f"{host}: has not joined the cluster: wait while it installs; {head} has tried to start Ray there, and says in "
+        "$RAY_TMPDIR/session_latest/logs/monitor.* why it failed. A host that failed is not tried again: ray up"
         for host in cluster.hosts
         if host not in members and _address(host) not in members
     ]
-    return found if mlflow in taken else [*found, f"{head}: MLflow does not run: see ~/avb-service/mlflow.log there"]
+    return found if serving else [*found, f"{head}: MLflow does not run: see ~/avb-service/mlflow.log there"]
 
 
 def _is(pattern: str, value: object) -> bool:

@@ -150,9 +150,10 @@ def cluster(
         _join(address)
     try:
         if mine and address != "local":
-            _gather(on_wait, fits)
+            here = _gather(on_wait, fits)
             _compare(_versions())
-            _gather(on_wait, fits)  # one may have been lost as it was asked
+            if len(_capacity().nodes) < here:  # one was lost as it was asked
+                _gather(on_wait, fits)
         fits(capacity := _capacity())
         yield capacity
     finally:
@@ -204,8 +205,12 @@ def _head(address: str) -> tuple[str, int]:
     raise UserError(f"RAY_ADDRESS={address}: expected HOST:PORT, ray://HOST:PORT, auto or local")
 
 
-def _gather(on_wait: Callable[[str], None], fits: Callable[[Capacity], object]) -> None:
-    """Wait for the hosts that the cluster is to have; what is started before them would never use them."""
+def _gather(on_wait: Callable[[str], None], fits: Callable[[Capacity], object]) -> int:
+    """Wait for the hosts that the cluster is to have; what is started before them would never use them.
+
+    Returns:
+        How many are there.
+    """
     given = os.environ.get(NODES, "1")
     if not given.isdigit():
         raise UserError(f"{NODES}={given}: expected how many hosts the cluster is to have")
@@ -214,15 +219,17 @@ def _gather(on_wait: Callable[[str], None], fits: Callable[[Capacity], object]) 
         how = f"{here} of {expected} hosts have joined the cluster, with {has.cpus:g} CPUs and {has.gpus:g} GPUs"
         if time.monotonic() > until:
             on_wait(f"{how}; going on without the others. {MISSING}")
-            return
+            break
         if here != seen:
-            on_wait(f"{how}; waiting up to {PATIENCE // 60} min for the others")
+            lacking = ""
             try:
                 fits(has)
             except UserError as error:
-                on_wait(f"unless these have the room: {error}")
+                lacking = f". It is refused if they bring no more room: {error}"
+            on_wait(f"{how}; waiting up to {PATIENCE // 60} min for the others{lacking}")
         seen = here
         time.sleep(1)
+    return here
 
 
 def _versions() -> dict[str, dict[str, str]]:

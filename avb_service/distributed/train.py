@@ -109,11 +109,11 @@ class Job:
         """Register that model with what `assess` gave; a candidate may become champion."""
         return publish(self.trained(), record, self.start_run(), Path(self.folder) / "model", candidate)
 
-    def begin(self) -> None:
-        """Write the job to its folder.
+    def check(self) -> None:
+        """Make sure that it may be begun in its folder.
 
         Raises:
-            UserError: another job was begun there, or the folder cannot be written.
+            UserError: another was begun there; names the differing lines.
         """
         path = Path(self.folder) / JOB
         if path.exists():
@@ -121,6 +121,15 @@ class Job:
                 Job.read(path.parent).settings.identity(), self.settings.identity(),
                 f"{self.name} was begun with another configuration", "Give the same configuration, or another --name",
             )  # fmt: skip
+
+    def begin(self) -> None:
+        """Write the job to its folder.
+
+        Raises:
+            UserError: another job was begun there, or the folder cannot be written.
+        """
+        self.check()
+        path = Path(self.folder) / JOB
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, asdict(self))
@@ -129,7 +138,7 @@ class Job:
 
     @classmethod
     def alone(cls, config: ExperimentConfig, name: str, folder: Path, uri: str) -> "Job":
-        """A model that belongs to no search; its folder is written.
+        """A model that belongs to no search; nothing is written before it is trained, so that it may be refused.
 
         Args:
             config: with absolute paths.
@@ -138,10 +147,10 @@ class Job:
             uri: of MLflow; absolute.
 
         Raises:
-            UserError: another job was begun there, or the folder cannot be written.
+            UserError: another job was begun there, or its checkpoints are damaged.
         """
         job = cls(config.tree(), str(folder), name, name, None, uri, {"avb.kind": "single"})
-        job.begin()
+        job.check()
         CheckpointStore(job.checkpoints).latest()  # what is damaged is named here; workers speak to Ray's logs
         return job
 
@@ -248,16 +257,34 @@ def train_alone(job: Job, callbacks: list[Any]) -> None:
     """Train one model that belongs to no search, from `Job.alone`.
 
     Raises:
-        UserError: it was refused, or diverged.
+        UserError: it was refused, diverged, or its workers failed too often.
         KeyboardInterrupt: somebody stopped it.
     """
+    from ray.train import TrainingFailedError
+
     try:
         outcome = train(job, callbacks)
     except KeyboardInterrupt:
         job.close("KILLED", "interrupted; the same command continues it")
         raise
+    except UserError as error:
+        _close(job, str(error))
+        raise
+    except TrainingFailedError as error:
+        last, most = str(error).strip().splitlines()[-1].strip().partition(". ")[0], job.settings.scaling.max_failures
+        reason = (
+            f"the workers of {job.name} failed more often than scaling.max_failures allows, which is {most}: {last}. "
+            f"The same command with --name {job.name} goes on from the last checkpoint"
+        )
+        _close(job, reason)
+        raise UserError(reason) from error
     if outcome.status == "diverged":
         raise DivergenceError(f"{job.name} diverged: {outcome.reason}")
+
+
+def _close(job: Job, reason: str) -> None:
+    with suppress(UserError):  # it may be MLflow that refuses, and there is another reason to tell
+        job.close("FAILED", reason)
 
 
 def work(loop_config: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def publish(
     elif candidate:
         alias, reason = _promotion(rows, record, uri)
     if before is None:
-        _show(experiment, record, run, metrics)
+        _show(experiment, record, run)
         tags = {**experiment.tags(), CONTENT: content, REASON: reason, SCORED_ON: record.scored_on,
                 "certificate": _verdict(record)}  # fmt: skip
         version = register(
@@ -86,14 +86,14 @@ def publish(
     return Published(f"models:/{model}/{version}", alias, reason, metrics)
 
 
-def _show(experiment: Experiment, record: LikelihoodRecord, run: Run, metrics: Mapping[str, float]) -> None:
-    """Record what was found of the model in its run: tables, figures, metrics."""
+def _show(experiment: Experiment, record: LikelihoodRecord, run: Run) -> None:
+    """Record what was found of the model in its run: tables, figures; its metrics are the registered model's."""
     for estimate in record.estimates:
         columns = {name: column.tolist() for name, column in estimate.columns.items()}
         numbers = list(range(len(estimate.per_datum)))
         run.log_table(f"test_{estimate.title}", {"datum": numbers, **columns})
     experiment.record_figures(run)
-    run.log_metrics({**metrics, **experiment.surgery()}, experiment.engine.round)
+    run.log_metrics(experiment.surgery(), experiment.engine.round)
     if bounding := [estimate for estimate in record.estimates if estimate.quantity != "parzen_density"]:
         from avb_service.figures import bounds, to_png  # matplotlib is slow to import
 

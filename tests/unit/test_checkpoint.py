@@ -317,6 +317,22 @@ class Tags(dict):
     set_tags = dict.update
 
 
+def test_workers_that_fail_too_often_are_the_end_of_a_run_and_no_traceback(small, tmp_path, monkeypatch):
+    from ray.train import TrainingFailedError
+
+    def fail(job, callbacks):
+        raise TrainingFailedError("Worker group failed:\n[Rank 0] the process has died. Some common causes: ...")
+
+    closed = []
+    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(train.Job, "close", lambda job, status, reason: closed.append((status, reason)))
+    job = train.Job.alone(small("vae"), "mine", tmp_path / "mine", "sqlite://")
+    assert not (tmp_path / "mine").exists(), "what is refused before it is trained leaves its name free"
+    with pytest.raises(UserError, match=r"allows, which is 2: \[Rank 0\] the process has died. The same"):
+        train.train_alone(job, [])
+    assert [status for status, _ in closed] == ["FAILED"]
+
+
 def test_a_damaged_newest_is_named_where_training_is_started_and_in_its_run(small, tmp_path, caplog):
     config, tags = small("vae"), Tags()
     store = Experiment(config, tmp_path / "mine" / "checkpoints")

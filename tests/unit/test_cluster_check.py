@@ -12,7 +12,17 @@ from typer.testing import CliRunner
 
 from avb_service import cli
 from avb_service.distributed import probe
-from avb_service.distributed.check import ClusterFile, check, misplaced, not_shared, unreached, wanting
+from avb_service.distributed.check import (
+    LOCAL,
+    NODE,
+    ClusterFile,
+    Report,
+    check,
+    misplaced,
+    not_shared,
+    unreached,
+    wanting,
+)
 from avb_service.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +64,11 @@ def cluster(homes):
     return ClusterFile((HEAD, WORKER), "ann", homes / "key", "", str(homes / "shared"))
 
 
+def looked_at(cluster: ClusterFile, ports: tuple[int, int], *others: tuple[int, ...]) -> Report:
+    """What `check` finds, without ports that this machine, which is all of the hosts, could open but once."""
+    return check(cluster, ports, *(others or ((), ())))
+
+
 def free_ports() -> tuple[int, int]:
     with closing(socket.socket()) as one, closing(socket.socket()) as two:
         one.bind(("", 0))
@@ -67,7 +82,7 @@ def of_hosts(problems: list[str]) -> list[str]:
 
 
 def test_hosts_that_are_ready_are_said_to_be(cluster, homes):
-    report = check(cluster, free_ports())
+    report = looked_at(cluster, free_ports())
     assert of_hosts(report.problems) == []
     assert list(report.hosts) == [HEAD, WORKER] and report.members is None
     assert report.hosts[WORKER]["python"] == list(sys.version_info[:3]) and report.hosts[WORKER]["versions"] == {}
@@ -76,7 +91,7 @@ def test_hosts_that_are_ready_are_said_to_be(cluster, homes):
 
 def test_a_folder_that_is_not_shared_is_named(cluster, homes):
     apart = ClusterFile(cluster.hosts, cluster.user, cluster.key, "", "~/shared")  # each host has another home
-    (problem,) = of_hosts(check(apart, free_ports()).problems)
+    (problem,) = of_hosts(looked_at(apart, free_ports()).problems)
     assert problem.startswith(f"{WORKER}: ~/shared is not the folder that {HEAD} has: mount the same disk")
     assert list((homes / WORKER / "shared").iterdir()) == []
 
@@ -96,7 +111,7 @@ def test_a_folder_that_is_not_shared_is_named(cluster, homes):
 @pytest.mark.parametrize("host", [HEAD, WORKER])
 def test_a_host_that_cannot_be_asked_is_named_and_the_other_is_looked_at(cluster, homes, host, said, expected):
     (homes / host / "refuses").write_text(said + "\n")
-    report = check(cluster, free_ports())
+    report = looked_at(cluster, free_ports())
     (problem,) = of_hosts(report.problems)
     assert problem.startswith(f"{host}: ") and expected.format(key=cluster.key, host=host) in problem
     assert list(report.hosts) == [WORKER if host == HEAD else HEAD]
@@ -107,10 +122,27 @@ def test_a_port_that_somebody_has_is_named(cluster):
     with closing(socket.socket()) as other:
         other.bind(("", ports[0]))
         other.listen()
-        problems = of_hosts(check(cluster, ports).problems)
+        problems = of_hosts(looked_at(cluster, ports).problems)
     assert problems == [
         f"{HEAD}: another program has port {ports[0]}: end it, or the Ray that was left there (ray down)"
     ]
+
+
+def test_a_port_that_ray_would_have_on_each_host_is_tried_too(cluster):
+    port, other = free_ports()
+    (problem,) = of_hosts(looked_at(cluster, free_ports(), (port,), (other,)).problems)  # one host has it, and keeps it
+    assert problem.split(": ", 1)[1].startswith(f"another program has port {port}: end it")
+    with closing(socket.socket()) as taken:
+        taken.bind(("", other))
+        taken.listen()
+        assert f"{HEAD}: another program has port {other}: end it, or the Ray that was left there (ray down)" in (
+            looked_at(cluster, free_ports(), (), (other,)).problems
+        )
+
+
+def test_the_ports_are_those_that_the_hosts_are_told():
+    told = (ROOT / "deploy" / "install.sh").read_text() + (ROOT / "ray_cluster.yaml").read_text()
+    assert all(f"={port}" in told for port in (*NODE, *LOCAL[:2]))
 
 
 @pytest.mark.parametrize(
@@ -156,9 +188,9 @@ def test_only_one_host_that_answers_shares_with_itself():
 
 def test_after_ray_up_it_says_who_is_missing():
     everybody = {"one": [2, 0], "two": [2, 0]}
-    assert misplaced(CLUSTER, everybody, [6379, 5000], 5000) == []
-    assert "one: MLflow does not run" in misplaced(CLUSTER, everybody, [6379], 5000)[0]
-    assert "two: has not joined the cluster" in misplaced(CLUSTER, {"one": [2, 0]}, [6379, 5000], 5000)[0]
+    assert misplaced(CLUSTER, everybody, serving=True) == []
+    assert "one: MLflow does not run" in misplaced(CLUSTER, everybody, serving=False)[0]
+    assert "two: has not joined the cluster" in misplaced(CLUSTER, {"one": [2, 0]}, serving=True)[0]
 
 
 def test_the_projects_file_needs_its_key_alone(tmp_path):

@@ -60,30 +60,47 @@ def test_a_host_that_has_everything_learns_where_it_is(tmp_path, more, expected)
 
 RAY = """#!/bin/bash
 echo "$@" >> "$ASKED"
+[ "$1" != start ] || [ "$(grep -c ^start "$ASKED")" -gt "$FAILS" ]
 """
+
+
+def started(tmp_path: Path, fails: int = 0) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Ray, started as on a host, where it fails so many times; and what it was told."""
+    asked, programs = tmp_path / "asked", tmp_path / "bin"
+    programs.mkdir()
+    for name, text in {"ray": RAY, "sleep": "#!/bin/bash\n"}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}", "RAY_TMPDIR": str(tmp_path / "ray"), "ASKED": str(asked),
+        "FAILS": str(fails), "AVB_RAY_PORTS": "",
+    }  # fmt: skip
+    command = ["bash", str(ROOT / "deploy" / "start.sh"), "--head"]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True)
+    return done, asked.read_text().splitlines() if asked.exists() else []
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_ray_is_started_three_times_and_leaves_nothing_where_it_fails(tmp_path, fails):
+    done, told = started(tmp_path, fails)
+    assert [line.split()[0] for line in told] == [*["start", "stop"] * fails, *["start"] * (fails < 3)]
+    assert done.returncode == (fails == 3)
+    assert ("Ray did not start" in done.stderr) == (fails == 3)
 
 
 @pytest.mark.parametrize("laid", [False, True], ids=["nothing there", "a link laid for us"])
 def test_ray_starts_below_a_folder_of_ours_alone_or_not_at_all(tmp_path, laid):
-    elsewhere, place, asked = tmp_path / "elsewhere", tmp_path / "ray", tmp_path / "asked"
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "ray"
     elsewhere.mkdir(mode=0o755)
     if laid:
         place.symlink_to(elsewhere)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "ray").write_text(RAY)
-    (tmp_path / "bin" / "ray").chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "RAY_TMPDIR": str(place), "ASKED": str(asked),
-        "AVB_RAY_PORTS": "",
-    }  # fmt: skip
-    command = ["bash", str(ROOT / "deploy" / "start.sh"), "--head"]
-    started = subprocess.run(command, env=environment, text=True, capture_output=True)
+    done, told = started(tmp_path)
     assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
     if laid:
-        assert started.returncode == 1 and not asked.exists()
-        assert f"{place} is somebody else's: have it removed, or export AVB_TMP=FOLDER" in started.stderr
+        assert done.returncode == 1 and not told
+        assert f"{place} is somebody else's: have it removed, or export AVB_TMP=FOLDER" in done.stderr
     else:
-        assert asked.read_text() == f"start --temp-dir={place}/ray --disable-usage-stats --head\n"
+        assert told == [f"start --temp-dir={place}/ray --disable-usage-stats --head"]
         assert stat.S_IMODE(place.stat().st_mode) == 0o700
 
 

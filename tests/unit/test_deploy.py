@@ -103,6 +103,11 @@ def test_a_search_waits_for_the_nodes_that_ray_starts(cloud):
     assert cluster["max_workers"] == nodes - 1
 
 
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_dashboard_is_the_heads_alone(cloud):
+    assert any("--dashboard-host=127.0.0.1" in command for command in read(f"{cloud}.yaml")["head_start_ray_commands"])
+
+
 @pytest.mark.parametrize("name", ["kuberay.yaml", "kuberay_job.yaml"])
 def test_kubernetes_accepts_what_is_applied(name):
     things = list(yaml.safe_load_all((DEPLOY / name).read_text()))

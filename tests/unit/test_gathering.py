@@ -36,8 +36,9 @@ def test_what_does_not_fit_yet_is_said_before_the_wait(joined, monkeypatch):
     monkeypatch.setenv("AVB_NODES", "3")
     scaling = ScalingConfig(workers=5)
     notes = joined(1, 1, 2, 3, fits=lambda capacity: capacity.models_at_a_time(scaling))
-    assert [note.split(" ", 1)[0] for note in notes] == ["1", "unless", "2", "unless"]
-    assert "5 workers of 1 CPUs and 0 GPUs do not fit; the cluster has 1 node(s), 2 CPUs" in notes[1]
+    assert [note.split(" have")[0] for note in notes] == ["1 of 3 hosts", "2 of 3 hosts"]
+    refused = "refused if they bring no more room: scaling: 5 workers of 1 CPUs and 0 GPUs do not fit; the cluster has"
+    assert f"{refused} 1 node(s)" in notes[0] and f"{refused} 2 node(s)" in notes[1]
 
 
 def test_it_does_not_wait_for_ever(joined, monkeypatch):
