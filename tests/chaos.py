@@ -315,7 +315,7 @@ client = MlflowClient()
 (experiment,) = client.search_experiments(filter_string="name = 'chaos'")
 found = []
 for run in client.search_runs([experiment.experiment_id], max_results=1000):
-    keys = [name for name in run.data.metrics if name.startswith(("train/", "validation/"))]
+    keys = [name for name in run.data.metrics if name.startswith(("train/", "validation/", "test/", "certificate/"))]
     curves = {name: [(e.step, e.value) for e in client.get_metric_history(run.info.run_id, name)] for name in keys}
     found.append((run.data.tags.get("avb.resume_key", ""), curves))
 print(json.dumps(found))

@@ -80,6 +80,7 @@ def publish(
         )  # fmt: skip
     else:
         version = before.version
+        run.log_metrics(metrics, experiment.engine.round)  # what that call had not come to
         if alias is not None:
             set_alias(model, alias, version, uri, tags={REASON: reason})
     run.finish()

@@ -100,7 +100,6 @@ def register(
     numbers = {key: float(value) for key, value in (metrics or {}).items()}
     with refusals(f"cannot register {folder} as {name!r} at {where}"):
         logged = _log_model(client, name, folder, model, run_id, step)
-        _log_metrics(client, logged, run_id, numbers, step)
         with existing_is_fine():
             client.create_registered_model(name)
         described = {**(tags or {}), **{METRIC_TAG + key: repr(value) for key, value in numbers.items()}}
@@ -118,6 +117,7 @@ def register(
         client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
         for alias in aliases:
             client.set_registered_model_alias(name, alias, published.version)
+        _log_metrics(client, logged, run_id, numbers, step)  # last: a run has them once, however often this is begun
     return int(published.version)
 
 

@@ -51,8 +51,8 @@ def experiment(small, tmp_path_factory) -> Experiment:
 
 @pytest.fixture
 def register(experiment, uri, tmp_path):
-    def published(made: LikelihoodRecord):
-        run = Run.start("promotion", "run", experiment.config.tree(), uri=uri)
+    def published(made: LikelihoodRecord, run_id: str | None = None):
+        run = Run.start("promotion", "run", experiment.config.tree(), uri=uri) if run_id is None else Run(run_id, uri)
         return publish(experiment, made, run, Path(tmp_path) / "model")
 
     return published
@@ -91,6 +91,28 @@ def test_a_model_becomes_champion_for_a_better_likelihood_with_a_certificate_onl
     assert tags[better.uri]["promotion"] == better.reason
     assert tags[better.uri]["certificate"] == "PASS"
     assert tags[uncertified.uri]["certificate"] == "lower bound only"
+
+
+def test_a_run_has_the_figures_of_its_model_once_also_where_registering_was_cut_off(register, uri, monkeypatch):
+    from avb_service.tracking import registry
+    from avb_service.tracking.server import connect
+
+    def points() -> list[int]:
+        names = [name for name in client.get_run(run).data.metrics if name.startswith("test/")]
+        return [len(client.get_metric_history(run, name)) for name in names]
+
+    def cut(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    client = connect(uri)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(registry, "_log_metrics", cut)
+        register(record(VALUES - 100))
+    run = max(leaderboard(uri), key=lambda row: row.version).run_id
+    assert points() == []
+    for _ in range(2):
+        register(record(VALUES - 100), run)
+        assert points() and set(points()) == {1}
 
 
 def test_an_override_needs_a_reason_and_is_recorded(register, uri):
