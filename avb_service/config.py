@@ -167,7 +167,8 @@ def read_yaml(path: Path) -> Tree:
         raise UserError(f"cannot read {path}: {error}") from error
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds {type(tree).__name__}, expected a mapping, lines such as 'name: value'")
+        holds = "is empty" if tree is None else f"holds {type(tree).__name__}"
+        raise UserError(f"{path} {holds}, expected a mapping, lines such as 'name: value'")
     return tree
 
 

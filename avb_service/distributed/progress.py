@@ -37,19 +37,20 @@ class Bars:
         )  # fmt: skip
         self._tasks: dict[str, Any] = {}
 
-    def report(self, name: str, metrics: Mapping[str, Any]) -> None:
+    def report(self, name: str, metrics: Mapping[str, Any], rounds: int | None = None) -> None:
         """Show a report.
 
         Args:
             name: of the model.
             metrics: its round, and its objective if it has one.
+            rounds: of this model, where models differ.
         """
         round_ = metrics["round"]
         if name not in self._tasks:
             self._progress.start()
             # One round short, so that this report starts the clock for the time left; a resumed run begins late.
             self._tasks[name] = self._progress.add_task(
-                name, total=self._rounds, completed=round_ - 1, objective="", visible=False
+                name, total=rounds or self._rounds, completed=round_ - 1, objective="", visible=False
             )
         self._progress.update(self._tasks[name], completed=round_, objective=objective(metrics), visible=True)
         if not self._console.is_terminal:

@@ -21,7 +21,7 @@ from avb_service.checkpoint import ModelFolder, read_model_files
 from avb_service.errors import DataError, UserError
 from avb_service.storage import read_folder, write_folder
 from avb_service.tracking.runs import parameters
-from avb_service.tracking.server import connect, every, existing_is_fine, refusals, tracking_uri
+from avb_service.tracking.server import check_server, connect, every, existing_is_fine, refusals, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -171,14 +171,14 @@ def pull(model: str, directory: Path, uri: str | None = None) -> Path:
         The directory.
 
     Raises:
-        UserError: there is no such model (the message lists what there is), it is damaged, or the directory holds
-            something else.
+        UserError: there is no such model (the message lists what there is), it is damaged, the directory holds
+            something else, or the registry does not answer or refuses us.
     """
     with tempfile.TemporaryDirectory() as temporary:
         remote = model.startswith(("models:", "runs:"))
         if not remote and not Path(model).is_dir():
             raise UserError(f"{model} is neither models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID nor a folder")
-        source = _download(model, Path(temporary), tracking_uri(uri)) if remote else Path(model)
+        source = _download(model, Path(temporary), check_server(uri)) if remote else Path(model)
         files = read_model_files(source)
     if directory.is_dir() and any(directory.iterdir()):
         if _holds(directory, files):

@@ -10,7 +10,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from avb_service.distributed.progress import Bars, objective
-from avb_service.distributed.train import Outcome
+from avb_service.distributed.train import Job, Outcome
 
 
 class ProgressCallback(Callback):
@@ -46,7 +46,8 @@ class ProgressCallback(Callback):
     ) -> None:
         """A report."""
         if "round" in result:
-            self._bars.report(self._name(trial), result)
+            rounds = Job.read(self._folder / trial.trial_id).settings.training.rounds
+            self._bars.report(self._name(trial), result, rounds)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished, diverged or was stopped."""

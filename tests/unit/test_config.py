@@ -232,7 +232,7 @@ def test_a_number_survives_yaml_as_python_writes_it(value):
     ("content", "message"),
     [
         (None, "cannot read"), (b"a: [", "not valid YAML"), (b"- 1\n- 2", "holds list, expected a mapping"),
-        (b"", "holds NoneType, expected a mapping"), (b"\xff\xfe\x00", "cannot read"),
+        (b"", "is empty, expected a mapping"), (b"\xff\xfe\x00", "cannot read"),
         (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"a: 1\nb: 2\na: 3", "(?s)the key 'a' is given twice.*line 1, column 1.*line 3, column 1"),
         (b"a: 1\n'a': 3", "the key 'a' is given twice"), (b"x: [{y: {z: 1, z: 1}}]", "the key 'z' is given twice"),

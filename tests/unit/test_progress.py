@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from avb_service.distributed.progress import Bars
-from avb_service.distributed.train import OUTCOME, Outcome
+from avb_service.distributed.train import OUTCOME, Job, Outcome
 from avb_service.experiment import OBJECTIVE
+from avb_service.settings import read_config
 from avb_service.storage import write_json
 from avb_service.tuning.progress import ProgressCallback
 
@@ -43,6 +44,19 @@ def test_a_model_without_a_figure_is_shown_as_well():
     console = Console(file=io.StringIO(), force_terminal=False)
     Bars(console=console).report("gan", {"round": 3})
     assert console.file.getvalue().split() == ["gan", "round", "3"]
+
+
+def test_a_trial_is_shown_against_its_own_number_of_rounds(tmp_path):
+    config = read_config("avb_digits", ["training.rounds=600"])
+    Job(config.tree(), str(tmp_path / "a"), "a", "a", None, "sqlite://", {}).begin()
+    callback = ProgressCallback(tmp_path)
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    callback._bars = Bars(console=console)
+    trial = SimpleNamespace(trial_id="a", config={"preset": "avb"})
+    callback.on_trial_result(0, [trial], trial, {"round": 40, OBJECTIVE: -20.0})
+    callback._bars._progress.refresh()
+    callback.on_experiment_end([trial])
+    assert "40/600" in console.file.getvalue()
 
 
 def test_a_trial_that_ends_says_how_and_how_many_have(tmp_path):
