@@ -203,7 +203,9 @@ class Connection:
 
 
 def check(
-    cluster: ClusterFile, head_ports: tuple[int, int] = (RAY, MLFLOW), node_ports: Sequence[int] = NODE,
+    cluster: ClusterFile,
+    head_ports: tuple[int, int] = (RAY, MLFLOW),
+    node_ports: Sequence[int] = NODE,
     local_ports: Sequence[int] = LOCAL,
 ) -> Report:
     """Log in everywhere at once, look around, and try the connections that Ray will need.
@@ -213,7 +215,7 @@ def check(
         head_ports: that the others must reach on the head: Ray's and MLflow's.
         node_ports: that Ray will have on each host, first the two that the others must reach.
         local_ports: that it will have on the head besides.
-    """  # fmt: skip
+    """
     secret = secrets.token_hex(4)
     marks = {host: f".avb-check-{secret}-{index}" for index, host in enumerate(cluster.hosts)}
     head, problems = cluster.hosts[0], list[str]()
