@@ -3,6 +3,7 @@
 Floor 9.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,7 @@ class ProgressCallback(Callback):
     ) -> None:
         """A report."""
         if "round" in result:
-            rounds = Job.read(self._folder / trial.trial_id).settings.training.rounds
-            self._bars.report(self._name(trial), result, rounds)
+            self._bars.report(self._name(trial), result, _rounds(self._folder / trial.trial_id))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished, diverged or was stopped."""
@@ -78,3 +78,9 @@ class ProgressCallback(Callback):
     @staticmethod
     def _name(trial: Trial) -> str:
         return f"{trial.config['preset']} {trial.trial_id}"
+
+
+@cache
+def _rounds(folder: Path) -> int:
+    """Of the trial in a folder; wanted at every report, and read once."""
+    return Job.read(folder).settings.training.rounds
