@@ -90,6 +90,11 @@ class OneHots(DiscreteCodes):
         """The probabilities, [..., D]."""
         return self.log_probs.exp().flatten(-2)
 
+    @property
+    def variance(self) -> Tensor:
+        """Of each bit, [..., D]."""
+        return self.mean * (1 - self.mean)
+
     def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
         """Draws by the Gumbel-max trick, [*sample_shape, ..., D]."""
         logits = self.log_probs.detach().expand(*sample_shape, *self.log_probs.shape)

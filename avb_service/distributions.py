@@ -165,6 +165,7 @@ class DiscretisedLogisticObservation(ObservationModel):
     """
 
     planes = 2
+    log_scale = -2.0  # where the decoder gives 0
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -172,12 +173,14 @@ class DiscretisedLogisticObservation(ObservationModel):
 
     def forward(self, parameters: Tensor) -> Distribution:
         """See `ObservationModel.forward`."""
-        mean, log_scale = parameters.select(-4, 0), parameters.select(-4, 1) - 2.0
-        return Independent(DiscretisedLogistic(mean, log_scale.clamp(-7.0, 7.0), self.levels), 3, validate_args=False)
+        loc, log_scale = parameters.select(-4, 0), parameters.select(-4, 1) + self.log_scale
+        return Independent(DiscretisedLogistic(loc, log_scale.clamp(-7.0, 7.0), self.levels), 3, validate_args=False)
 
     def bias(self, mean: Tensor) -> Tensor:
-        """The mean, with the scale at its starting value."""
-        return torch.stack([mean, torch.zeros_like(mean)])
+        """The location that has this mean at the starting scale s: m = s log((1 + e^(l/s)) / (1 + e^((l-1)/s)))."""
+        m, s = mean.clamp(0.01, 0.99), math.exp(self.log_scale)
+        loc = s * (torch.log(torch.expm1(m / s)) - torch.log(-torch.expm1((m - 1) / s)))
+        return torch.stack([loc, torch.zeros_like(loc)])
 
 
 class Grid(constraints.Constraint):
@@ -217,8 +220,25 @@ class DiscretisedLogistic(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The centre, kept on the grid's range."""
-        return self.loc.clamp(0, 1)
+        """E[x], [...]; at the ends of the grid it is not the location, whose tail beyond them is drawn inside."""
+        return self._expectation(lambda value: value).clamp(0, 1)  # which only rounding leaves
+
+    @property
+    def variance(self) -> Tensor:
+        """E[(x - E[x])^2], [...]."""
+        mean = self.mean
+        return self._expectation(lambda value: (value - mean).square())
+
+    def _expectation(self, function: Callable[[float], float | Tensor]) -> Tensor:
+        """E[f(x)], [...]: the sum over the grid, a level at a time, so that images of 256 levels fit into memory."""
+        inverse_scale = torch.exp(-self.log_scale)
+        total = below = torch.zeros_like(self.loc)
+        for level in range(self.levels + 1):
+            edge = (level + 0.5) / self.levels if level < self.levels else math.inf
+            up_to = torch.sigmoid((edge - self.loc) * inverse_scale)
+            total = total + (up_to - below) * function(level / self.levels)
+            below = up_to
+        return total
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of the cell around each value, [...]; exact in the tails."""
@@ -290,6 +310,11 @@ class Concatenated(Distribution):
     def mean(self) -> Tensor:
         """Means side by side, [..., D]."""
         return torch.cat([part.mean for part in self.parts], -1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances side by side, [..., D]."""
+        return torch.cat([part.variance for part in self.parts], -1)
 
     def split(self, value: Tensor) -> tuple[Tensor, ...]:
         """The parts of a vector, [..., D_1], [..., D_2], ..."""

@@ -108,6 +108,11 @@ class Certain(DiscreteCodes):
         """The code."""
         return self.code
 
+    @property
+    def variance(self) -> Tensor:
+        """None."""
+        return torch.zeros_like(self.code)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """0 of the code, -inf of any other."""
         same = (value == self.code).all(-1)
