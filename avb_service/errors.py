@@ -5,6 +5,20 @@ message alone and leaves with exit code 2; any other exception is a defect of ou
 """
 
 
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[object], shown: int = 3) -> str:
+    """The first names and how many more there are, in one line whatever characters they have."""
+    first = ("".join(map(_printable, str(name))) for name in names[:shown])
+    more = [f"{len(names) - shown} more"] if len(names) > shown else []
+    return " and ".join([", ".join(first), *more])
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
 class UserError(Exception):
     """Something that was given cannot be used; the message says what, what was expected and what to do."""
 

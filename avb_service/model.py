@@ -15,6 +15,7 @@ from avb_service.algorithms import TABLE
 from avb_service.checkpoint import ModelFolder
 from avb_service.config import Tree
 from avb_service.data.datasets import load
+from avb_service.data.files import Levels
 from avb_service.data.stream import fixed
 from avb_service.distributions import Grid, Values
 from avb_service.errors import DataError, UserError
@@ -66,12 +67,21 @@ class LoadedModel:
         Raises:
             UserError: the data are missing or damaged.
         """
-        config = self.config.data.model_copy(update={"root": root})
+        config = self.config.data.model_copy(update={"root": root, "levels": self._levels})
         dataset = load(config)
         seed = self.config.likelihood.seed
         if split == "test":
             limit = limit or self.config.likelihood.test_data
         return fixed(getattr(dataset, split), dataset.spec, config.binarisation, seed, limit=limit)
+
+    @property
+    def _levels(self) -> Levels | None:
+        """What whole numbers of the data are; of a model from before this had to be said, what they were to it."""
+        config, levels = self.config.data, self.algorithm.spec.levels
+        as_read = config.binarisation != "static" and config.image_size is None
+        if config.levels is not None or not as_read or levels == 1:  # zeros and ones are known without
+            return config.levels
+        return levels or "real"
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draws from the model, [n, C, H, W].

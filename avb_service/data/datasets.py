@@ -17,10 +17,11 @@ from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 
 from avb_service.config import Config
+from avb_service.data.files import Levels
 from avb_service.data.sources import SOURCES, Pool
 from avb_service.data.splits import Binarisation, Split, binarised, mean, resized
 from avb_service.distributions import DataSpec, Values
-from avb_service.errors import DataError
+from avb_service.errors import DataError, listed
 from avb_service.seeding import permutation
 
 
@@ -28,6 +29,13 @@ def _size(value: Any) -> Any:  # noqa: ANN401  whatever the YAML holds
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not whole and not (isinstance(value, float) and 0 < value < 1):
         raise ValueError("a count such as 5000, or a fraction such as 0.1")
+    return value
+
+
+def _levels(value: Any) -> Any:  # noqa: ANN401  whatever the YAML holds
+    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255
+    if not whole and value not in ("real", None):
+        raise ValueError("what white is, such as 255, at most; or real, for numbers that are no pixels")
     return value
 
 
@@ -42,6 +50,9 @@ class DataConfig(Config):
         root: folder that holds the files of a named source; by default $AVB_DATA_ROOT, else `data`.
         path: for "file": .npz (x, optionally y), .npy, or a folder of images with optional subfolders for classes.
             What is larger than `resident_gib` belongs into a .npy, since a .npz is read whole.
+        levels: for "file": what the numbers of an array are: pixels from 0 to so many, 255 at most (1 for binary data);
+            or real, for counts and measurements. Bytes are pixels and fractions are real unless this says otherwise;
+            of other whole numbers it has to be said.
         binarisation: none; static, once at load; or dynamic, anew each time that a datum is seen.
         validation: size of the validation split, a count or a fraction of all but an official test split.
         test: likewise, where the source has no official test split.
@@ -57,6 +68,7 @@ class DataConfig(Config):
     name: str
     root: str | None = None
     path: str | None = None
+    levels: Annotated[Levels | None, BeforeValidator(_levels)] = None
     binarisation: Binarisation = "none"
     validation: Size = 0.1
     test: Size = 0.1
@@ -82,6 +94,8 @@ class DataConfig(Config):
             yield f"path: required by name {self.name}; give a .npz or .npy file, or a folder of images"
         if self.path is not None and not reads_path:
             yield f"path: given {self.path!r}, but {self.name} does not read it; set name: file, or leave path out"
+        if self.levels is not None and (not reads_path or self._is_folder):
+            yield f"levels: given {self.levels!r}, but it is known what {self.path or self.name} holds; leave it out"
         if SOURCES[self.name].values == "real" and self.binarisation != "none":
             yield f"binarisation: {self.binarisation} needs pixels, and {self.name} has real values; set it to none"
         if self.other is not None and self.other.other is not None:
@@ -92,9 +106,13 @@ class DataConfig(Config):
         """Which numbers a model will see; None where only loading the file can tell."""
         if self.binarisation != "none":
             return "binary"
-        if self.path is not None and Path(self.path).expanduser().is_dir():
-            return "levels"
-        return SOURCES[self.name].values
+        if self.levels is not None:
+            return "real" if self.levels == "real" else "binary" if self.levels == 1 else "levels"
+        return "levels" if self._is_folder else SOURCES[self.name].values
+
+    @property
+    def _is_folder(self) -> bool:
+        return self.path is not None and Path(self.path).expanduser().is_dir()
 
     @property
     def folder(self) -> Path:
@@ -197,6 +215,13 @@ def _carve(config: DataConfig, given: Pool) -> Parts:
     pool, levels, test, population = given
     if population:
         return Parts(pool, pool, pool, levels)
+    purposes = ["training", "validation", *(["testing"] if test is None else [])]
+    if len(pool) < len(purposes):
+        few = "1 datum" if len(pool) == 1 else f"{len(pool)} data"
+        raise DataError(
+            f"{config.path or config.name} holds {few} to split, too few to train on: {listed(purposes)} need one of "
+            "their own each at the least, and learning some hundreds; add data"
+        )
     order = permutation(len(pool), config.seed, "split")
     validation, order = _take(order, config.validation, len(pool))
     if test is None:

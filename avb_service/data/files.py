@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -19,9 +19,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from avb_service.errors import DataError
+from avb_service.errors import DataError, listed
 
 Array = NDArray[Any]
+Levels = int | Literal["real"]
 
 _CHUNK_BYTES = 2**24
 _IMAGES_AT_ONCE = 512
@@ -31,7 +32,15 @@ _GREY = frozenset({"1", "L", "LA"})
 _COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
-def read_arrays(path: Path, resident_gib: float) -> tuple[Array, Array | None]:
+class Arrays(NamedTuple):
+    """What a file holds: data, labels where there are any, and the names of arrays that are neither."""
+
+    x: Array
+    y: Array | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def read_arrays(path: Path, resident_gib: float) -> Arrays:
     """Read x, and y where there is one, from a .npz or .npy file; a .npy file stays on disk, memory-mapped.
 
     Args:
@@ -46,19 +55,24 @@ def read_arrays(path: Path, resident_gib: float) -> tuple[Array, Array | None]:
         with path.open("rb") as stream:
             start = stream.read(6)
             if start == _NPY:
-                return np.load(path, mmap_mode="r", allow_pickle=False), None
+                return Arrays(np.load(path, mmap_mode="r", allow_pickle=False))
             if not start.startswith(_ZIP):
                 raise ValueError("it is neither a NumPy array nor an archive of arrays")
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
                 if "x" in archive.files:
                     _check_size(archive.zip, path, resident_gib)
-                    return archive["x"], archive["y"] if "y" in archive.files else None
-                found = ", ".join(archive.files) or "no array at all"
-        raise DataError(f"{path} holds {found}; expected an array 'x', and optionally labels 'y'")
+                    left_out = tuple(name for name in archive.files if name not in ("x", "y"))
+                    return Arrays(archive["x"], archive["y"] if "y" in archive.files else None, left_out)
+                found = listed(archive.files) or "nothing"
+        raise DataError(
+            f"{path} holds {found}; expected an array 'x', and optionally labels 'y', as written by "
+            "numpy.savez(path, x=..., y=...); an archive of images has to be unpacked, and its folder given"
+        )
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
-            f"cannot read {path}: {error}; expected numbers written by numpy.save, or numpy.savez(path, x=..., y=...)"
+            f"cannot read {path}: {error}; expected numbers written by numpy.save, or numpy.savez(path, x=..., y=...), "
+            "or a folder of images (an archive of them has to be unpacked)"
         ) from error
 
 
@@ -90,7 +104,7 @@ def channels_first(x: Array, source: str) -> Array:
         x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4:
         expected = "[N, D], [N, H, W], [N, H, W, C] or [N, C, H, W]"
-        raise DataError(f"{source}: x has shape {list(given)}; expected {expected}")
+        raise DataError(f"{source}: x has shape {list(given)} and dtype {x.dtype}; expected {expected}")
     if 0 in x.shape:
         raise DataError(f"{source}: x has shape {list(given)}, which holds no data; expected one datum or more")
     return x
@@ -101,23 +115,49 @@ def _channels_last(first: int, middle: int, last: int) -> bool:
     return next(not of_first for of_first, of_last in signs if of_first or of_last)
 
 
-def grid_levels(x: Array, source: str) -> int:
+def grid_levels(x: Array, source: str, declared: Levels | None = None) -> int:
     """The largest integer of the grid that the numbers lie on: 255 for bytes, 1 for binary data, 0 for real values.
 
-    Bytes of which none exceeds 1 are binary data: as images they would be all black.
+    Only bytes are pixels without a word from the user. Other whole numbers may be pixels or counts, and neither their
+    type nor how large they happen to be tells which. Zeros and ones are binary data, however they are stored.
+
+    Args:
+        x: the numbers.
+        source: what to call them in an error.
+        declared: what the user says that they are.
 
     Raises:
-        DataError: numbers that are not finite, integers outside 0 to 255, or no numbers.
+        DataError: no numbers, numbers that are not finite or not as declared, or whole numbers that may be either.
     """
-    if x.dtype.kind == "b":
-        return 1
-    if x.dtype.kind in "iu":
-        refuse(x, lambda part: (part < 0) | (part > 255), source, "integers from 0 to 255, or floats")
-        return 1 if all((part <= 1).all() for _, part in _chunks(x)) else 255
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{source}: x has dtype {x.dtype}; expected bool, integers or floats")
     if x.dtype.kind == "f":
         refuse(x, lambda part: ~np.isfinite(_single(part)), source, "finite numbers, in the range of 32-bit floats")
-        return 1 if all(((part == 0) | (part == 1)).all() for _, part in _chunks(x)) else 0
-    raise DataError(f"{source}: x has dtype {x.dtype}; expected bool, integers from 0 to 255, or floats")
+    if declared == "real":
+        return 0
+    if declared is not None:
+        expected = f"whole numbers from 0 to {declared}, as data.levels {declared} says"
+        refuse(x, lambda part: (part < 0) | (part > declared) | (part % 1 != 0), source, expected)
+        return declared
+    if all(((part == 0) | (part == 1)).all() for _, part in _chunks(x)):
+        return 1
+    if x.dtype == np.uint8:
+        return 255
+    if all((part % 1 == 0).all() for _, part in _chunks(x)):
+        raise DataError(_pixels_or_counts(x, source))
+    return 0
+
+
+def _pixels_or_counts(x: Array, source: str) -> str:
+    ends = [(part.min(), part.max()) for _, part in _chunks(x)]
+    low, high = int(min(low for low, _ in ends)), int(max(high for _, high in ends))
+    fit = 0 <= low and high <= 255
+    pixels = "pixels" if fit else "pixels, once they are brought to 0 to 255"
+    return (
+        f"{source}: x holds whole numbers of dtype {x.dtype}, from {low} to {high}, which may be pixels or counts; say "
+        f"--set data.levels=255 for {pixels} (or what white is instead of 255), or --set data.levels=real for counts "
+        "and measurements"
+    )
 
 
 def refuse(x: Array, wrong: Callable[[Array], Array], source: str, expected: str) -> None:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from avb_service.bayes import EightSchools
 from avb_service.data.files import (
     Array,
+    Levels,
     channels_first,
     check_labels,
     decode_images,
@@ -38,6 +39,7 @@ class Wanted(Protocol):
 
     name: str
     path: str | None
+    levels: Levels | None
     binarisation: Binarisation
     seed: int
     image_size: int | None
@@ -209,9 +211,9 @@ def _file(config: Wanted) -> Pool:
         files, labels = find_images(path)
         x = channels_first(decode_images(files, size=config.image_size), str(path))
         return Pool(hold(x, labels, 255, config.resident_gib), 255)
-    given, y = read_arrays(path, config.resident_gib)
+    given, y, left_out = read_arrays(path, config.resident_gib)
     x = channels_first(given, str(path))
-    levels = grid_levels(given, str(path))
+    levels = grid_levels(given, str(path), config.levels)
     if config.binarisation != "none" and not levels:
         expected = "probabilities in [0, 1] to binarise by; rescale x, or set data.binarisation: none"
         refuse(given, lambda part: (part < 0) | (part > 1), str(path), expected)

@@ -326,7 +326,9 @@ def test_arrays_become_channels_first(tmp_path, given, shape):
         (np.array([[0.0, 1.0]] * 9), "binary", 1, torch.uint8),
         (np.array([[False, True]] * 9), "binary", 1, torch.uint8),
         (np.array([[0, 1]] * 9, dtype=np.uint8), "binary", 1, torch.uint8),
-        (np.array([[0, 200]] * 9, dtype=np.int64), "levels", 255, torch.uint8),
+        (np.array([[0, 1]] * 9, dtype=np.int64), "binary", 1, torch.uint8),
+        (np.array([[0, 200]] * 9, dtype=np.uint8), "levels", 255, torch.uint8),
+        (np.array([[0.5, 3.0]] * 9, dtype=np.float16), "real", 0, torch.float32),
         (np.array([[0.5, -3.0]] * 9, dtype=">f8"), "real", 0, torch.float32),
     ],
 )
@@ -340,17 +342,87 @@ def test_numbers_decide_what_the_values_are(tmp_path, x, values, levels, dtype, 
     assert torch.allclose(data.spec.mean.flatten(), part[0].flatten().float() / max(levels, 1))
 
 
+WHOLE = [np.int8, np.uint16, np.int32, np.int64, np.uint64, np.float16, np.float32, np.float64, ">i4", "<f8"]
+
+
+def whole(dtype, highest):
+    return np.array([[0, 1, highest]] * 9).astype(dtype)
+
+
+@pytest.mark.parametrize("highest", [2, 100, 255, 256, 2000])
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_whole_numbers_that_are_not_bytes_are_asked_about_however_large(tmp_path, dtype, highest):
+    x = whole(dtype, highest if dtype != np.int8 else min(highest, 127))
+    np.save(tmp_path / "x.npy", x)
+    choices = r"whole numbers of dtype .* --set data.levels=255 for .* --set data.levels=real for"
+    with pytest.raises(DataError, match=choices) as caught:
+        load(file(tmp_path / "x.npy"))
+    assert f"{tmp_path / 'x.npy'}" in str(caught.value) and f"from 0 to {x.max():.0f}," in str(caught.value)
+
+
+@pytest.mark.parametrize("gib", [2.0, 0.0])
+@pytest.mark.parametrize("dtype", [np.uint8, *WHOLE[1:]])
+def test_what_whole_numbers_are_is_what_the_user_says(tmp_path, dtype, gib):
+    x = whole(dtype, 200)
+    np.save(tmp_path / "x.npy", x)
+    for levels, values in ((255, "levels"), (200, "levels"), ("real", "real")):
+        config = file(tmp_path / "x.npy", levels=levels, resident_gib=gib)
+        data = load(config)
+        assert data.spec.values == values == config.values and data.spec.levels == (0 if levels == "real" else levels)
+        part = next(data.train.parts())
+        assert part.dtype == (torch.float32 if levels == "real" else torch.uint8)
+        assert part[0].flatten().tolist() == [0, 1, 200]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_zeros_and_ones_are_binary_however_they_are_stored(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", np.array([[0, 1, 1]] * 9, dtype=dtype))
+    assert load(file(tmp_path / "x.npy")).spec.values == "binary"
+    assert load(file(tmp_path / "x.npy", levels="real")).spec.values == "real"
+
+
+@pytest.mark.parametrize(
+    ("x", "levels", "message"),
+    [
+        (np.array([[0, 3], [0, 16]], dtype=np.uint8), 15, r"x\[1, 1\] = 16; expected whole numbers from 0 to 15, as"),
+        (np.array([[0, -3]]), 255, r"x\[0, 1\] = -3; expected whole numbers from 0 to 255"),
+        (np.array([[0, 0.5]]), 255, r"x\[0, 1\] = 0.5; expected whole numbers from 0 to 255"),
+    ],
+)
+def test_numbers_that_are_not_as_declared_are_refused(tmp_path, x, levels, message):
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(DataError, match=message):
+        load(file(tmp_path / "x.npy", levels=levels))
+
+
+@pytest.mark.parametrize("levels", [0, 256, -1, 2.5, True, "reel", [255]])
+def test_levels_that_cannot_be_are_refused_with_what_can(tmp_path, levels):
+    with pytest.raises(ConfigError, match=r"levels: given .*, expected what white is, such as 255.* or real"):
+        DataConfig.parse({"name": "file", "path": str(tmp_path / "x.npy"), "levels": levels})
+
+
+def test_levels_of_what_is_known_to_be_pixels_are_refused(tmp_path):
+    for tree in ({"name": "digits"}, {"name": "file", "path": str(tmp_path)}):
+        with pytest.raises(ConfigError, match="levels: given 16, but it is known what .* holds"):
+            DataConfig.parse({**tree, "levels": 16})
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"images": np.zeros((9, 2))}, "holds images; expected an array 'x'"),
-        ({"x": np.zeros(9)}, r"shape \[9\]; expected \[N, D\]"),
-        ({"x": np.zeros((9, 8, 8, 5, 2))}, r"shape \[9, 8, 8, 5, 2\]; expected"),
+        ({f"x{i}": np.zeros((9, 2)) for i in range(9)}, "holds x0, x1, x2 and 6 more; expected an array 'x'"),
+        ({"x": np.array(3.0)}, r"shape \[\] and dtype float64; expected \[N, D\]"),
+        ({"x": np.zeros(9)}, r"shape \[9\] and dtype float64; expected \[N, D\]"),
+        ({"x": np.zeros(9, dtype=[("a", "f4"), ("b", "i4")])}, r"shape \[9\] and dtype \[\('a', '<f4'\)"),
+        ({"x": np.zeros((9, 2), dtype=[("a", "f4"), ("b", "i4")])}, r"x has dtype \[\('a', '<f4'\)"),
+        ({"x": np.zeros((9, 2), dtype=np.complex64)}, "x has dtype complex64; expected bool, integers or floats"),
+        ({"x": np.zeros((9, 2), dtype="M8[s]")}, r"x has dtype datetime64\[s\]"),
+        ({"x": np.zeros((9, 8, 8, 5, 2))}, r"shape \[9, 8, 8, 5, 2\] and dtype float64; expected"),
         ({"x": np.zeros((0, 28, 28))}, "holds no data"),
         ({"x": np.array([[0, 1], [2, np.nan]])}, r"x\[1, 1\] = nan; expected finite"),
         ({"x": np.array([[0, 1], [-np.inf, 3]])}, r"x\[1, 0\] = -inf; expected finite"),
         ({"x": np.array([[0, 1e300]])}, r"x\[0, 1\] = 1e\+300; expected finite"),
-        ({"x": np.array([[0, 256]])}, r"x\[0, 1\] = 256; expected integers from 0 to 255"),
         ({"x": np.array([["a", "b"]])}, "dtype <U1"),
         ({"x": np.array([[{}, 1]], dtype=object)}, "cannot read .*allow_pickle"),
         ({"x": np.zeros((9, 2)), "y": np.zeros(8, dtype=int)}, r"shape \[8\].*expected 9 integers"),
@@ -403,6 +475,20 @@ def test_only_probabilities_can_be_binarised(tmp_path, binarisation):
     np.save(tmp_path / "x.npy", np.array([[0.2, 0.4], [0.1, 1.5]]))
     with pytest.raises(DataError, match=r"x\[1, 1\] = 1.5; expected probabilities"):
         load(file(tmp_path / "x.npy", binarisation=binarisation))
+
+
+@pytest.mark.parametrize(("count", "given"), [(1, "1 datum"), (2, "2 data")])
+def test_so_few_data_that_no_setting_can_split_them_are_said_to_be_too_few(tmp_path, count, given):
+    np.save(tmp_path / "x.npy", np.full((count, 3), 0.5))
+    write_images(tmp_path / "images", [f"{i}.png" for i in range(count)])
+    message = f"holds {given} to split, too few to train on: training, validation, testing need .*; add data"
+    for path in (tmp_path / "x.npy", tmp_path / "images"):
+        with pytest.raises(DataError, match=message) as caught:
+            load(file(path))
+        assert "lower" not in str(caught.value)
+    np.save(tmp_path / "x.npy", np.full((3, 3), 0.5))
+    data = load(file(tmp_path / "x.npy"))
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [1, 1, 1]
 
 
 def test_too_few_data_to_split_is_an_error(tmp_path):
@@ -506,7 +592,7 @@ def test_resizing_takes_the_centred_square_without_aliases(tmp_path):
     x[:, :, 2:10:2] = 1.0
     x[:, :, :2] = x[:, :, 10:] = 100.0
     np.save(tmp_path / "x.npy", x)
-    data = load(DataConfig(name="file", path=str(tmp_path / "x.npy"), image_size=2))
+    data = load(DataConfig(name="file", path=str(tmp_path / "x.npy"), levels="real", image_size=2))
     assert data.spec[:3] == ((1, 2, 2), "real", 0)
     assert (data.train.pixels - 0.5).abs().max() < 0.1
 

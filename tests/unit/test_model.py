@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -105,6 +106,18 @@ def test_the_limit_of_test_data_is_one_of_test_data(binary):
     assert len(binary.data("test")[0]) == 5
     assert len(binary.data("train")[0]) > 100
     assert len(binary.data("test", 3)[0]) == 3
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [(np.int64, 255), (np.float32, "real")])
+def test_a_model_from_before_levels_had_to_be_said_reads_its_data_as_then(tmp_path, small, dtype, levels):
+    x = np.random.default_rng(0).integers(0, 200, (40, 8, 8))
+    x[:, 0, 0] = 199
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    mine = {"data.name": "file", "data.path": str(tmp_path / "x.npy"), "data.binarisation": "none"}
+    config = small("vae", {**mine, "data.levels": levels, "algorithm.observation": {"name": "gaussian"}})
+    silent = config.model_copy(update={"data": config.data.model_copy(update={"levels": None})})
+    now, then = (LoadedModel(build(config, load_data(config).spec), each, "# card") for each in (config, silent))
+    assert torch.equal(then.data("test")[0], now.data("test")[0])
 
 
 @pytest.mark.parametrize("n", [-1, 0, "three"])
