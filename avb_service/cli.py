@@ -3,7 +3,6 @@
 Floor 10. What a command needs is imported when it runs, so that help answers at once.
 """
 
-import json
 import os
 import sys
 import traceback
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from avb_service import tables
+from avb_service import rows, tables
 from avb_service.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ app = typer.Typer(
 )
 err = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs (docs/json.md).")]
 Storage = Annotated[Path, typer.Option(envvar="AVB_STORAGE", help="Checkpoints go here; all hosts must share it.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; repeatable.")]
 Model = Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, or a model folder.")]
@@ -99,8 +98,8 @@ def train(
                 published = job.publish(job.assess(run=on_cluster(capacity), progress=progress))
         except KeyboardInterrupt:
             raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
-    row = {"name": name, **asdict(published)}
-    _say(as_json, row, f"{name} is {published.uri}, {published.alias}: {published.reason}; see it with `avb ui`")
+    text = f"{name} is {published.uri}, {published.alias}: {published.reason}; see it with `avb ui`"
+    _say(as_json, rows.published(name, published), text)
 
 
 @app.command()
@@ -153,7 +152,8 @@ def tune(
             search.close("FAILED", str(error))
             raise
     best = next(each for each in published if each.alias is not None)
-    tables.leaderboard(read(uri), as_json, [each.uri for each in published], best.uri)
+    board = rows.leaderboard(read(uri), [each.uri for each in published], best.uri)
+    _say(as_json, board, partial(tables.leaderboard, board))
     if not as_json:
         server = uri if uri.startswith("http") else None
         pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@{best.alias} ./{best.alias}"
@@ -168,7 +168,8 @@ def leaderboard(as_json: Json = False) -> None:
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
 
-    tables.leaderboard(read(check_server()), as_json)
+    board = rows.leaderboard(read(check_server()))
+    _say(as_json, board, partial(tables.leaderboard, board))
 
 
 @app.command()
@@ -177,7 +178,8 @@ def pull(model: Model, directory: Path, as_json: Json = False) -> None:
     from avb_service.tracking import pull as fetch
 
     folder = fetch(model, directory)
-    _say(as_json, {"folder": str(folder)}, f"{model} is in {folder}; load it with avb_service.load({str(folder)!r})")
+    text = f"{model} is in {folder}; load it with avb_service.load({str(folder)!r})"
+    _say(as_json, {"model": model, "folder": str(folder)}, text)
 
 
 @app.command()
@@ -220,7 +222,9 @@ def evaluate(
             record = LikelihoodRecord({}, tuple(chain.from_iterable(scored)), diagnosis=diagnosis)
         else:
             record = evaluator.assess(x, likelihood.budget)
-    tables.estimates(record, f"{model} on {len(x)} test data of {loaded.config.data.name}", as_json)
+    data = loaded.config.data.name
+    title = f"{model} on {len(x)} test data of {data}"
+    _say(as_json, rows.evaluation(record, model, data, len(x)), partial(tables.estimates, record, title))
     if figure is not None:
         from avb_service.figures import bounds, to_png
 
@@ -236,7 +240,7 @@ def compare(first: Model, second: Model, as_json: Json = False) -> None:
 
     comparison = record_of(first).against(record_of(second))
     ahead = "is ahead of" if comparison.better else "is not ahead of"
-    _say(as_json, {**asdict(comparison), "better": comparison.better}, f"{first} {ahead} {second}: {comparison}")
+    _say(as_json, rows.comparison(first, second, comparison), f"{first} {ahead} {second}: {comparison}")
 
 
 @app.command()
@@ -281,7 +285,8 @@ def sample(
             from avb_service.figures.canvas import side_by_side
 
             save_image(side_by_side(images), file, nrow=max(1, int(n**0.5)))
-    _say(as_json, {"file": str(file), "shape": list(images.shape)}, f"{n} samples of {model} are in {file}")
+    row = {"model": model, "file": str(file), "shape": list(images.shape), "seed": seed}
+    _say(as_json, row, f"{n} samples of {model} are in {file}")
 
 
 @app.command()
@@ -294,13 +299,13 @@ def figures(model: Model, directory: Path, data_root: str | None = None, as_json
     check_place(directory / "samples.png")
     loaded = avb_service.load(model)
     x, labels = loaded.data("validation", 500, data_root)
-    files = {}
+    drawn = []
     for name, figure in draw(loaded.algorithm, x, labels).items():
         path = directory / f"{name}.png"
         with writing(path):
             path.write_bytes(to_png(figure))
-        files[name] = str(path)
-    _say(as_json, files, "\n".join(files.values()))
+        drawn.append({"figure": name, "file": str(path)})
+    _say(as_json, drawn, "\n".join(each["file"] for each in drawn))
 
 
 @app.command()
@@ -321,10 +326,9 @@ def ui(
     os.environ.update(command.environment)  # the way into the database may be among the secrets
     check_port(host, port)
     row = {"url": f"http://{host}:{port}", "recorded_at": check_server()}
-    if as_json:
-        print(json.dumps(row), flush=True)
-    else:
-        _note(f"{row['url']} (MLflow opens on other things: switch to Model training at the upper left)")
+    text = f"{row['url']} (MLflow opens on other things: switch to Model training at the upper left)"
+    _say(as_json, row, partial(_note, text))
+    sys.stdout.flush()
     os.dup2(2, 1)  # the server's log is no JSON
     os.execvp(command.arguments[0], command.arguments)
 
@@ -363,10 +367,9 @@ def check(
 
     cluster = ClusterFile.read(file)
     report = look(cluster)
-    if as_json:
-        print(json.dumps(asdict(report), indent=2))
-    elif report.hosts:
-        tables.hosts(report.hosts, report.members)
+    hosts = [rows.host(address, has, report.members) for address, has in report.hosts.items()]
+    told = {"up": report.members is not None, "hosts": hosts, "problems": list(report.problems)}
+    _say(as_json, told, partial(tables.hosts, hosts) if hosts else None)
     if report.problems:
         count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
         raise UserError("\n".join([f"{file}: {count}", *(f"  {problem}" for problem in report.problems)]))
@@ -384,12 +387,12 @@ def methods(as_json: Json = False) -> None:
     presets: dict[str, list[str]] = {name: [] for name in TABLE}
     for preset in preset_names():
         presets[read_preset(preset)["algorithm"]["name"]].append(preset)
-    rows = [
-        {"name": name, "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0], **abilities(method),
-         "presets": presets[name]}
+    listed = [
+        {"name": name, "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0],
+         **asdict(abilities(method)), "presets": presets[name]}
         for name, method in TABLE.items()
     ]  # fmt: skip
-    tables.methods(rows, as_json)
+    _say(as_json, listed, partial(tables.methods, listed))
 
 
 @app.command()
@@ -401,11 +404,11 @@ def settings(
     """All settings of a preset or file: the path that --set takes, the value, and what it is."""
     from avb_service.settings import read_config
 
-    rows = [
+    listed = [
         {"setting": path, "value": value, "about": about}
         for path, value, about in read_config(source, assign).settings()
     ]
-    tables.settings(rows, as_json, f"Settings of {source}")
+    _say(as_json, listed, partial(tables.settings, listed, f"Settings of {source}"))
 
 
 @app.command()
@@ -413,11 +416,8 @@ def datasets(as_json: Json = False) -> None:
     """The data sets that have a name."""
     from avb_service.data.sources import SOURCES
 
-    rows = [
-        {"name": name, "about": source.about, "values": source.values or "as in the file"}
-        for name, source in SOURCES.items()
-    ]
-    tables.lines(rows, as_json, "Data sets")
+    listed = [{"name": name, "about": source.about, "values": source.values} for name, source in SOURCES.items()]
+    _say(as_json, listed, partial(tables.datasets, listed))
 
 
 def main() -> None:
@@ -449,8 +449,14 @@ def _check_name(path: Path, *suffixes: str) -> None:
         raise UserError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
 
 
-def _say(as_json: bool, row: object, text: str) -> None:
-    print(json.dumps(row, indent=2) if as_json else text)
+def _say(as_json: bool, told: object, shown: "str | Callable[[], None] | None") -> None:
+    """Print what a program is told, or show a person the same, as a text or by a function that prints it."""
+    if as_json:
+        print(rows.as_json(told))
+    elif callable(shown):
+        shown()
+    elif shown:
+        print(shown)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Floor 6.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from avb_service.likelihood import (
     LikelihoodRecord,
     NoisyModel,
 )
+from avb_service.likelihood.estimate import Kind
 from avb_service.likelihood.needs import on_a_grid
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
@@ -196,22 +197,38 @@ def encoding_model(model: Algorithm) -> EncodingModel:
     return model
 
 
-def abilities(method: type[Algorithm]) -> dict[str, str]:
-    """What a method can do with its default settings, for people: where draws come from, codes, kinds of log p(x)."""
+@dataclass(frozen=True)
+class Abilities:
+    """What a method can do with its default settings.
+
+    Attributes:
+        draws: whether they are made of codes from a prior, or translated from a second source.
+        encodes: whether data have codes.
+        log_likelihood: what log p(x) can be had as.
+        needs_noise: whether that is so under an observation noise that the caller names, and not without.
+    """
+
+    draws: Literal["prior", "translations"]
+    encodes: bool
+    log_likelihood: tuple[Kind, ...]
+    needs_noise: bool
+
+
+def abilities(method: type[Algorithm]) -> Abilities:
+    """What a method can do."""
+    kinds: tuple[Kind, ...] = ()
     if issubclass(method, LatentVariableModel):
         config = method.Config.parse({})
         values = next(each for each in get_args(Values) if config.objection(each) is None)
         vector = DataSpec((1, 1, 8), values, {"binary": 1, "levels": 255, "real": 0}[values], torch.zeros(1, 1, 8))
         with seeded("abilities"):
-            kinds = Evaluator(method(config, vector), LikelihoodConfig()).kinds()
-        likelihood = ", ".join(kinds).replace("_", " ")
-    else:
-        likelihood = "lower bound, under a noise that you name" if issubclass(method, DecodingModel) else "none"
-    return {
-        "draws": "p(z)" if issubclass(method, DecodingModel) else "translations",
-        "encodes": "yes" if issubclass(method, EncodingModel) else "no",
-        "log p(x)": likelihood,
-    }
+            kinds = tuple(Evaluator(method(config, vector), LikelihoodConfig()).kinds())
+    decodes, scored = issubclass(method, DecodingModel), issubclass(method, LatentVariableModel)
+    if decodes and not scored:
+        kinds = ("lower_bound",)
+    return Abilities(
+        "prior" if decodes else "translations", issubclass(method, EncodingModel), kinds, decodes and not scored
+    )
 
 
 def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:

@@ -1,13 +1,11 @@
-"""What commands print as tables, or as JSON for programs.
+"""What commands tell, as tables for people.
 
 Floor 8. Nothing heavy is imported before it is needed, so that help answers at once.
 """
 
 import json
 import math
-import re
 import sys
-from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from avb_service.likelihood import Check, Estimate, LikelihoodRecord
-    from avb_service.tracking import RegisteredVersion
+    from avb_service.likelihood import Check, LikelihoodRecord
 
 out = Console() if sys.stdout.isatty() else Console(width=120)
 
@@ -28,7 +25,6 @@ out = Console() if sys.stdout.isatty() else Console(width=120)
 # first; and what they mean.
 WORDS = ("model", "alias", "method", "data", "certificate")
 DETAILS = ("params", "train", "drawn <=", "data", "gap", "IWAE", "log p(x) ~", "Parzen (training)")
-REFINED = r"test/log_likelihood\.iwae_refined_\d+\.lower_bound"
 APART = "Between two lines: scored on the same data, by the same measure; only such figures can be compared."
 NOTES = {
     "model": "*: new.  ±: standard error over data.",
@@ -40,35 +36,34 @@ NOTES = {
 }
 
 
-def lines(rows: "Sequence[Mapping[str, Any]]", as_json: bool, title: str) -> None:
+def lines(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
     """Rows that have the same keys."""
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*map(str, row.values()))
     out.print(table)
 
 
-def methods(rows: "Sequence[Mapping[str, Any]]", as_json: bool) -> None:
+def methods(rows: "Sequence[Mapping[str, Any]]") -> None:
     """What each is, what it can do, and its presets: in blocks, so that names are whole on a narrow terminal."""
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
     table = Table(box=SIMPLE, show_header=False, title="Methods")
     for row in rows:
-        can = f"draws: {row['draws']};  encodes: {row['encodes']};  log p(x): {row['log p(x)']}"
+        kinds = ", ".join(row["log_likelihood"]).replace("_", " ") or "none"
+        draws = {"prior": "p(z)"}.get(row["draws"], row["draws"])
+        noise = ", under a noise that you name" if row["needs_noise"] else ""
+        can = f"draws: {draws};  encodes: {'yes' if row['encodes'] else 'no'};  log p(x): {kinds}{noise}"
         said = (row["about"], can, f"presets: {' '.join(row['presets'])}")
         table.add_row(row["name"], "\n".join(said), end_section=True)
     out.print(table, highlight=False)
 
 
-def settings(rows: "Sequence[Mapping[str, Any]]", as_json: bool, title: str) -> None:
+def datasets(rows: "Sequence[Mapping[str, Any]]") -> None:
+    """The data sets that have a name."""
+    lines([{**row, "values": row["values"] or "as in the file"} for row in rows], "Data sets")
+
+
+def settings(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
     """Each setting as YAML has it, and what it is; a section stands above what is in it."""
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("setting", no_wrap=True)
     for name in ("value", "about"):
@@ -80,24 +75,10 @@ def settings(rows: "Sequence[Mapping[str, Any]]", as_json: bool, title: str) -> 
     out.print(table, highlight=False)
 
 
-def estimates(record: "LikelihoodRecord", title: str, as_json: bool) -> None:
+def estimates(record: "LikelihoodRecord", title: str) -> None:
     """Likelihoods, each with its kind and error bar; what the certificate says; what speaks against an adversary."""
-    from avb_service.likelihood import HOLDS, known, verdict
+    from avb_service.likelihood import HOLDS, verdict
 
-    doubts = record.doubts
-    if as_json:
-        adversary = {
-            "verdict": verdict(doubts), "checks": [{**asdict(check), "passed": check.passed} for check in doubts],
-            "diagnosis": known(asdict(record.diagnosis)) if record.diagnosis else None,
-        }  # fmt: skip
-        tree = {
-            "estimates": [_estimate(e) for e in record.estimates],
-            "certificate": record.certificate.tree() if record.certificate else None,
-            "adversary": adversary if doubts else None,
-            "seconds": {e.name: e.seconds for e in record.estimates if not math.isnan(e.seconds)},
-        }
-        print(json.dumps(tree, indent=2))
-        return
     rows = [
         {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
          "data": len(e.per_datum), "own error": "" if math.isnan(e.own_error) else f"{e.own_error:.3f}",
@@ -109,23 +90,13 @@ def estimates(record: "LikelihoodRecord", title: str, as_json: bool) -> None:
          "kind": e.meaning.replace("lower", "upper"), "data": len(e.per_datum)}
         for e in record.estimates if e.quantity == "simulated"
     ]  # fmt: skip
-    lines(rows, False, title)
+    lines(rows, title)
     if record.certificate is not None:
         _checks(record.certificate.checks, f"Certificate of ais: {record.certificate.verdict}")
         out.print(HOLDS, markup=False)
-    if doubts:
+    if doubts := record.doubts:
         _checks(doubts, f"What speaks against the adversary: {verdict(doubts)}")
         out.print("Each that fails is enough to convict it; all that pass do not acquit it.", markup=False)
-
-
-def _estimate(estimate: "Estimate") -> dict[str, Any]:
-    """What a program sees of it, the same each time."""
-    numbers = {"value": estimate.value, "stderr": estimate.stderr, "own_error": estimate.own_error}
-    return {
-        "estimator": estimate.name, **{name: value for name, value in numbers.items() if not math.isnan(value)},
-        "kind": estimate.kind, "quantity": estimate.quantity, "data": len(estimate.per_datum),
-        "recipe": dict(estimate.recipe), **estimate.diagnostics,
-    }  # fmt: skip
 
 
 def _checks(checks: "Sequence[Check]", title: str) -> None:
@@ -134,50 +105,35 @@ def _checks(checks: "Sequence[Check]", title: str) -> None:
          "passed": "yes" if check.passed else "NO"}
         for check in checks
     ]  # fmt: skip
-    lines(rows, False, title)
+    lines(rows, title)
 
 
-def hosts(found: "Mapping[str, Mapping[str, Any]]", members: "Mapping[str, Sequence[float]] | None") -> None:
-    """What each host of a cluster has.
-
-    Args:
-        found: by address, what `distributed.check` has seen there.
-        members: CPUs and GPUs of those that have joined Ray, by address; None before `ray up`.
-    """
-    lines([_host(address, has, members or {}) for address, has in found.items()], False, "Hosts")
+def hosts(rows: "Sequence[Mapping[str, Any]]") -> None:
+    """What each host of a cluster has."""
+    lines([_host(row) for row in rows], "Hosts")
 
 
-def _host(address: str, has: "Mapping[str, Any]", members: "Mapping[str, Sequence[float]]") -> dict[str, str]:
-    joined = members.get(address) or members.get(has["resolves"])
+def _host(row: "Mapping[str, Any]") -> dict[str, str]:
+    joined = row["ray_cpus"] is not None
     return {
-        "host": address,
-        "name": has["hostname"],
-        "python": ".".join(map(str, has["python"])),
-        **{name: has["versions"].get(name, "to be installed") for name in ("ray", "torch", "mlflow")},
-        "CPUs": str(has["cpus"]),
-        "GPUs": str(has["gpus"]),
-        "Ray": f"{joined[0]:g} CPUs, {joined[1]:g} GPUs" if joined else "-",
+        "host": row["address"],
+        "name": row["hostname"],
+        "python": row["python"],
+        **{name: row[name] or "to be installed" for name in ("ray", "torch", "mlflow")},
+        "CPUs": str(row["cpus"]),
+        "GPUs": str(row["gpus"]),
+        "Ray": f"{row['ray_cpus']:g} CPUs, {row['ray_gpus']:g} GPUs" if joined else "-",
     }
 
 
-def leaderboard(
-    versions: "Sequence[RegisteredVersion]", as_json: bool, new: "Sequence[str]" = (), best: str | None = None
-) -> None:
-    """Sorted by the held-out lower bound, else by Parzen windows; what only an adversary believes stands apart.
+def leaderboard(rows: "Sequence[Mapping[str, Any]]") -> None:
+    """Held-out lower bounds, or Parzen windows; what only an adversary believes stands apart.
 
     Models that were scored on other data, or by another measure, stand apart: their figures cannot be compared.
 
     Args:
-        versions: what is registered.
-        as_json: for programs.
-        new: URIs of those to be marked.
-        best: URI of the best of them, to be marked for programs.
+        rows: in their order.
     """
-    rows = [{**_row(each), "new": each.uri in new, "best_of_new": each.uri == best} for each in versions]
-    rows.sort(key=lambda row: (row["data"], row["scored_on"], -_score(row, "log p(x) >="), -_score(row, "parzen")))
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
     if not rows:
         out.print("no model is registered yet")
         return
@@ -204,59 +160,26 @@ def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]", ends: "
     return table
 
 
-def _score(row: "Mapping[str, Any]", name: str) -> float:
-    """What rows are sorted by; those without it come last."""
-    return -math.inf if row[name] is None else row[name]
-
-
-def _cells(row: dict[str, Any]) -> dict[str, str]:
+def _cells(row: "Mapping[str, Any]") -> dict[str, str]:
     """What a person sees of a row."""
-    error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
-    training = "" if row["parzen_training"] is None else f" ({row['parzen_training']:.1f})"
+    error = _number(row["log_likelihood_stderr"], " ± {:.2f}")
     return {
         "model": row["model"].removeprefix("models:/") + (" *" if row["new"] else ""),
-        "alias": row["alias"],
-        "method": row["method"],
-        "data": row["data"],
-        "d": row["latent"],
-        "log p(x) >=": _number(row["log p(x) >="]) + error,
-        "IWAE": _number(row["iwae"]),
-        "log p(x) ~": _number(row["log p(x) ~"]),
-        "Parzen (training)": _number(row["parzen"], ".1f") + training,
-        "drawn <=": _number(row["simulated <="]),
+        "alias": ", ".join(row["aliases"]),
+        "method": row["method"] or "",
+        "data": row["data"] or "",
+        "d": _number(row["latent_dim"], "{}"),
+        "log p(x) >=": _number(row["log_likelihood"]) + error,
+        "IWAE": _number(row["iwae_refined"]),
+        "log p(x) ~": _number(row["elbo_adversarial"]),
+        "Parzen (training)": _number(row["parzen"], "{:.1f}") + _number(row["parzen_training"], " ({:.1f})"),
+        "drawn <=": _number(row["simulated_upper"]),
         "gap": _number(row["gap"]),
-        "certificate": row["certificate"],
-        "params": f"{row['parameters'] / 1000:.0f}k",
-        "train": f"{row['seconds']:.0f} s",
+        "certificate": row["certificate"] or "",
+        "params": _number(row["parameters"] and row["parameters"] / 1000, "{:.0f}k"),
+        "train": _number(row["train_seconds"], "{:.0f} s"),
     }
 
 
-def _row(version: "RegisteredVersion") -> dict[str, Any]:
-    """What a program sees of a version."""
-    from avb_service.tracking.publish import HELD_OUT, SCORED_ON
-
-    metrics, tags = version.metrics, version.tags
-    return {
-        "model": version.uri,
-        "alias": ", ".join(version.aliases),
-        "method": tags.get("method", ""),
-        "latent": tags.get("latent_dim", ""),
-        "log p(x) >=": metrics.get(HELD_OUT),
-        "stderr": metrics.get(f"{HELD_OUT}.stderr"),
-        "iwae": next((value for name, value in sorted(metrics.items()) if re.fullmatch(REFINED, name)), None),
-        "log p(x) ~": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
-        "parzen": metrics.get("test/parzen"),
-        "parzen_training": metrics.get("test/parzen_training"),
-        "simulated <=": metrics.get("certificate/simulated.upper"),
-        "gap": metrics.get("certificate/gap"),
-        "certificate": tags.get("certificate", ""),
-        "promotion": tags.get("promotion", ""),
-        "parameters": int(tags.get("parameters", 0)),
-        "seconds": float(tags.get("train_seconds", 0)),
-        "data": tags.get("data", ""),
-        "scored_on": tags.get(SCORED_ON, ""),
-    }
-
-
-def _number(value: float | None, digits: str = ".2f") -> str:
-    return "" if value is None else f"{value:{digits}}"
+def _number(value: float | None, form: str = "{:.2f}") -> str:
+    return "" if value is None else form.format(value)

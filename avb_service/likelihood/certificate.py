@@ -5,7 +5,7 @@ is data drawn from the model itself, for which the truth can be bracketed, and a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -110,12 +110,6 @@ class Certificate:
             f"{check.meaning}: {check.value:.3g}, expected {check.relation} {check.limit:.3g}"
             for check in self.checks if not check.passed
         )  # fmt: skip
-
-    def tree(self) -> dict[str, object]:
-        """For programs."""
-        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        simulated = {"lower": self.lower, "upper": self.upper}
-        return {"verdict": self.verdict, "meaning": HOLDS, "checks": checks, "simulated": simulated}
 
     def metrics(self) -> dict[str, float]:
         """Named for a tracker: `certificate/gap`, `certificate/passed`, and the bounds on simulated data."""

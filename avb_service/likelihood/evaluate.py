@@ -20,7 +20,7 @@ from avb_service.likelihood.certificate import Certificate, certify
 from avb_service.likelihood.config import Budget, LikelihoodConfig
 from avb_service.likelihood.corrected import elbo_corrected
 from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
-from avb_service.likelihood.estimate import Estimate, Progress, Runner, Scorer, Task, estimate, serially
+from avb_service.likelihood.estimate import Estimate, Kind, Progress, Runner, Scorer, Task, estimate, serially
 from avb_service.likelihood.exact import enumeration, ppca, quadrature
 from avb_service.likelihood.importance import iwae
 from avb_service.likelihood.noisy import NoisyModel
@@ -50,6 +50,7 @@ BUDGETS: Mapping[Budget, tuple[str, ...]] = {
 }  # fmt: skip
 OF_ADVERSARIES = ("elbo_corrected",)  # what the certified budget buys besides, where the KL is an adversary's
 DIAGNOSIS_DRAWS = 512
+KINDS: tuple[Kind, ...] = ("exact", "lower_bound", "estimate")  # of log p(x), from the one that says the most
 OBJECTIVES = ("iwae_refined", "enumeration", "iwae")  # what searches compare by: the first that applies
 
 
@@ -121,11 +122,11 @@ class Evaluator:
             return False
         return True
 
-    def kinds(self) -> list[str]:
+    def kinds(self) -> list[Kind]:
         """What log p(x) can be had as, for this model: exact, lower_bound, estimate."""
         scorers = [Make(name, self.config)(self.model) for name in BUDGETS["certified"] if self.applies(name)]
         found = {s.kind for s in scorers if s.quantity == "log_likelihood" and isinstance(s.kind, str)}
-        return [kind for kind in ("exact", "lower_bound", "estimate") if kind in found]
+        return [kind for kind in KINDS if kind in found]
 
     def objective(self, x: Tensor) -> Estimate:
         """The figure that searches compare by."""

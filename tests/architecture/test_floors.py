@@ -25,7 +25,7 @@ FLOORS = {
     "likelihood": 5, "figures": 5,
     "settings": 6, "model": 6, "experiment": 6,
     "tracking": 7,
-    "distributed": 8, "tables": 8,
+    "distributed": 8, "rows": 8, "tables": 8,
     "tuning": 9,
     "cli": 10, "": 10,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from avb_service import cli, lock, tables
+from avb_service import cli, lock, rows, tables
 from avb_service.tracking import RegisteredVersion
 
 pytestmark = [
@@ -228,25 +228,19 @@ def test_the_traceback_is_there_for_those_who_ask_and_changes_nothing_else(capsy
     assert "Traceback" in told and "error: vae_digit: neither a file nor a preset" in told
 
 
-@pytest.mark.parametrize("command", ["methods", "datasets"])
-def test_lists_are_json_for_programs(command):
-    rows = json.loads(CliRunner().invoke(cli.app, [command, "--json"]).stdout)
-    assert {"name", "about"} <= rows[0].keys()
-
-
 def test_settings_are_explained_under_the_paths_that_set_takes():
     listed = CliRunner().invoke(cli.app, ["settings", "avb_ac_digits", "--set", "algorithm.jitter=0.5", "--json"])
-    rows = {row["setting"]: row for row in json.loads(listed.stdout)}
-    assert rows["algorithm.jitter"]["value"] == 0.5 and "Cholesky" in rows["algorithm.jitter"]["about"]
-    assert rows["algorithm.kl_warmup"]["about"].startswith("rounds over which the weight of the KL rises")
-    assert all(row["about"] for row in rows.values())
+    found = {row["setting"]: row for row in json.loads(listed.stdout)}
+    assert found["algorithm.jitter"]["value"] == 0.5 and "Cholesky" in found["algorithm.jitter"]["about"]
+    assert found["algorithm.kl_warmup"]["about"].startswith("rounds over which the weight of the KL rises")
+    assert all(row["about"] for row in found.values())
 
 
 def test_settings_are_shown_as_they_are_written(monkeypatch):
     values = {"trunk": {"hidden": [64, 64]}, "trunk.hidden": [64, 64], "options": {"fused": True}, "clip_norm": None}
-    rows = [{"setting": path, "value": value, "about": "of [bold] letters"} for path, value in values.items()]
+    listed = [{"setting": path, "value": value, "about": "of [bold] letters"} for path, value in values.items()]
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
-    tables.settings(rows, False, "Settings")
+    tables.settings(listed, "Settings")
     lines = [line.split() for line in tables.out.file.getvalue().splitlines()[4:8]]
     about = ["of", "[bold]", "letters"]
     assert lines == [
@@ -256,8 +250,8 @@ def test_settings_are_shown_as_they_are_written(monkeypatch):
 
 
 def test_every_method_has_a_preset():
-    rows = json.loads(CliRunner().invoke(cli.app, ["methods", "--json"]).stdout)
-    assert all(row["presets"] for row in rows)
+    listed = json.loads(CliRunner().invoke(cli.app, ["methods", "--json"]).stdout)
+    assert all(row["presets"] for row in listed)
 
 
 @pytest.mark.parametrize(("address", "mode"), [("local", "1"), ("auto", "0")])
@@ -328,20 +322,13 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
             "train_seconds": "194"}  # fmt: skip
     version = RegisteredVersion("digits-smoke", 12, ("champion",), None, 0.0, tags, metrics)
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=width, color_system=None))
-    tables.leaderboard([version], False, [version.uri])
+    tables.leaderboard(rows.leaderboard([version], [version.uri]))
     heading, _, row = tables.out.file.getvalue().splitlines()[2:5]
     assert row.split()[:7] == ["digits-smoke/12", "*", "champion", "avb_ac", *(["digits"] if not absent else []), "16",
                                "-22.07", "±"][:7]  # fmt: skip
     assert "…" not in row + heading
     assert {name for name in ("gap", "params", "certificate", "IWAE") if name not in heading} == absent
     assert ("-22.21" in row) == ("IWAE" not in absent) and "-23.50" not in row
-
-
-def test_programs_are_told_which_models_are_new_and_which_of_them_is_the_best(capsys):
-    versions = [RegisteredVersion("m", number, (), None, 0.0, {}, {}) for number in (1, 2, 3)]
-    tables.leaderboard(versions, True, ["models:/m/2", "models:/m/3"], "models:/m/3")
-    rows = {row["model"]: (row["new"], row["best_of_new"]) for row in json.loads(capsys.readouterr().out)}
-    assert rows == {"models:/m/1": (False, False), "models:/m/2": (True, False), "models:/m/3": (True, True)}
 
 
 def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
@@ -351,7 +338,7 @@ def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
         for name, on, value in (("a", "one", -30.0), ("b", "another", -20.0), ("c", "one", -10.0))
     ]  # fmt: skip
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
-    tables.leaderboard(versions, False)
+    tables.leaderboard(rows.leaderboard(versions))
     lines = tables.out.file.getvalue().splitlines()
     names = [line.split()[0][0] if line.strip() else "" for line in lines[4:8]]
     assert names == ["b", "", "c", "a"], lines
@@ -366,7 +353,7 @@ def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatc
     columns = {"nats": tensor([-24.0, -26.0]), "upper": tensor([-23.5, -25.0])}
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
     record = LikelihoodRecord({}, (Estimate.of("bdmc", "lower_bound", columns, "simulated"),))
-    tables.estimates(record, "a model", False)
+    tables.estimates(record, "a model")
     lower, upper = (line for line in tables.out.file.getvalue().splitlines() if "bdmc" in line)
     assert "-25.000" in lower and "lower bound on data that the model drew itself" in lower
     assert "-24.250" in upper and "upper bound on data that the model drew itself" in upper
@@ -382,7 +369,7 @@ def test_what_speaks_against_an_adversary_is_shown_below_its_figures(monkeypatch
              Estimate.of("elbo_adversarial", "estimate", {"nats": nats - 1}))  # fmt: skip
     record = LikelihoodRecord({}, found, None, Diagnosis(10.0, 12.5, 2.5, 0.1, 0.0, 0.0, 0.05))
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
-    tables.estimates(record, "a model", False)
+    tables.estimates(record, "a model")
     lines = tables.out.file.getvalue().splitlines()
     assert any("What speaks against the adversary: its ELBO is not to be believed" in line for line in lines)
     judged = {line.split("│")[1].strip(): line.split("│")[4].strip() for line in lines if line.count("│") == 5}
@@ -401,7 +388,7 @@ def test_parzen_windows_stand_beside_those_of_the_training_data_and_in_a_column_
         RegisteredVersion("vae", 1, (), None, 0.0, {"method": "vae"}, {"test/log_likelihood": -22.0}),
     ]
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
-    tables.leaderboard(versions, False)
+    tables.leaderboard(rows.leaderboard(versions))
     shown = tables.out.file.getvalue()
     assert "301.2 (415.5)" in shown and "no log p(x)" in shown
     ranked = [shown.index(f"{name}/1") for name in ("vae", "best", "gan", "worse")]

@@ -1,0 +1,170 @@
+"""What commands tell: rows of plain values under keys that stay. `--json` prints them, tables are made of them.
+
+Floor 8. Keys are words in snake_case, and what varies (the name of an estimator, a host, a metric) is a value; a number
+is a number, and null where it is not known. docs/json.schema.json says what each key is, and a test holds the two
+together.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avb_service.likelihood import Check, Comparison, Estimate, LikelihoodRecord
+    from avb_service.tracking import RegisteredVersion
+    from avb_service.tracking.publish import Published
+
+Row = dict[str, Any]
+
+REFINED = r"test/log_likelihood\.iwae_refined_\d+\.lower_bound"
+
+
+def as_json(rows: object) -> str:
+    """JSON as its standard has it: without NaN and infinities, in whose place there is null."""
+    return json.dumps(_finite(rows), indent=2, allow_nan=False)
+
+
+def _finite(node: Any) -> Any:  # noqa: ANN401  any JSON value
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def published(run: str, model: "Published") -> Row:
+    """A run and the model that it has become."""
+    return {
+        "run": run, "model": model.uri, "alias": model.alias, "reason": model.reason,
+        "metrics": [{"name": name, "value": value} for name, value in model.metrics.items()],
+    }  # fmt: skip
+
+
+def leaderboard(
+    versions: "Sequence[RegisteredVersion]", new: Collection[str] = (), best: str | None = None
+) -> list[Row]:
+    """Models that were scored on the same data together, in the order of their held-out figures, the best first.
+
+    Args:
+        versions: what is registered.
+        new: URIs of those that this command has registered.
+        best: URI of the best of them.
+    """
+    rows = [{**_model(each), "new": each.uri in new, "best_of_new": each.uri == best} for each in versions]
+    figures = ("log_likelihood", "parzen")
+    return sorted(rows, key=lambda row: (
+        row["data"] or "", row["scored_on"] or "", *(math.inf if row[name] is None else -row[name] for name in figures),
+    ))  # fmt: skip
+
+
+def _model(version: "RegisteredVersion") -> Row:
+    from avb_service.tracking.publish import HELD_OUT, SCORED_ON
+
+    metrics, tags = version.metrics, {key: value for key, value in version.tags.items() if value}
+    return {
+        "model": version.uri,
+        "name": version.name,
+        "version": version.version,
+        "aliases": list(version.aliases),
+        "method": tags.get("method"),
+        "data": tags.get("data"),
+        "scored_on": tags.get(SCORED_ON),
+        "latent_dim": _number(tags, "latent_dim", int),
+        "log_likelihood": metrics.get(HELD_OUT),
+        "log_likelihood_stderr": metrics.get(f"{HELD_OUT}.stderr"),
+        "iwae_refined": next((value for name, value in sorted(metrics.items()) if re.fullmatch(REFINED, name)), None),
+        "elbo_adversarial": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
+        "parzen": metrics.get("test/parzen"),
+        "parzen_training": metrics.get("test/parzen_training"),
+        "simulated_upper": metrics.get("certificate/simulated.upper"),
+        "gap": metrics.get("certificate/gap"),
+        "certificate": tags.get("certificate"),
+        "promotion": tags.get("promotion"),
+        "parameters": _number(tags, "parameters", int),
+        "train_seconds": _number(tags, "train_seconds", float),
+    }
+
+
+def _number(tags: Mapping[str, str], name: str, kind: type[int] | type[float]) -> float | None:
+    """A tag as the number that it is; None where it is not there, or somebody has written something else."""
+    try:
+        return kind(tags[name])
+    except (KeyError, ValueError):
+        return None
+
+
+def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int) -> Row:
+    """What was found of a model's likelihood.
+
+    Args:
+        record: all of it.
+        model: as it was named.
+        data: the data set's name.
+        count: how many test data were scored.
+    """
+    from avb_service.likelihood import HOLDS, verdict
+
+    doubts, certificate = record.doubts, record.certificate
+    return {
+        "model": model,
+        "data": data,
+        "split": "test",
+        "n_data": count,
+        "estimates": [estimate(each) for each in record.estimates],
+        "certificate": {
+            "passed": certificate.passed, "verdict": certificate.verdict, "meaning": HOLDS,
+            "checks": checks(certificate.checks),
+            "simulated_lower": certificate.lower, "simulated_upper": certificate.upper,
+        } if certificate else None,
+        "adversary": {
+            "passed": all(check.passed for check in doubts), "verdict": verdict(doubts), "checks": checks(doubts),
+            "diagnosis": asdict(record.diagnosis) if record.diagnosis else None,
+        } if doubts else None,
+        "seconds": [{"estimator": each.name, "seconds": each.seconds} for each in record.estimates],
+    }  # fmt: skip
+
+
+def estimate(found: "Estimate") -> Row:
+    """An estimate, the same each time: the seconds that it took stand apart."""
+    return {
+        "estimator": found.name, "value": found.value, "stderr": found.stderr, "own_error": found.own_error,
+        "kind": found.kind, "quantity": found.quantity, "n_data": len(found.per_datum), "recipe": dict(found.recipe),
+        "diagnostics": found.diagnostics,
+    }  # fmt: skip
+
+
+def checks(of: "Sequence[Check]") -> list[Row]:
+    """Figures and their limits, passed or not."""
+    return [{**asdict(check), "passed": check.passed} for check in of]
+
+
+def comparison(first: str, second: str, found: "Comparison") -> Row:
+    """By how much the first of two models is better, nats per datum."""
+    return {
+        "first": first, "second": second, "estimator": found.estimator, "difference": found.difference,
+        "stderr": found.stderr, "n_data": found.data, "better": found.better,
+    }  # fmt: skip
+
+
+def host(address: str, has: Mapping[str, Any], members: Mapping[str, Sequence[float]] | None) -> Row:
+    """What a host of a cluster has.
+
+    Args:
+        address: in the cluster file.
+        has: what `distributed.check` has seen there.
+        members: CPUs and GPUs of those that have joined Ray, by address; None before `ray up`.
+    """
+    joined = (members or {}).get(address) or (members or {}).get(has["resolves"])
+    return {
+        "address": address,
+        "hostname": has["hostname"],
+        "python": ".".join(map(str, has["python"])),
+        **{name: has["versions"].get(name) for name in ("ray", "torch", "mlflow")},
+        "cpus": has["cpus"],
+        "gpus": has["gpus"],
+        "ray_cpus": joined[0] if joined else None,
+        "ray_gpus": joined[1] if joined else None,
+    }
