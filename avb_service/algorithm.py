@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 
 from avb_service.config import Config
 from avb_service.distributions import Concatenated, DataSpec, ImplicitPosterior, Values
+from avb_service.faults import one_of
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -79,9 +80,7 @@ class TurnConfig(Config):
     @field_validator("optimizer")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in OPTIMIZERS:
-            raise ValueError(f"one of torch.optim's {', '.join(OPTIMIZERS)}")
-        return name
+        return one_of(name, OPTIMIZERS)
 
     @model_validator(mode="after")
     def _accepted(self) -> "TurnConfig":

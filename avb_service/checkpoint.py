@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
-from avb_service.config import Tree, parse_yaml
 from avb_service.errors import DataError, UserError
 from avb_service.storage import MANIFEST, parse_json, put_back, read_file, read_folder, write_folder
+from avb_service.trees import Tree, parse_yaml, to_yaml
 
 State = dict[str, Any]  # nested; the leaves are tensors, JSON scalars or lists
 
@@ -266,7 +265,7 @@ def _tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _yaml(tree: Tree) -> bytes:
-    return yaml.safe_dump(tree, sort_keys=False).encode()
+    return to_yaml(tree).encode()
 
 
 def _to_json(tree: Tree) -> bytes:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 def listed(names: Sequence[object], shown: int = 3) -> str:
     """The first names and how many more there are, in one line whatever characters they have."""
-    first = ("".join(map(_printable, str(name))) for name in names[:shown])
+    first = (_on_one_line(str(name)) for name in names[:shown])
     more = [f"{len(names) - shown} more"] if len(names) > shown else []
     return " and ".join([", ".join(first), *more])
 
 
-def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
+def _on_one_line(text: str) -> str:
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class UserError(Exception):
@@ -29,14 +29,14 @@ class ConfigError(UserError):
     """A configuration that cannot be run. Carries every problem found, not only the first.
 
     Args:
-        problems: one line each, beginning with the dotted path that it is about.
+        problems: one line each, beginning with the dotted path that it is about; what would break a line is escaped.
         source: the file or preset that was read, for the message.
     """
 
     def __init__(self, problems: list[str], source: str = "configuration") -> None:
-        self.problems, self.source = problems, source
+        self.problems, self.source = [_on_one_line(problem) for problem in problems], source
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in problems)]))
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]))
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[str], str]]:
         """It travels between processes with its problems, and not as the message that these make."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from avb_service.algorithm import LatentVariableModel
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import Checkpoint, CheckpointStore
-from avb_service.config import must_match
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.mixtures import MIXTURES
 from avb_service.data.splits import Split
@@ -39,6 +38,7 @@ from avb_service.model import build, write_model
 from avb_service.provenance import code_version
 from avb_service.seeding import derive_seed, reproducible, seeded
 from avb_service.settings import ExperimentConfig
+from avb_service.trees import must_match
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,6 @@ from torch import Tensor
 from avb_service.algorithm import Algorithm, DataSpec, DecodingModel, EncodingModel, LatentVariableModel
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import ModelFolder
-from avb_service.config import Tree
 from avb_service.data.datasets import load
 from avb_service.data.files import Levels
 from avb_service.data.stream import fixed
@@ -31,6 +30,7 @@ from avb_service.likelihood.estimate import Kind
 from avb_service.likelihood.needs import on_a_grid
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
+from avb_service.trees import Tree
 
 LIKELIHOOD = "likelihood.json"  # beside the weights
 

@@ -13,11 +13,13 @@ from pydantic import AfterValidator, Field
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms import TABLE
-from avb_service.config import Config, Tree, flatten, override, parse_overrides, read_yaml
+from avb_service.config import Config
 from avb_service.data.datasets import DataConfig
 from avb_service.engine import TrainingConfig
 from avb_service.errors import UserError
+from avb_service.faults import hint
 from avb_service.likelihood import LikelihoodConfig
+from avb_service.trees import Tree, flatten, override, read_yaml
 
 if TYPE_CHECKING:
     AlgorithmSection = AlgorithmConfig
@@ -158,10 +160,13 @@ def read_preset(source: str | Path) -> Tree:
     """
     if str(source) in preset_names():
         with resources.as_file(resources.files("avb_service") / "presets" / f"{source}.yaml") as path:
-            return read_yaml(path)
+            return read_yaml(path, ExperimentConfig.meaning)
     if not Path(source).is_file():
-        raise UserError(f"{source}: neither a file nor a preset; presets are {', '.join(preset_names())}")
-    return read_yaml(Path(source))
+        raise UserError(
+            f"{source}: neither a file nor a preset{hint(source, preset_names()) or ';'} presets are "
+            f"{', '.join(preset_names())}"
+        )
+    return read_yaml(Path(source), ExperimentConfig.meaning)
 
 
 def read_config(source: str | Path, assignments: list[str] | None = None) -> ExperimentConfig:
@@ -170,10 +175,7 @@ def read_config(source: str | Path, assignments: list[str] | None = None) -> Exp
     Raises:
         UserError: the file cannot be read, or the configuration cannot be run.
     """
-    tree = read_preset(source)
-    values, problems = parse_overrides(assignments or [])
-    for path, value in values.items():
-        tree = override(tree, path, value)
+    tree, problems = ExperimentConfig.assigned(read_preset(source), assignments or [])
     return ExperimentConfig.parse(tree, str(source), problems)
 
 
@@ -202,6 +204,6 @@ def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str | Non
     """
     tree = override(base.tree(), "budget", "quick")
     asked = {} if budget is None else {"budget": budget}
-    for path, value in {**flatten(read_yaml(file) if file else {}), **asked}.items():
+    for path, value in {**flatten(read_yaml(file, LikelihoodConfig.meaning) if file else {}), **asked}.items():
         tree = override(tree, path, value)
     return LikelihoodConfig.parse(tree, str(file or "likelihood"))

@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from avb_service.config import Tree
 from avb_service.errors import DataError, UserError
+from avb_service.trees import Tree
 
 MANIFEST = "manifest.json"
 

@@ -12,6 +12,7 @@ from avb_service.algorithms.avb_ac import AVBAC, ContrastConfig
 from avb_service.bayes import BayesianModel, bayesian_model, bayesian_models
 from avb_service.distributions import ImplicitPosterior, Values, whiten
 from avb_service.errors import DataError
+from avb_service.faults import one_of
 
 
 class AVBJointConfig(ContrastConfig):
@@ -29,9 +30,7 @@ class AVBJointConfig(ContrastConfig):
     @field_validator("joint")
     @classmethod
     def _known(cls, joint: str) -> str:
-        if joint not in bayesian_models():
-            raise ValueError(f"one of {', '.join(bayesian_models())}")
-        bayesian_model(joint)  # says what is wrong with a package's
+        bayesian_model(one_of(joint, bayesian_models()))  # says what is wrong with a package's
         return joint
 
     @property

@@ -8,6 +8,7 @@ from avb_service.algorithm import AlgorithmConfig, Batch, Loss
 from avb_service.algorithms.gan import GAN, GeneratorLoss, NoiseGameConfig
 from avb_service.distributions import DataSpec
 from avb_service.divergences import DIVERGENCES
+from avb_service.faults import one_of
 
 
 class FGANConfig(NoiseGameConfig):
@@ -26,9 +27,7 @@ class FGANConfig(NoiseGameConfig):
     @field_validator("divergence")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in DIVERGENCES:
-            raise ValueError(f"one of {', '.join(DIVERGENCES)}")
-        return name
+        return one_of(name, DIVERGENCES)
 
 
 class FGAN(GAN):

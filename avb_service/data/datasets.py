@@ -22,6 +22,7 @@ from avb_service.data.sources import SOURCES, Pool
 from avb_service.data.splits import Binarisation, Split, binarised, mean, resized
 from avb_service.distributions import DataSpec, Values
 from avb_service.errors import DataError, listed
+from avb_service.faults import one_of
 from avb_service.seeding import permutation
 
 
@@ -82,9 +83,7 @@ class DataConfig(Config):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in SOURCES:
-            raise ValueError(f"one of {', '.join(SOURCES)}")
-        return name
+        return one_of(name, SOURCES)
 
     def problems(self) -> Iterator[str]:
         """A path goes with the source that reads it, and with no other."""

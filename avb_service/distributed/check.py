@@ -24,9 +24,9 @@ from typing import Any, Self
 
 import jsonschema
 
-from avb_service.config import read_yaml
 from avb_service.distributed import probe
 from avb_service.errors import ConfigError
+from avb_service.trees import read_yaml
 
 PYTHON = (3, 11)
 RAY, MLFLOW = 6379, 5000  # on the head, as in ray_cluster.yaml

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from avb_service.checkpoint import CheckpointStore
-from avb_service.config import Tree, must_match
 from avb_service.distributed.cluster import ROOM, worker_cpus
 from avb_service.distributed.gradients import data_parallel
 from avb_service.distributed.interrupts import interruptible
@@ -24,6 +23,7 @@ from avb_service.settings import ExperimentConfig
 from avb_service.storage import write_json
 from avb_service.tracking import Outbox, Run, Status, deliver
 from avb_service.tracking.publish import Published, publish
+from avb_service.trees import Tree, must_match
 
 JOB, OUTCOME, OUTBOX = "job.json", "outcome.json", "outbox"
 HOSTS = "avb.hosts"  # tag of a run: where its workers are, or were when it was last started

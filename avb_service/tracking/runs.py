@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from avb_service.config import Tree, flatten
 from avb_service.errors import UserError
 from avb_service.tracking.server import artifact_root, connect, every, existing_is_fine, refusals, tracking_uri
+from avb_service.trees import Tree, flatten, to_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -249,7 +248,7 @@ def _describe(client: "MlflowClient", run: "RunEntity", config: Tree, tags: Mapp
     params = [Param(key, value) for key, value in parameters(config).items() if key not in run.data.params]
     marks = [RunTag(key, value) for key, value in tags.items()]
     client.log_batch(run.info.run_id, params=params, tags=marks, synchronous=True)
-    client.log_text(run.info.run_id, yaml.safe_dump(config, sort_keys=False), "config.yaml")
+    client.log_text(run.info.run_id, to_yaml(config), "config.yaml")
 
 
 def _now() -> int:

@@ -11,10 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
 from avb_service.checkpoint import CheckpointStore
-from avb_service.config import Tree, must_match, read_yaml
 from avb_service.distributed.train import Job, Outcome
 from avb_service.errors import UserError
 from avb_service.experiment import objective_of
@@ -23,6 +20,7 @@ from avb_service.settings import ExperimentConfig
 from avb_service.storage import write_file, write_json
 from avb_service.tracking import Run, Status, close_open_children
 from avb_service.tracking.publish import Published
+from avb_service.trees import Tree, must_match, read_yaml, to_yaml
 from avb_service.tuning.space import SpaceConfig
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
@@ -140,7 +138,7 @@ def new_folder(space: SpaceConfig, storage: Path) -> Path:
     folder = storage.absolute() / f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         folder.mkdir(parents=True)
-        write_file(folder / SPACE, yaml.safe_dump(_begun_with(space), sort_keys=False).encode())
+        write_file(folder / SPACE, to_yaml(_begun_with(space)).encode())
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --storage") from error
     return folder

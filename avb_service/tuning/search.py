@@ -16,7 +16,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avb_service.config import override
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
@@ -27,6 +26,7 @@ from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.tracking.publish import Published
+from avb_service.trees import override
 from avb_service.tuning.record import BASELINE, TRIAL, Search, Trial
 from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 

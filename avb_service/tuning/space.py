@@ -9,14 +9,22 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from avb_service.config import Config, Tree, flatten, override, read_yaml
+from avb_service.config import Config
 from avb_service.errors import ConfigError, UserError
 from avb_service.experiment import OBJECTIVE, OF_DRAWS, objective_of
 from avb_service.settings import ExperimentConfig, FolderName, ModelName, read_preset
+from avb_service.trees import Location, Tree, flatten, override, read_yaml
 
-Scalar = bool | int | float | str
+
+def _one_value(given: Any) -> Any:  # noqa: ANN401  whatever the YAML holds
+    if isinstance(given, list | dict):
+        raise ValueError("one value; to search among lists or sections, give a file with each as a preset")
+    return given
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_one_value)]
 COMPARABLE = (OBJECTIVE, OF_DRAWS)
 LATENT = "algorithm.latent_dim"
 FEW = 64  # values between the ends of a range that are tried one by one
@@ -149,6 +157,14 @@ class SpaceConfig(Config):
         """Where trials start from."""
         return (self.preset,) if isinstance(self.preset, str) else self.preset
 
+    @classmethod
+    def kind_at(cls, location: Location, tree: Tree) -> Any:  # noqa: ANN401
+        """What is assigned, or chosen among, is what the setting of that path is."""
+        match location:
+            case ("set", str(path), *below) | ("space", str(path), "choice", int(), *below):
+                return ExperimentConfig.kind_at((*path.split("."), *below), {})
+        return super().kind_at(location, tree)
+
     def bases(self) -> tuple[ExperimentConfig, ...]:
         """What trials and baselines start from, with the settings that they share."""
         return tuple(self.trial(preset) for preset in (*self.presets, *self.baselines))
@@ -202,12 +218,16 @@ class SpaceConfig(Config):
     def _tried_together(
         self, together: int, values_of: Callable[[DomainConfig], Sequence[Any]] = DomainConfig.endpoints
     ) -> Iterator[str]:
-        """What is wrong with endpoints, or others of the values, alone or so many of them together."""
+        """What is wrong with endpoints, or others of the values, alone or so many of them together; a reason once."""
+        told: set[tuple[Any, ...]] = set()
         for preset, domains in product(self.presets, combinations(self.space.items(), together)):
             for values in product(*(values_of(domain) for _, domain in domains)):
                 given = {path: value for (path, _), value in zip(domains, values, strict=True)}
                 where = " and ".join(f"space.{path}: at {value!r}" for path, value in given.items())
-                yield from (f"{where} with {line}" for line in self._tried(preset, given))
+                for line in self._tried(preset, given):
+                    if (reason := (*given, line)) not in told:
+                        told.add(reason)
+                        yield f"{where} with {line}"
 
     def _never_stopped(self) -> Iterator[str]:
         """Where a trial would end before it may be stopped early."""
@@ -294,5 +314,5 @@ def read_space(source: str | Path) -> SpaceConfig:
         raise UserError(
             f"{socket.gethostname()} has no file {path}; what `ray up` did not bring to a cluster, `ray rsync-up` does"
         )
-    tree = read_yaml(path)
+    tree = read_yaml(path, SpaceConfig.meaning)
     return SpaceConfig.parse({"name": path.stem, **tree}, str(path))

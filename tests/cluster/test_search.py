@@ -15,11 +15,11 @@ import yaml
 
 import avb_service
 from avb_service.checkpoint import CheckpointStore
-from avb_service.config import difference
 from avb_service.distributed.train import OUTCOME, Outcome
 from avb_service.experiment import OBJECTIVE
 from avb_service.tracking.runs import REASON, RESUME_KEY
 from avb_service.tracking.server import connect
+from avb_service.trees import difference
 from tests.answers import told
 
 AVB = str(Path(sys.executable).with_name("avb"))

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player, TurnConfig
 from avb_service.algorithms import TABLE
-from avb_service.config import Tree, override
 from avb_service.distributed import neighbours
 from avb_service.distributed.gradients import data_parallel
 from avb_service.distributed.neighbours import Neighbours
@@ -31,6 +30,7 @@ from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data
 from avb_service.model import build
 from avb_service.settings import ExperimentConfig
+from avb_service.trees import Tree, override
 
 WORLDS = (1, 2, 4)
 TRIALS = {

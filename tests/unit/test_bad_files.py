@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from avb_service import cli
-from avb_service.config import Tree, flatten, override
 from avb_service.distributed import check, cluster
 from avb_service.settings import preset_names, read_preset
 from avb_service.tracking import registry, server
+from avb_service.trees import Tree, flatten, override
 
 ROOT = Path(__file__).parents[2]
 CASES = 200
@@ -56,7 +56,7 @@ def with_unknown_key_of_a_cluster(chance: random.Random, tree: Tree) -> str:
 
 def with_wrong_type(chance: random.Random, tree: Tree) -> str:
     path, value = chance.choice(list(flatten(tree).items()))
-    wrong = [{"a": 1}, [[1]], "many"] if isinstance(value, (int, float, list)) else [{"a": 1}, [[1]], 17]
+    wrong = [{"a": 1}, [[1]], *(["many"] if isinstance(value, (int, float, list)) else [])]
     return text(override(tree, path, chance.choice(wrong)))
 
 

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from avb_service.config import parse_overrides
 from avb_service.data.datasets import DataConfig, load
 from avb_service.data.mixtures import MIXTURES, POINTS
 from avb_service.data.sources import SOURCES
@@ -214,7 +213,8 @@ def test_path_belongs_to_the_source_that_reads_it():
 
 
 def test_config_round_trips_and_takes_overrides():
-    tree = {"name": "file", **parse_overrides(["path=a.npz", "validation=20", "root=/data", "binarisation=dynamic"])[0]}
+    assignments = ["path=a.npz", "validation=20", "root=/data", "binarisation=dynamic"]
+    tree, _ = DataConfig.assigned({"name": "file"}, assignments)
     config = DataConfig.parse(tree)
     assert config.validation == 20 and DataConfig.parse(config.tree()) == config
 
