@@ -9,10 +9,11 @@ import traceback
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
+from enum import StrEnum
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -38,6 +39,15 @@ Storage = Annotated[Path, typer.Option(envvar="AVB_STORAGE", help="Checkpoints g
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a setting; repeatable.")]
 Model = Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, or a model folder.")]
 Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many test data.")]
+DataRoot = Annotated[
+    str | None, typer.Option(envvar="AVB_DATA_ROOT", help="Folder with the files of named data sets; else ./data.")
+]
+# Of the likelihood floor, which takes seconds to import; a test holds them to it.
+Estimator = StrEnum("Estimator", [
+    "quadrature", "enumeration", "ppca", "ais", "ais_doubled", "ais_prior", "bdmc", "iwae_refined", "iwae", "elbo",
+    "elbo_adversarial", "elbo_corrected", "elbo_ceiling", "parzen",
+])  # fmt: skip
+Budget = Literal["quick", "standard", "certified"]
 
 RUNS = Path("runs")
 
@@ -173,7 +183,11 @@ def leaderboard(as_json: Json = False) -> None:
 
 
 @app.command()
-def pull(model: Model, directory: Path, as_json: Json = False) -> None:
+def pull(
+    model: Model,
+    directory: Annotated[Path, typer.Argument(help="Where to; absent or empty, or holding that very model.")],
+    as_json: Json = False,
+) -> None:
     """Copy a registered model into a folder, verified."""
     from avb_service.tracking import pull as fetch
 
@@ -185,14 +199,19 @@ def pull(model: Model, directory: Path, as_json: Json = False) -> None:
 @app.command()
 def evaluate(
     model: Model,
-    estimator: Annotated[list[str] | None, typer.Option(help="Only this estimator; repeatable.")] = None,
-    budget: Annotated[str | None, typer.Option(help="quick (else), standard (annealing too) or certified.")] = None,
+    estimator: Annotated[
+        list[Estimator] | None,
+        typer.Option(metavar="NAME", help=f"Only this estimator; repeatable. Names: {', '.join(Estimator)}."),
+    ] = None,
+    budget: Annotated[
+        Budget | None, typer.Option(help="quick unless given; standard: annealing too; certified: a certificate, too.")
+    ] = None,
     settings: Annotated[Path | None, typer.Option(help="YAML file with keys of the `likelihood` section.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Score on so many cores, through Ray; 1 stays here.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Keep scored data here; called again, it goes on.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw what is known on one axis, to this .png.")] = None,
     noise: Annotated[float | None, typer.Option(help="Of the pixels, for a model without p(x|z): a GAN.")] = None,
-    data_root: str | None = None,
+    data_root: DataRoot = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
@@ -213,12 +232,13 @@ def evaluate(
     x, _ = loaded.data("test", limit, data_root)
     with _runner(workers) as run, _progress(as_json) as progress:
         evaluator = loaded.evaluator(noise=noise, run=run, store=keep, progress=progress)
-        for name in set(estimator or []) - {"parzen"}:
+        names = [each.value for each in estimator or []]
+        for name in set(names) - {"parzen"}:
             evaluator.require(name)
-        if estimator:
+        if names:
             windows = partial(loaded.parzen, x, data_root, run=run, store=keep, progress=progress)
-            scored = (windows() if name == "parzen" else [evaluator.score(name, x)] for name in estimator)
-            diagnosis = evaluator.diagnosis(x) if "elbo_adversarial" in estimator else None
+            scored = (windows() if name == "parzen" else [evaluator.score(name, x)] for name in names)
+            diagnosis = evaluator.diagnosis(x) if "elbo_adversarial" in names else None
             record = LikelihoodRecord({}, tuple(chain.from_iterable(scored)), diagnosis=diagnosis)
         else:
             record = evaluator.assess(x, likelihood.budget)
@@ -226,11 +246,11 @@ def evaluate(
     title = f"{model} on {len(x)} test data of {data}"
     _say(as_json, rows.evaluation(record, model, data, len(x)), partial(tables.estimates, record, title))
     if figure is not None:
-        from avb_service.figures import bounds, to_png
+        from avb_service.figures import bounds, caption, to_png
 
         with writing(figure):
             gap = record.certificate.bracket if record.certificate else None
-            figure.write_bytes(to_png(bounds(record.estimates, gap)))
+            figure.write_bytes(to_png(caption(bounds(record.estimates, gap), f"{loaded.subject}, test data")))
 
 
 @app.command()
@@ -264,33 +284,41 @@ def sample(
     model: Model,
     file: Annotated[Path, typer.Argument(help="Where to write: .png draws a sheet, .npy keeps the numbers.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    means: Annotated[
+        bool, typer.Option("--means/--draws", help="Means of p(x|z), where the model has one, or draws from it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Draw from a model."""
-    import numpy as np
-
+    """Draw from a model: z ~ p(z), and x from p(x|z)."""
     import avb_service
     from avb_service.storage import check_place, writing
 
     _check_name(file, ".png", ".npy")
     check_place(file)
-    images = avb_service.load(model).sample(n, seed)
+    loaded = avb_service.load(model)
+    images = loaded.sample(n, seed, means=means)
     with writing(file):
         if file.suffix == ".npy":
+            import numpy as np
+
             np.save(file, images.numpy(), allow_pickle=False)
         else:
-            from torchvision.utils import save_image
+            from avb_service.figures import caption, sheet, to_png
 
-            from avb_service.figures.canvas import side_by_side
-
-            save_image(side_by_side(images), file, nrow=max(1, int(n**0.5)))
-    row = {"model": model, "file": str(file), "shape": list(images.shape), "seed": seed}
-    _say(as_json, row, f"{n} samples of {model} are in {file}")
+            file.write_bytes(to_png(caption(sheet(images, loaded.algorithm, means), f"{loaded.subject}, seed {seed}")))
+    shows = "means" if means else "draws"
+    row = {"model": model, "file": str(file), "shape": list(images.shape), "seed": seed, "shows": shows}
+    _say(as_json, row, f"{n} {'means of p(x|z)' if means else shows} of {model} are in {file}")
 
 
 @app.command()
-def figures(model: Model, directory: Path, data_root: str | None = None, as_json: Json = False) -> None:
+def figures(
+    model: Model,
+    directory: Annotated[Path, typer.Argument(help="Where to; made if it is absent.")],
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
     """Draw every figure that a model can have."""
     import avb_service
     from avb_service.figures import draw, to_png
@@ -300,7 +328,7 @@ def figures(model: Model, directory: Path, data_root: str | None = None, as_json
     loaded = avb_service.load(model)
     x, labels = loaded.data("validation", 500, data_root)
     drawn = []
-    for name, figure in draw(loaded.algorithm, x, labels).items():
+    for name, figure in draw(loaded.algorithm, x, labels, subject=loaded.subject, data="validation data").items():
         path = directory / f"{name}.png"
         with writing(path):
             path.write_bytes(to_png(figure))
@@ -310,8 +338,8 @@ def figures(model: Model, directory: Path, data_root: str | None = None, as_json
 
 @app.command()
 def ui(
-    host: str = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 5000,
     secrets: Annotated[Path | None, typer.Option(help="Ask for a login; deploy/secrets.sh makes this folder.")] = None,
     artifacts: Annotated[
         str | None, typer.Option(envvar="AVB_ARTIFACTS", help="A folder or bucket; beside a SQLite file unless given.")

@@ -228,7 +228,10 @@ class Experiment:
         x, labels = self.data("validation", FIGURE_DATA)
         history = {name: [(int(round_), value) for round_, value in points] for name, points in self.history.items()}
         other = self.other("validation", FIGURE_DATA)
-        return draw(self.engine.model, x, labels, history, other=None if other is None else other[0])
+        return draw(
+            self.engine.model, x, labels, history, other=None if other is None else other[0], subject=self.subject,
+            data="validation data",
+        )  # fmt: skip
 
     def surgery(self) -> dict[str, float]:
         """The mean ELBO of validation data taken apart; nothing without a likelihood, or of a single datum."""
@@ -249,7 +252,12 @@ class Experiment:
 
     def publish(self, folder: Path, card: str, likelihood: LikelihoodRecord) -> Path:
         """Write the model folder that the registry takes."""
-        return write_model(self.engine.model, self.config, card, likelihood, folder)
+        return write_model(self.engine.model, self.config, card, likelihood, folder, self.engine.round)
+
+    @property
+    def subject(self) -> str:
+        """The model as it is now, in words, for plots."""
+        return self.config.subject(self.engine.round)
 
     def tags(self) -> dict[str, str]:
         """What a table of runs shows of this one."""

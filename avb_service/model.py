@@ -50,12 +50,19 @@ class LoadedModel:
         config: the configuration that it was trained with.
         card: what its makers say of it, Markdown.
         likelihood: what was found out about its held-out likelihood; None where it was written without.
+        round: of training, that the weights are of; None where it was written without.
     """
 
     algorithm: Algorithm
     config: ExperimentConfig
     card: str
     likelihood: LikelihoodRecord | None = None
+    round: int | None = None
+
+    @property
+    def subject(self) -> str:
+        """The model in words, for plots: its method, of which data, how many latents, after how many rounds."""
+        return self.config.subject(self.round)
 
     def data(self, split: str, limit: int | None = None, root: str | None = None) -> tuple[Tensor, Tensor | None]:
         """Data [n, C, H, W] and labels of a split, as the model was evaluated on them.
@@ -84,15 +91,24 @@ class LoadedModel:
             return config.levels
         return levels or "real"
 
-    def sample(self, n: int, seed: int = 0) -> Tensor:
+    def sample(self, n: int, seed: int = 0, *, means: bool = False) -> Tensor:
         """Draws from the model, [n, C, H, W].
 
+        Args:
+            n: how many.
+            seed: of the noise.
+            means: E[x|z] for the z that the draws of that seed are of, in place of draws from p(x|z).
+
         Raises:
-            UserError: n is no count.
+            UserError: n is no count, or the method defines no p(x|z) that means could be of.
         """
         if not isinstance(n, int) or n < 1:
             raise UserError(f"n: given {n!r}, expected how many draws, 1 or more")
+        if means and not isinstance(self.algorithm, LatentVariableModel):
+            raise UserError(f"{self.config.algorithm.name} defines no p(x|z) that means could be of; ask for draws")
         with seeded(seed, "sample"), torch.no_grad():
+            if means and isinstance(self.algorithm, LatentVariableModel):
+                return self.algorithm.decode(self.algorithm.prior().sample((n,)))
             return self.algorithm.sample(n)
 
     def encode(self, x: Tensor, seed: int = 0) -> Tensor:
@@ -238,15 +254,18 @@ def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:
 
 
 def write_model(
-    algorithm: Algorithm, config: ExperimentConfig, card: str, likelihood: LikelihoodRecord, folder: Path
+    algorithm: Algorithm, config: ExperimentConfig, card: str, likelihood: LikelihoodRecord, folder: Path, round_: int
 ) -> Path:
-    """Write the model folder that the registry takes: weights, configuration with what a datum is, card, likelihoods.
+    """Write the model folder that the registry takes: weights, card, likelihoods, and the configuration.
+
+    With the configuration stands what else makes the model: what a datum is, and the round that the weights are of.
 
     Raises:
         UserError: it cannot be written.
     """
     spec = algorithm.spec
-    tree: Tree = {**config.tree(), "spec": {"shape": list(spec.shape), "values": spec.values, "levels": spec.levels}}
+    datum = {"shape": list(spec.shape), "values": spec.values, "levels": spec.levels}
+    tree: Tree = {**config.tree(), "spec": datum, "round": round_}
     more = {LIKELIHOOD: likelihood.to_json()}
     return ModelFolder(algorithm.state_dict(), tree, card, more).write(folder, replace=True)
 
@@ -259,7 +278,7 @@ def load_model(folder: Path) -> LoadedModel:
     """
     written = ModelFolder.read(folder)
     tree = dict(written.config)
-    given = tree.pop("spec")
+    given, round_ = tree.pop("spec"), tree.pop("round", None)  # older ones have no round
     shape = tuple(given["shape"])
     config = ExperimentConfig.parse(tree, str(folder / "config.yaml"))
     algorithm = build(config, DataSpec(shape, given["values"], given["levels"], torch.zeros(shape)))
@@ -268,4 +287,4 @@ def load_model(folder: Path) -> LoadedModel:
     except RuntimeError as error:
         raise DataError(f"the weights in {folder} do not fit its configuration: {error}") from error
     record = LikelihoodRecord.from_json(written.more[LIKELIHOOD]) if LIKELIHOOD in written.more else None
-    return LoadedModel(algorithm.to(getattr(torch, config.training.dtype)).eval(), config, written.card, record)
+    return LoadedModel(algorithm.to(getattr(torch, config.training.dtype)).eval(), config, written.card, record, round_)

@@ -137,6 +137,15 @@ class ExperimentConfig(Config):
         """The same with absolute paths to the data: workers run in directories of their own."""
         return self.model_copy(update={"data": self.data.anchored()})
 
+    def subject(self, round_: int | None = None) -> str:
+        """The model in words, for plots: its method, of which data, how many latents, after how many rounds."""
+        data = [Path(each.path).name if each.path else each.name
+                for each in (self.data, self.data.other) if each is not None]  # fmt: skip
+        latents = getattr(self.algorithm, "latent_dim", None)
+        size = None if latents is None else f"{latents} latent{'' if latents == 1 else 's'}"
+        when = None if round_ is None else f"round {round_}"
+        return ", ".join(filter(None, (f"{self.algorithm.name} of {' and '.join(data)}", size, when)))
+
     def identity(self) -> Tree:
         """The part that decides what comes out: not where it runs, how fast, or under which name."""
         tree = self.tree()

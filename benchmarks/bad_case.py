@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from avb_service.experiment import Experiment
-from avb_service.figures import bounds, to_png
+from avb_service.figures import bounds, caption, to_png
 from avb_service.likelihood import (
     Certificate,
     Estimate,
@@ -51,6 +51,7 @@ class BadCase:
         refined: certificate of `ais`.
         diagnosis: of the adversary.
         excess: of the adversarial ELBO over the refined estimate.
+        subject: the model in words.
     """
 
     estimates: dict[str, Estimate]
@@ -58,6 +59,7 @@ class BadCase:
     refined: Certificate
     diagnosis: Diagnosis
     excess: Excess
+    subject: str
 
 
 def bad_case(data: int = 200) -> BadCase:
@@ -77,6 +79,7 @@ def bad_case(data: int = 200) -> BadCase:
     return BadCase(
         found, certify(score, x, config.ais.chains, config.certificate), evaluator.certify(x),
         diagnose(model, x, seen, draws=512), excess(found["elbo_adversarial"], found["ais"]),
+        experiment.subject,
     )  # fmt: skip
 
 
@@ -120,7 +123,8 @@ def main() -> None:
     console.print(f"KL {told.kl:.2f} against its floor {told.kl_floor:.2f}: violation {told.floor_violation:.2f}; "
                   f"unverifiable codes {told.unverifiable:.0%}")  # fmt: skip
     if figure is not None:
-        figure.write_bytes(to_png(bounds(list(case.estimates.values()), case.refined.bracket)))
+        drawn = bounds(list(case.estimates.values()), case.refined.bracket)
+        figure.write_bytes(to_png(caption(drawn, f"{case.subject}, test data")))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from avb_service.algorithm import Algorithm, CodedModel, DecodingModel, EncodingModel, TranslatingModel
 from avb_service.figures.bounds import bounds
-from avb_service.figures.canvas import to_array, to_png
+from avb_service.figures.canvas import caption, to_array, to_png
 from avb_service.figures.curves import History, training_curves
-from avb_service.figures.grids import has_plane, interpolation, manifold, reconstructions, samples
+from avb_service.figures.grids import has_plane, interpolation, manifold, reconstructions, sampled, samples, tiled
 from avb_service.figures.latents import latents
-from avb_service.figures.points import are_points, points
+from avb_service.figures.points import are_points, points, scattered
 from avb_service.figures.probe import continuous
 from avb_service.figures.traversal import codes, cycles, traversal
 
 
 def draw(
     model: Algorithm, x: Tensor, labels: Tensor | None = None, history: History | None = None, seed: int = 0,
-    other: Tensor | None = None,
+    other: Tensor | None = None, subject: str = "", data: str = "",
 ) -> dict[str, Figure]:
     """All figures that the model can have, by name.
 
@@ -31,27 +31,57 @@ def draw(
         history: what training reported, see `training_curves`.
         seed: of all noise.
         other: data of the second source, [B, C, H, W], where there is one.
+        subject: the model in words, for the caption of all figures.
+        data: what x is, for the caption of those that show some of it.
     """
-    figures = {"samples": points(model, x, seed) if are_points(model.spec) else samples(model, seed=seed)}
-    if isinstance(model, EncodingModel):
-        figures["reconstructions"] = reconstructions(model, x, seed)
-        figures["latents"] = latents(model, x, labels, seed)
-        if len(x) > 1 and continuous(model.prior()):
-            figures["interpolation"] = interpolation(model, x, seed=seed)
+    figures, of_data = _of_the_model(model, seed), _of_data(model, x, labels, seed, other)
+    if history:
+        figures["training_curves"] = training_curves(history)
+    for name, figure in {**figures, **of_data}.items():
+        caption(figure, ", ".join(filter(None, (subject, data if name in of_data else ""))))
+    return {**figures, **of_data}
+
+
+def _of_the_model(model: Algorithm, seed: int) -> dict[str, Figure]:
+    """Figures that show no data."""
+    figures = {} if are_points(model.spec) else {"samples": samples(model, seed=seed)}
     if isinstance(model, DecodingModel) and has_plane(model):
         figures["manifold"] = manifold(model, seed=seed)
     if isinstance(model, DecodingModel) and continuous(model.prior()):
         figures["traversal"] = traversal(model, seed=seed)
     if isinstance(model, CodedModel):
         figures["codes"] = codes(model, seed=seed)
-    if isinstance(model, TranslatingModel):
-        figures["cycles"] = cycles(model, x, other)
-    if history:
-        figures["training_curves"] = training_curves(history)
     return figures
 
 
+def _of_data(
+    model: Algorithm, x: Tensor, labels: Tensor | None, seed: int, other: Tensor | None
+) -> dict[str, Figure]:
+    """Figures that show some of the data, or what becomes of them."""
+    figures = {"samples": points(model, x, seed)} if are_points(model.spec) else {}
+    if isinstance(model, EncodingModel):
+        figures["reconstructions"] = reconstructions(model, x, seed)
+        figures["latents"] = latents(model, x, labels, seed)
+        if len(x) > 1 and continuous(model.prior()):
+            figures["interpolation"] = interpolation(model, x, seed=seed)
+    if isinstance(model, TranslatingModel):
+        figures["cycles"] = cycles(model, x, other)
+    return figures
+
+
+def sheet(samples: Tensor, model: Algorithm, means: bool = False) -> Figure:
+    """Samples that are there already, side by side, or as points.
+
+    Args:
+        samples: of the model, [n, C, H, W].
+        model: that made them.
+        means: whether they are means of p(x|z), and no draws.
+    """
+    what = sampled(model, means)
+    return scattered(samples, what) if are_points(model.spec) else tiled(samples, model.spec, what)
+
+
 __all__ = [
-    "History", "bounds", "codes", "cycles", "draw", "interpolation", "latents", "manifold", "points", "reconstructions",
-    "samples", "to_array", "to_png", "training_curves", "traversal",
+    "History", "bounds", "caption", "codes", "cycles", "draw", "interpolation", "latents", "manifold", "points",
+    "reconstructions", "samples", "sheet", "to_array", "to_png", "training_curves", "traversal",
 ]  # fmt: skip

@@ -5,13 +5,15 @@ machine without a display draws the same picture. Text is Unicode and never math
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from torch import Tensor
 
 DPI = 144
@@ -20,10 +22,12 @@ HEADER = 92
 WIDTH = 640  # near a mosaic's width, and a plot's: thumbnails show about half of it
 NARROWEST = 440  # what a subtitle needs
 LARGEST_CELL = 32
+LEGEND = 96  # what a legend of short names needs
+HEAD, SIDE = 24, 36  # what words above columns need, and words beside rows
 
 STRIP = (np.array([222, 230, 238]), np.array([14, 54, 92]))  # 0 and 1 in a vector, told from the page at both ends
 INK, FAINT, HAIRLINE = "#222222", "#6b6b6b", "#d9d9d9"
-TITLE, TEXT = 11.5, 8.0
+TITLE, TEXT, SMALLEST = 11.5, 8.0, 4.0
 
 # Petroff 2021, "Accessible color sequences for data visualization": told apart with every colour vision deficiency.
 PALETTE = (
@@ -43,16 +47,30 @@ def blank(width: int, height: int, title: str, subtitle: str) -> Figure:
     total = (max(width, NARROWEST) + 2 * MARGIN, height + HEADER + MARGIN)
     figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    left = MARGIN / total[0]
-    figure.text(left, 1 - 20 / total[1], title, size=TITLE, weight="bold", color=INK, va="top")
-    figure.text(left, 1 - 54 / total[1], subtitle, size=TEXT, color=FAINT, va="top")
+    _line(figure, 14, title, size=TITLE, weight="bold", color=INK)
+    _line(figure, 45, subtitle, size=TEXT, color=FAINT)
     return figure
 
 
-def place(figure: Figure, left: int, width: int, height: int) -> Axes:
-    """Axes of an exact size in pixels below the header, so many pixels from the left margin."""
+def caption(figure: Figure, text: str) -> Figure:
+    """The same figure; below its subtitle stands what it is of: the model, the round, whose data."""
+    _line(figure, 66, text, size=TEXT, color=FAINT)
+    return figure
+
+
+def _line(figure: Figure, top: int, text: str, size: float, **look: Any) -> None:  # noqa: ANN401
+    """A line of the header, so many pixels from the top; smaller where it would be too long for the figure."""
+    width, height = figure.get_size_inches() * DPI
+    line = figure.text(MARGIN / width, 1 - top / height, text, size=size, va="top", **look)
+    while line.get_window_extent().width > width - 2 * MARGIN and size > SMALLEST:
+        size -= 0.25
+        line.set_fontsize(size)
+
+
+def place(figure: Figure, left: int, width: int, height: int, down: int = 0) -> Axes:
+    """Axes of an exact size in pixels, so many pixels from the left margin and down from the header."""
     total_width, total_height = figure.get_size_inches() * DPI
-    bottom = total_height - HEADER - height
+    bottom = total_height - HEADER - down - height
     return figure.add_axes(
         ((MARGIN + left) / total_width, bottom / total_height, width / total_width, height / total_height)
     )
@@ -65,13 +83,27 @@ def tidy(axes: Axes) -> None:
         spine.set(color=HAIRLINE, visible=side in ("left", "bottom"))
 
 
+def legend(axes: Axes, **options: Any) -> Legend:  # noqa: ANN401  whatever matplotlib's takes
+    """A legend to the right of the axes, where it covers nothing; `LEGEND` pixels are enough for short names."""
+    usual: dict[str, Any] = {
+        "loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False, "fontsize": TEXT, "title_fontsize": TEXT,
+        "labelcolor": INK, "handletextpad": 0.1, "borderpad": 0, "labelspacing": 0.35,
+    }  # fmt: skip
+    made = axes.legend(**{**usual, **options})
+    made.get_title().set_color(FAINT)
+    return made
+
+
 def columns_for(n: int, height: int, width: int) -> int:
     """How many columns make n tiles of that size nearly square and leave few places empty."""
     ideal = math.sqrt(n * height / width)
     return min(range(1, n + 1), key=lambda k: abs(math.log(k / ideal)) + (-n % k) / n)
 
 
-def mosaic(tiles: Tensor, title: str, subtitle: str, columns: Sequence[int], gap: int = 4, group: int = 0) -> Figure:
+def mosaic(
+    tiles: Tensor, title: str, subtitle: str, columns: Sequence[int], gap: int = 4, group: int = 0,
+    heads: Sequence[str] = (), sides: Sequence[str] = (),
+) -> Figure:
     """Images side by side, each of their pixels an exact square of the figure's.
 
     Args:
@@ -82,6 +114,8 @@ def mosaic(tiles: Tensor, title: str, subtitle: str, columns: Sequence[int], gap
         columns: how many tiles a row has, in sections that stand apart: (1, 8, 1) for eight between two.
         gap: pixels between tiles.
         group: rows that stand together; 0 for all.
+        heads: what stands above the columns.
+        sides: what stands to the left of the rows.
     """
     images = _rgb(tiles)
     count, height, width = images.shape[:3]
@@ -96,7 +130,9 @@ def mosaic(tiles: Tensor, title: str, subtitle: str, columns: Sequence[int], gap
     for i, image in enumerate(images):
         top, left = tops[i // per_row], lefts[i % per_row]
         sheet[top : top + height * scale, left : left + width * scale] = image
-    return _sheet(sheet, title, subtitle)
+    above = {left + width * scale / 2: head for left, head in zip(lefts, heads, strict=False)}
+    beside = {top + height * scale / 2: side for top, side in zip(tops, sides, strict=False)}
+    return _sheet(sheet, title, subtitle, above, beside)
 
 
 def _offsets(size: int, gaps: list[int]) -> list[int]:
@@ -118,15 +154,24 @@ def _rgb(tiles: Tensor) -> np.ndarray:
     return np.rint(255 * np.nan_to_num(colours, nan=1.0)).astype(np.uint8)
 
 
-def _sheet(sheet: np.ndarray, title: str, subtitle: str) -> Figure:
-    """The figure of a sheet of pixels, one to one unless it is too large for a screen."""
+def _sheet(
+    sheet: np.ndarray, title: str, subtitle: str, heads: Mapping[float, str], sides: Mapping[float, str]
+) -> Figure:
+    """The figure of a sheet of pixels, one to one unless it is too large for a screen; words by their places on it."""
     height, width = sheet.shape[:2]
     shrink = max(1.0, width / (2 * WIDTH))
     size = round(width / shrink), round(height / shrink)
-    figure = blank(*size, title, subtitle)
-    axes = place(figure, 0, *size)
+    left, top = SIDE if sides else 0, HEAD if heads else 0
+    scale = f", shown at {1 / shrink:.0%}" if shrink > 1 else ""
+    figure = blank(size[0] + left, size[1] + top, title, subtitle + scale)
+    axes = place(figure, left, *size, down=top)
     axes.imshow(sheet, aspect="auto", interpolation="nearest" if shrink == 1 else "antialiased")
     axes.set_axis_off()
+    look: dict[str, Any] = {"size": TEXT - 1, "color": FAINT, "textcoords": "offset points", "annotation_clip": False}
+    for x, text in heads.items():
+        axes.annotate(text, (x, 0), (0, 3), ha="center", va="bottom", **look)
+    for y, text in sides.items():
+        axes.annotate(text, (0, y), (-4, 0), ha="right", va="center", **look)
     return figure
 
 

@@ -5,7 +5,8 @@ Floor 5.
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from avb_service.errors import DataError
-from avb_service.figures.canvas import DPI, FAINT, HAIRLINE, HEADER, INK, PALETTE, TEXT, WIDTH, blank, tidy
+from avb_service.figures.canvas import DPI, FAINT, HAIRLINE, HEADER, INK, PALETTE, TEXT, WIDTH, blank, legend, tidy
 
 Series = Sequence[tuple[int, float]]
 History = Sequence[Mapping[str, float]] | Mapping[str, Series]
@@ -22,9 +23,11 @@ NATS = "nats per datum"
 UNITS = {
     "accuracy": "fraction", "acceptance": "fraction", "fraction": "fraction", "lr": "learning rate", "norm": "norm",
     "seconds": "seconds", "second": "per second", "perplexity": "perplexity", "temperature": "temperature",
-    "ess": "effective draws", "unverifiable": "fraction", "reach": "fraction",
+    "ess": "effective draws", "unverifiable": "fraction", "reach": "fraction", "bandwidth": "bandwidth",
+    "found": "modes", "draws": "fraction",
 }  # fmt: skip
 WORDS = {"kl": "KL", "elbo": "ELBO", "ais": "AIS", "iwae": "IWAE"}
+SHORT = 22  # characters of a name that has room for another beside it
 DENSE = 60  # points beyond which a line is drawn faint under its running mean
 
 
@@ -50,7 +53,7 @@ def training_curves(history: History) -> Figure:
     rows = math.ceil(len(panels) / columns)
     figure = blank(WIDTH + 320 * (columns - 1), 330 * rows, "Training", "each player's terms, and what was held out")
     figure.set_layout_engine(
-        "constrained", rect=(0.01, 0.01, 0.98, 1 - HEADER / (DPI * figure.get_size_inches()[1])), hspace=0.08
+        "constrained", rect=(0.01, 0.01, 0.98, 1 - (HEADER + 8) / (DPI * figure.get_size_inches()[1])), hspace=0.08
     )
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for axes in grid.flat[len(panels) :]:
@@ -73,10 +76,11 @@ def _series(history: History) -> dict[str, Series]:
     return {name: points for name, points in kept.items() if points}
 
 
-def _shown(name: str, names: Collection[str]) -> bool:
+def _shown(name: str, series: Mapping[str, Series]) -> bool:
     """Not error bars, nor clocks, nor a short name of what is there under a longer one."""
     aside = name.endswith(("stderr", ".own_error")) or name.startswith("time/")
-    return "/" in name and not aside and not any(other.startswith(f"{name}.") for other in names)
+    longer = [points for other, points in series.items() if other.startswith(f"{name}.")]
+    return "/" in name and not aside and series[name] not in longer
 
 
 def _unit(term: str) -> str:
@@ -100,7 +104,6 @@ def _panel(axes: Axes, group: str, unit: str, series: Mapping[str, Series]) -> N
         axes.plot(rounds, values, color=colour, linewidth=1.5, marker=marker, markersize=3, label=_spoken(term))
     tidy(axes)
     axes.tick_params(labelbottom=True)
-    axes.set_title(group, size=TEXT + 1, color=INK, loc="left")
     axes.set_xlabel("round", size=TEXT, color=FAINT)
     axes.set_ylabel(unit, size=TEXT, color=FAINT)
     axes.set_ylim(*_limits(series))
@@ -108,7 +111,16 @@ def _panel(axes: Axes, group: str, unit: str, series: Mapping[str, Series]) -> N
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", color=HAIRLINE, linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=TEXT - 1, frameon=False, labelcolor=INK, handlelength=1.2)
+    _head(axes, group)
+
+
+def _head(axes: Axes, group: str) -> None:
+    """What the panel is of, and below that its legend, above the axes, where neither covers a line."""
+    look: dict[str, Any] = {"title_fontsize": TEXT + 1, "fontsize": TEXT - 1, "handlelength": 1.2, "alignment": "left"}
+    names = axes.get_legend_handles_labels()[1]
+    look["ncols"] = 1 if max(map(len, names)) > SHORT else 2
+    made = legend(axes, title=group, loc="lower left", bbox_to_anchor=(0.0, 1.0), handletextpad=0.6, **look)
+    made.get_title().set_color(INK)
 
 
 def _cycle(n: int) -> list[str]:

@@ -21,11 +21,28 @@ def samples(model: Algorithm, n: int = 64, seed: int = 0) -> Figure:
     """What the model makes of n draws of its noise: means of p(x|z), or draws of a model that has no p(x|z)."""
     with still(model, "samples", seed):
         if isinstance(model, LatentVariableModel):
-            tiles, subtitle = model.decode(model.prior().sample((n,))), "means of p(x|z) for z ~ p(z)"
-        else:
-            tiles, subtitle = model.sample(n), "draws from the model"
-    tiles, scale = intensity(tiles, tiles, model.spec)
-    return mosaic(tiles, "Samples", subtitle + scale, [columns_for(n, *extent(tiles))])
+            return tiled(model.decode(model.prior().sample((n,))), model.spec, sampled(model, means=True))
+        return tiled(model.sample(n), model.spec, sampled(model, means=False))
+
+
+def tiled(tiles: Tensor, spec: DataSpec, subtitle: str) -> Figure:
+    """Samples [N, C, H, W] side by side."""
+    shown, scale = intensity(tiles, tiles, spec)
+    return mosaic(shown, "Samples", subtitle + scale, [columns_for(len(shown), *extent(shown))])
+
+
+def sampled(model: Algorithm, means: bool) -> str:
+    """What samples of a model are, in words."""
+    if not isinstance(model, DecodingModel):
+        return "draws from the model"
+    if isinstance(model, LatentVariableModel):
+        return f"{'means of' if means else 'draws from'} p(x|z) for z ~ p(z)"
+    return "draws g(z) for z ~ p(z)"
+
+
+def decoded(model: DecodingModel) -> str:
+    """What a model makes of a code, in words."""
+    return "means of p(x|z)" if isinstance(model, LatentVariableModel) else "g(z)"
 
 
 def reconstructions(model: EncodingModel, x: Tensor, seed: int = 0) -> Figure:
@@ -46,12 +63,12 @@ def reconstructions(model: EncodingModel, x: Tensor, seed: int = 0) -> Figure:
     for above, below in zip(x.split(columns), returned.split(columns), strict=True):
         filling = torch.full((columns - len(above), *x.shape[1:]), torch.nan)
         rows += [above, filling, below, filling]
-    subtitle = "above: data x, below: mean of p(x|z) for z ~ q(z|x)" + scale
+    subtitle = f"above: data x, below: {decoded(model)} for z ~ q(z|x)" + scale
     return mosaic(torch.cat(rows), "Reconstructions", subtitle, [columns], group=2)
 
 
 def interpolation(model: EncodingModel, x: Tensor, rows: int = 8, steps: int = 9, seed: int = 0) -> Figure:
-    """Means of p(x|z) along paths between the codes of two data, each row between the data at its ends.
+    """What codes stand for along paths between those of two data, each row between the data at its ends.
 
     Paths turn about the origin at steady speed where the prior is a Gaussian of more than two dimensions, whose codes
     lie near a sphere (White 2016), and are straight elsewhere.
@@ -81,12 +98,12 @@ def interpolation(model: EncodingModel, x: Tensor, rows: int = 8, steps: int = 9
     tiles = torch.cat([first[:, None], between, last[:, None]], 1).flatten(0, 1)
     tiles, scale = intensity(tiles, ends, model.spec)
     kind = "spherical" if spherical else "linear"
-    subtitle = f"{kind} paths of codes between the data at the ends" + scale
+    subtitle = f"{decoded(model)} on {kind} paths of z between the data at the ends" + scale
     return mosaic(tiles, "Interpolation", subtitle, [1, steps, 1])
 
 
 def manifold(model: DecodingModel, side: int = 20, seed: int = 0) -> Figure:
-    """Means of p(x|z) over a grid of the plane of codes that is even in the prior's probability.
+    """What codes stand for over a grid of their plane that is even in the prior's probability.
 
     Args:
         model: with a two-dimensional continuous code.
@@ -107,7 +124,7 @@ def manifold(model: DecodingModel, side: int = 20, seed: int = 0) -> Figure:
         tiles = model.decode(torch.stack([right, up], -1).flatten(0, 1))
     tiles, scale = intensity(tiles, tiles, model.spec)
     low, high = (number(bound.item(), ".1f") for bound in axes[[0, -1], 0])
-    subtitle = f"means of p(x|z), z₁ to the right, z₂ upwards, {low} to {high}" + scale
+    subtitle = f"{decoded(model)}, z₁ to the right, z₂ upwards, {low} to {high}" + scale
     return mosaic(tiles, "Manifold", subtitle, [side], gap=2)
 
 
@@ -140,4 +157,4 @@ def intensity(values: Tensor, reference: Tensor, spec: DataSpec) -> tuple[Tensor
     if spec.values != "real":
         return values, ""
     low, high = (bound.item() for bound in reference.detach().float().cpu().aminmax())
-    return (values - low) / max(high - low, 1e-6), f", {number(low, '.2g')} to {number(high, '.2g')}"
+    return (values - low) / max(high - low, 1e-6), f", x from {number(low, '.2g')} to {number(high, '.2g')}"

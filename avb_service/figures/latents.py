@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 from avb_service.algorithm import EncodingModel
-from avb_service.figures.canvas import FAINT, HAIRLINE, INK, PALETTE, TEXT, WIDTH, blank, place, tidy
+from avb_service.figures.canvas import FAINT, HAIRLINE, INK, LEGEND, PALETTE, TEXT, WIDTH, blank, legend, place, tidy
 from avb_service.figures.probe import beside, components, normal, still
 from avb_service.seeding import derive_seed
 
 PLANE, EMBEDDED = 2000, 500  # points: t-SNE of 500 takes a second
 FEW = 20
 MARKERS = ("o", "^")
-SIZE = WIDTH - 96  # leaves room for the legend
+SIZE = WIDTH - LEGEND
 AXIS = 40
 
 
@@ -172,8 +172,4 @@ def _legend(axes: Axes, names: np.ndarray, colours: np.ndarray, kind: str) -> No
         Line2D([], [], marker=MARKERS[i // len(PALETTE)], color=colour, linestyle="", markersize=5, label=str(name))
         for i, (name, colour) in enumerate(zip(names, colours, strict=True))
     ]
-    legend = axes.legend(
-        handles=handles, title=kind, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=TEXT,
-        labelcolor=INK, handletextpad=0.1, borderpad=0, labelspacing=0.35, title_fontsize=TEXT,
-    )  # fmt: skip
-    legend.get_title().set_color(FAINT)
+    legend(axes, handles=handles, title=kind)

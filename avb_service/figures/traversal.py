@@ -3,6 +3,8 @@
 Floor 5.
 """
 
+import math
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -10,12 +12,13 @@ from torch import Tensor
 from avb_service.algorithm import CodedModel, DecodingModel, TranslatingModel
 from avb_service.errors import DataError
 from avb_service.figures.canvas import mosaic
-from avb_service.figures.grids import intensity
+from avb_service.figures.grids import decoded, intensity
 from avb_service.figures.probe import beside, continuous, quantiles, still
 
 STEPS = 11
 DIMENSIONS = 16
 CYCLES = 20
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def traversal(model: DecodingModel, steps: int = STEPS, seed: int = 0) -> Figure:
@@ -34,17 +37,19 @@ def traversal(model: DecodingModel, steps: int = STEPS, seed: int = 0) -> Figure
     prior = model.prior()
     if not continuous(prior):
         raise DataError("a traversal needs a continuous code, and this one's is discrete")
+    at = (torch.arange(steps) + 0.5) / steps
     with still(model, "traversal", seed):
-        levels = quantiles(prior, (torch.arange(steps) + 0.5) / steps)
+        levels = quantiles(prior, at)
         rows = min(levels.shape[1], DIMENSIONS)
         z = prior.sample().expand(rows, steps, -1).clone()
         for d in range(rows):
             z[d, :, d] = levels[:, d]
         tiles = model.decode(z.flatten(0, 1))
     tiles, scale = intensity(tiles, tiles, model.spec)
-    of = f"first {rows} of {levels.shape[1]}" if rows < levels.shape[1] else f"{rows}"
-    subtitle = f"rows: each of the {of} numbers of one code through the prior's quantiles" + scale
-    return mosaic(tiles, "Traversal", subtitle, [steps])
+    of = f", the first {rows} of {levels.shape[1]}" if rows < levels.shape[1] else ""
+    subtitle = f"{decoded(model)}; rows: numbers of one code{of}; columns: quantiles of p(z){scale}"
+    names = [f"z{str(d + 1).translate(SUBSCRIPTS)}" for d in range(rows)]
+    return mosaic(tiles, "Traversal", subtitle, [steps], heads=_named(at), sides=names)
 
 
 def codes(model: CodedModel, steps: int = 5, seed: int = 0) -> Figure:
@@ -58,10 +63,11 @@ def codes(model: CodedModel, steps: int = 5, seed: int = 0) -> Figure:
     Source: Chen et al. 2016, figure 2.
     """
     prior = model.prior()
+    at = (torch.arange(steps) + 0.5) / steps
     with still(model, "codes", seed):
         read = model.recognise(beside(model, model.spec.mean[None]))
         categories = read.sizes[0]
-        levels = quantiles(prior, (torch.arange(steps) + 0.5) / steps)
+        levels = quantiles(prior, at)
         z = prior.sample((steps,))
         rows = [z]
         for d in range(categories, read.event_shape[0]):
@@ -72,8 +78,16 @@ def codes(model: CodedModel, steps: int = 5, seed: int = 0) -> Figure:
         grid[..., :categories] = torch.eye(categories).to(z)
         tiles = model.decode(grid.flatten(0, 1))
     tiles, scale = intensity(tiles, tiles, model.spec)
-    subtitle = f"columns: categories; rows: {steps} draws, then each continuous code{scale}"
-    return mosaic(tiles, "Codes", subtitle, [categories], group=steps)
+    subtitle = f"columns: categories; rows: {steps} draws, then each continuous code at quantiles of p(c){scale}"
+    sides = [""] * steps + _named(at) * (len(rows) - 1)
+    heads = [str(k) for k in range(categories)]
+    return mosaic(tiles, "Codes", subtitle, [categories], group=steps, heads=heads, sides=sides)
+
+
+def _named(levels: Tensor) -> list[str]:
+    """The levels 1/2s, 3/2s, ... as text, with the digits that tell them apart."""
+    digits = math.ceil(math.log10(2 * len(levels)))
+    return [f"{level:.{digits}f}" for level in levels.tolist()]
 
 
 def cycles(model: TranslatingModel, x: Tensor, other: Tensor | None = None) -> Figure:

@@ -96,10 +96,10 @@ def _show(experiment: Experiment, record: LikelihoodRecord, run: Run) -> None:
     experiment.record_figures(run)
     run.log_metrics(experiment.surgery(), experiment.engine.round)
     if bounding := [estimate for estimate in record.estimates if estimate.quantity != "parzen_density"]:
-        from avb_service.figures import bounds, to_png  # matplotlib is slow to import
+        from avb_service.figures import bounds, caption, to_png  # matplotlib is slow to import
 
         gap = record.certificate.bracket if record.certificate else None
-        run.log_figure("bounds", to_png(bounds(bounding, gap)))
+        run.log_figure("bounds", to_png(caption(bounds(bounding, gap), f"{experiment.subject}, test data")))
 
 
 def check_names(config: ExperimentConfig, uri: str | None = None) -> None:

@@ -274,6 +274,22 @@ def test_a_finished_run_stays_as_it_is(small, method, tmp_path):
     assert_same_run(done, again)
 
 
+def test_means_are_of_the_codes_that_draws_of_the_same_seed_are_of(small, method, tmp_path, monkeypatch):
+    experiment = start(small(method), tmp_path)
+    model, seen = experiment.algorithm, []
+    loaded = LoadedModel(model, experiment.config, "")
+    if not isinstance(model, LatentVariableModel):
+        with pytest.raises(UserError, match=rf"{method} defines no p\(x\|z\) that means could be of; ask for draws"):
+            loaded.sample(3, means=True)
+        return
+    likelihood = model.likelihood
+    monkeypatch.setattr(model, "likelihood", lambda z: seen.append(z) or likelihood(z))
+    loaded.sample(3, seed=1)
+    means = loaded.sample(3, seed=1, means=True)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(means, likelihood(seen[0]).mean)
+
+
 def test_a_run_is_not_resumed_with_another_configuration(small, method, tmp_path):
     fit(start(small(method), tmp_path))
     with pytest.raises(UserError, match=r"another configuration; differing:\n  training.seed: 0 -> 7"):
@@ -287,6 +303,7 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
     loaded = load(experiment.publish(tmp_path / "model", "# card", record))
     assert loaded.card == "# card"
     assert loaded.config == experiment.config
+    assert loaded.round == experiment.engine.round and loaded.subject == experiment.subject
     assert_same(dict(experiment.engine.model.state_dict()), dict(loaded.algorithm.state_dict()))
     with seeded(5, "sample"), torch.no_grad():
         expected = experiment.engine.model.sample(7)

@@ -6,12 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 from rich.console import Console
 from typer.core import TyperGroup
 from typer.testing import CliRunner
@@ -127,6 +131,72 @@ def commands(group: TyperGroup, *names: str) -> dict[str, set[str]]:
         else:
             found[" ".join([*names, name])] = {option for each in command.params for option in each.opts}
     return found
+
+
+def parameters(group: TyperGroup, *names: str) -> Iterator[tuple[str, Any]]:
+    """Every argument and option of every command below a group, with the command's words."""
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from parameters(command, *names, name)
+        yield from ((" ".join([*names, name]), each) for each in command.params)
+
+
+def test_every_option_of_every_command_says_what_it_is():
+    known = list(parameters(typer.main.get_command(cli.app)))
+    assert len(known) > 40
+    silent = [f"{command} {each.name}" for command, each in known if each.name != "help" and not each.help]
+    assert not silent
+
+
+def test_estimators_and_budgets_that_the_command_names_are_those_that_there_are():
+    from avb_service.likelihood import BUDGETS, ESTIMATORS
+
+    assert [each.value for each in cli.Estimator] == [*ESTIMATORS, "parzen"]
+    assert get_args(cli.Budget) == tuple(BUDGETS)
+
+
+def test_an_estimator_that_there_is_none_of_is_refused_with_those_that_there_are(capsys, monkeypatch):
+    message = refused(capsys, monkeypatch, "evaluate", "models:/none@champion", "--estimator", "iwea")
+    assert "iwea" in message and all(name.value in message for name in cli.Estimator)
+    helped = CliRunner().invoke(cli.app, ["evaluate", "--help"]).output
+    assert all(name.value in helped for name in cli.Estimator)
+
+
+@pytest.fixture(scope="module")
+def folders(small, tmp_path_factory) -> dict[str, Path]:
+    """A published model of each kind."""
+    from avb_service.experiment import load_data
+    from avb_service.likelihood import LikelihoodRecord
+    from avb_service.model import build, write_model
+
+    found = {}
+    for method in ("vae", "gan"):
+        config = small(method)
+        algorithm = build(config, load_data(config).spec)
+        folder = tmp_path_factory.mktemp("models") / method
+        found[method] = write_model(algorithm, config, "", LikelihoodRecord({}, ()), folder, 5)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "shows"), [("vae", [], "draws"), ("vae", ["--means"], "means"), ("gan", [], "draws")]
+)
+def test_samples_can_be_seen_and_say_what_they_show(folders, tmp_path, kind, options, shows):
+    for name in ("sheet.png", "numbers.npy"):
+        done = CliRunner().invoke(cli.app, ["sample", str(folders[kind]), name, *options, "--json"])
+        assert json.loads(done.stdout)["shows"] == shows
+        told = CliRunner().invoke(cli.app, ["sample", str(folders[kind]), name, *options]).stdout
+        assert f"64 {'means of p(x|z)' if shows == 'means' else 'draws'} of" in told
+    numbers = np.load("numbers.npy")
+    assert numbers.shape == (64, 1, 8, 8)
+    assert (set(np.unique(numbers)) == {0.0, 1.0}) == (kind == "vae" and shows == "draws")
+    with Image.open("sheet.png") as sheet:
+        assert min(sheet.size) > 500
+
+
+def test_means_of_what_a_method_does_not_define_are_refused(folders, capsys, monkeypatch):
+    message = refused(capsys, monkeypatch, "sample", str(folders["gan"]), "x.png", "--means")
+    assert "gan defines no p(x|z) that means could be of; ask for draws" in message
 
 
 def test_every_command_prints_json_for_programs():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import (
@@ -32,6 +33,7 @@ from avb_service.figures import (
     manifold,
     reconstructions,
     samples,
+    sheet,
     to_array,
     to_png,
     training_curves,
@@ -192,6 +194,66 @@ def test_history_adds_curves(x: Tensor) -> None:
     assert "training_curves" not in draw(Implicit(None, spec((1, 8, 8))), x, history=[])
 
 
+# What figures say of themselves.
+
+SUBJECT = "bernoulli_vae of digits_and_letters.npz and digits, 64 latents, round 20000"
+
+
+def everything(x: Tensor, labels: Tensor) -> dict[str, Figure]:
+    """A figure of every kind."""
+    pairs, numbers = Points(torch.tensor([[0.0, 1.0], [2.0, 1.0]])), Points(torch.tensor([[0.5]]))
+    models = {"plane": Linear(2), "line": Linear(1), "many": Linear(17), "coded": Coded(), "shift": Shift(),
+              "pairs": pairs, "numbers": numbers}  # fmt: skip
+    more = {"model/a_long_name_of_something": 3.0, "model/another_name": 2.0, "validation/kl": 1.0}
+    history = [{**report, **{name: value * report["round"] for name, value in more.items()}} for report in HISTORY]
+    figures = {}
+    for kind, model in models.items():
+        channels, height, width = model.spec.shape
+        drawn = draw(
+            model, x[:, :channels, :height, :width], labels, history if kind == "plane" else None,
+            other=x[:, :, :4, :4], subject=SUBJECT, data="validation data",
+        )  # fmt: skip
+        figures |= {f"{kind}, {name}": figure for name, figure in drawn.items()}
+    for figure in figures.values():
+        figure.draw_without_rendering()
+    return figures
+
+
+@pytest.fixture(scope="module")
+def drawn(x: Tensor, labels: Tensor) -> dict[str, Figure]:
+    return everything(x, labels)
+
+
+def test_no_legend_covers_what_is_drawn(drawn: dict[str, Figure]) -> None:
+    legends = [(name, axes) for name, figure in drawn.items() for axes in figure.axes if axes.get_legend()]
+    assert len(legends) >= 8
+    for name, axes in legends:
+        covered = Bbox.intersection(axes.get_legend().get_window_extent(), axes.get_window_extent())
+        assert covered is None or min(covered.width, covered.height) < 1, name
+
+
+def test_figures_name_the_model_and_those_that_show_data_whose(drawn: dict[str, Figure], x: Tensor) -> None:
+    others = everything(1 - x, torch.zeros(len(x)))
+    for name, figure in drawn.items():
+        assert SUBJECT in words(figure)
+        depends = to_png(figure) != to_png(others[name])
+        assert ("validation data" in words(figure)) == depends, name
+
+
+def test_words_stay_within_the_figure(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        for text in [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]:
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, (name, text.get_text())
+
+
+def test_a_caption_stands_below_the_subtitle_and_above_what_is_drawn(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        _, subtitle, named = (text.get_window_extent() for text in figure.texts)
+        assert subtitle.y0 >= named.y1 - 3, name
+        assert named.y0 > max(axes.get_tightbbox().y1 for axes in figure.axes), name
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2, 8, 8), (13, 8, 8), (1, 1, 4), (1, 1, 20)])
 def test_shapes_of_data(shape: tuple[int, int, int]) -> None:
     x = torch.rand(9, *shape, generator=torch.Generator().manual_seed(0))
@@ -322,13 +384,24 @@ def test_many_classes(classes: int, legend: int, x: Tensor) -> None:
 def test_curves_have_a_panel_for_each_group_and_unit() -> None:
     last = {"round": 410, "adversary/loss": 1.3, "model/loss": float("nan"), "seconds": 3}
     figure = training_curves([*HISTORY, last])
-    panels = [(a.get_title(loc="left"), a.get_ylabel()) for a in figure.axes if a.has_data()]
+    panels = [(a.get_legend().get_title().get_text(), a.get_ylabel()) for a in figure.axes if a.has_data()]
     assert panels == [
         ("model", "nats per datum"), ("adversary", "fraction"), ("validation", "nats per datum"),
         ("adversary", "nats per datum"),
     ]  # fmt: skip
     assert [t.get_text() for t in figure.axes[2].get_legend().get_texts()] == ["log likelihood, lower bound"]
     assert np.isfinite(figure.axes[0].lines[0].get_ydata()).all()
+
+
+def test_curves_show_what_no_longer_name_says_and_each_under_its_unit() -> None:
+    history = [{"round": r, "validation/parzen": 200.0 + r, "validation/parzen.bandwidth": 0.1,
+                "validation/modes_found": 8, "validation/good_draws": 0.9} for r in range(3)]  # fmt: skip
+    panels = {axes.get_ylabel(): [text.get_text() for text in axes.get_legend().get_texts()]
+              for axes in training_curves(history).axes if axes.has_data()}  # fmt: skip
+    assert panels == {
+        "nats per datum": ["parzen"], "bandwidth": ["parzen, bandwidth"], "modes": ["modes found"],
+        "fraction": ["good draws"],
+    }  # fmt: skip
 
 
 def test_curves_leave_error_bars_out() -> None:
@@ -393,7 +466,7 @@ def test_single_numbers_are_two_densities():
     [axes] = figure.axes
     heights = [patch.get_height() * patch.get_width() for patch in axes.patches[:40]]
     assert sum(heights) == pytest.approx(1)
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"data", "draws"}
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"data", "samples"}
 
 
 def test_images_are_no_points():
@@ -401,7 +474,67 @@ def test_images_are_no_points():
         figure_of_points(Implicit(None, spec((3, 8, 8))), torch.zeros(2, 3, 8, 8))
 
 
+# Samples that are there already.
+
+
+def test_small_images_are_shown_large_and_large_ones_say_how_small() -> None:
+    tiles = torch.rand(64, 1, 8, 8).round()
+    picture = to_array(sheet(tiles, Linear(2)))
+    body = picture[HEADER:-MARGIN, MARGIN:-MARGIN]
+    scale = (body.shape[1] - 7 * 4) // 64
+    assert scale >= 8 and np.array_equal(body[: 8 * scale : scale, : 8 * scale : scale, 0], 255 * tiles[0, 0])
+    assert "shown at" not in words(sheet(tiles, Linear(2)))
+    assert "shown at 66%" in words(sheet(torch.zeros(64, 1, 240, 240), Linear(2, (1, 240, 240))))
+
+
+@pytest.mark.parametrize(
+    ("model", "means", "said"),
+    [
+        (Linear(2), True, "means of p(x|z)"),
+        (Linear(2), False, "draws from p(x|z)"),
+        (Implicit(None, spec((1, 8, 8))), False, "draws from the model"),
+    ],
+)
+def test_samples_say_whether_they_are_means_or_draws(model: Algorithm, means: bool, said: str) -> None:
+    assert said in words(sheet(torch.rand(4, 1, 8, 8), model, means))
+    assert ("draws" in words(samples(model))) != isinstance(model, LatentVariableModel)
+
+
+def test_what_a_generator_makes_is_not_called_a_mean_of_what_it_does_not_define() -> None:
+    for figure in (sheet(torch.rand(4, 1, 2, 2), Coded()), samples(Coded())):
+        assert "g(z)" in words(figure) and "p(x|z)" not in words(figure)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_points_are_shown_where_they_lie_without_data_too(width: int) -> None:
+    drawn = torch.arange(20.0).reshape(-1, 1, 1, width)
+    figure = sheet(drawn, Points(drawn.flatten(1)))
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0 and 19 - width < high
+    assert f"{len(drawn)} draws" in words(figure)
+
+
 # Single numbers of a code, and translations.
+
+
+def labels_of(figure: Figure) -> list[str]:
+    """What stands above columns, from left to right, and beside rows, from top to bottom."""
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+@pytest.mark.parametrize("columns", [[5], [1, 3, 1]])
+def test_words_stand_in_the_middle_of_their_columns_and_rows(columns: list[int]) -> None:
+    figure = mosaic(torch.zeros(10, 1, 4, 4), "title", "subtitle", columns, group=1, heads="abcde", sides="xy")
+    figure.draw_without_rendering()
+    above, beside = (figure.axes[0].texts[part] for part in (slice(5), slice(5, None)))
+    shown = to_array(figure)[..., 0] == 0
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], shown.sum(0) > 200, [0]]).astype(int)))
+    for text, (left, right) in zip(above, edges.reshape(-1, 2), strict=True):
+        box = text.get_window_extent()
+        assert abs((box.x0 + box.x1) / 2 - (left + right) / 2) < 2
+        assert box.y0 > figure.axes[0].bbox.y1
+    assert all(text.get_window_extent().x1 < figure.axes[0].bbox.x0 for text in beside)
+    assert [text.get_text() for text in beside] == ["x", "y"]
 
 
 def test_a_traversal_changes_one_number_in_each_row() -> None:
@@ -414,6 +547,7 @@ def test_a_traversal_changes_one_number_in_each_row() -> None:
         code = torch.cat([z[1, 0, :1], z[0, 0, 1:]])  # that which the rows have in common
         assert z[d][:, others].eq(code[others]).all()
     torch.testing.assert_close(z[0, 2, 0], torch.tensor(0.0), msg="the middle is the median")
+    assert labels_of(figure) == ["0.1", "0.3", "0.5", "0.7", "0.9", "z₁", "z₂", "z₃"]
     assert to_png(figure) == to_png(traversal(model, steps=5))
 
 
@@ -448,7 +582,8 @@ def test_columns_are_categories_and_rows_the_other_codes() -> None:
     model = Coded()
     figures = draw(model, torch.rand(4, 1, 2, 2))
     assert {"codes", "samples"} == figures.keys()
-    codes(model, steps=5)
+    shown = labels_of(codes(model, steps=5))
+    assert shown == ["0", "1", "2", *[""] * 5, *["0.1", "0.3", "0.5", "0.7", "0.9"] * 2]
     z = model.seen.unflatten(0, (15, 3))
     assert z[..., :3].eq(torch.eye(3)).all()
     rest = z[:, 0, 3:]

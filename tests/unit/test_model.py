@@ -1,15 +1,18 @@
 """What a loaded model refuses to score, and how it says so."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from avb_service.checkpoint import ModelFolder
 from avb_service.errors import DataError, UserError
 from avb_service.experiment import load_data
-from avb_service.model import LoadedModel, build
+from avb_service.likelihood import LikelihoodRecord
+from avb_service.model import LoadedModel, build, load_model, write_model
 
 SHAPE = (1, 8, 8)
 
@@ -124,3 +127,28 @@ def test_a_model_from_before_levels_had_to_be_said_reads_its_data_as_then(tmp_pa
 def test_draws_that_are_no_count_are_refused(binary, n):
     with pytest.raises(UserError, match="n: given .*, expected how many draws"):
         binary.sample(n)
+
+
+def test_a_model_is_named_by_its_method_its_data_its_size_and_its_round(small, tmp_path):
+    assert replace(small_model(small, "vae"), round=7).subject == "vae of digits, 8 latents, round 7"
+    assert small_model(small, "cyclegan").subject == "cyclegan of digits and digits"
+    mine = small("vae", {"data": {"name": "file", "path": str(tmp_path / "mine.npz"), "binarisation": "static"}})
+    assert mine.subject(1) == "vae of mine.npz, 8 latents, round 1"
+    assert small("vae", {"algorithm.latent_dim": 1}).subject() == "vae of digits, 1 latent"
+
+
+def small_model(small, method: str) -> LoadedModel:
+    config = small(method)
+    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+
+
+def test_a_model_folder_without_a_round_can_be_read(small, tmp_path):
+    config = small("vae")
+    folder = tmp_path / "model"
+    write_model(build(config, load_data(config).spec), config, "", LikelihoodRecord({}, ()), folder, 3)
+    assert load_model(folder).round == 3
+    written = ModelFolder.read(folder)
+    older = {key: value for key, value in written.config.items() if key != "round"}
+    ModelFolder(written.weights, older, written.card, written.more).write(folder, replace=True)
+    assert load_model(folder).round is None
+    assert "round" not in load_model(folder).subject
