@@ -98,7 +98,7 @@ class GaussianConfig(Config):
     def objection(self, values: Values) -> str | None:
         """Gaussian noise fits anything that is not binary."""
         if values == "binary":
-            return "observation: gaussian would put a density on binary data; use bernoulli or data.binarisation: none"
+            return "observation: gaussian would put a density on binary data; use bernoulli"
         return None
 
 
@@ -114,7 +114,8 @@ class LogisticConfig(Config):
     def objection(self, values: Values) -> str | None:
         """It needs pixels that lie on a grid."""
         if values != "levels":
-            return f"observation: discretised_logistic needs pixels with integer levels, given {values} values"
+            instead = "bernoulli" if values == "binary" else "gaussian"
+            return f"observation: discretised_logistic needs levels of grey, given {values} values; use {instead}"
         return None
 
 

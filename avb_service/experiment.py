@@ -411,5 +411,16 @@ def check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
     """
     algorithm = config.algorithm
     if objection := algorithm.objection(dataset.spec.values) or algorithm.shortage(len(dataset.train)):
-        raise DataError(f"algorithm.{objection}")
+        raise DataError(f"algorithm.{objection}{_why_binary(config.data, dataset)}")
     build(config, dataset.spec)  # what it cannot make of data of that shape
+
+
+def _why_binary(data: DataConfig, dataset: Dataset) -> str:
+    """For data of which nobody has said that they are binary."""
+    if dataset.spec.values != "binary" or dataset.spec.levels == 1 or data.binarisation != "none":
+        return ""
+    white = dataset.spec.levels
+    return (
+        f". Every pixel of {data.path or dataset.name} is 0 or {white}, so these are binary data, unless they are grey "
+        f"pixels that happen to be black and white: --set data.levels={white} says so"
+    )

@@ -122,7 +122,7 @@ class ExperimentConfig(Config):
         yield from super().problems()
         values = self.data.values
         if values is not None and (objection := self.algorithm.objection(values)):
-            yield f"algorithm.{objection}"
+            yield f"algorithm.{objection}" + (" or data.binarisation: none" if self.data.binarisation != "none" else "")
         if self.algorithm.two_sources and self.data.other is None:
             yield f"data.other: {self.algorithm.name} translates between two sources; name the second"
         if self.data.other is not None and not self.algorithm.two_sources:

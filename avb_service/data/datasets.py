@@ -19,7 +19,7 @@ from torch import Tensor
 from avb_service.config import Config
 from avb_service.data.files import Levels
 from avb_service.data.sources import SOURCES, Pool
-from avb_service.data.splits import Binarisation, Split, binarised, mean, resized
+from avb_service.data.splits import Binarisation, Split, binarised, mean, resized, two_valued
 from avb_service.distributions import DataSpec, Values
 from avb_service.errors import DataError, listed
 from avb_service.faults import one_of
@@ -53,7 +53,8 @@ class DataConfig(Config):
             What is larger than `resident_gib` belongs into a .npy, since a .npz is read whole.
         levels: for "file": what the numbers of an array are: pixels from 0 to so many, 255 at most (1 for binary data);
             or real, for counts and measurements. Bytes are pixels and fractions are real unless this says otherwise;
-            of other whole numbers it has to be said.
+            of other whole numbers it has to be said. Pixels that are all black or white are binary data unless this
+            says 255.
         binarisation: none; static, once at load; or dynamic, anew each time that a datum is seen.
         validation: size of the validation split, a count or a fraction of all but an official test split.
         test: likewise, where the source has no official test split.
@@ -93,7 +94,7 @@ class DataConfig(Config):
             yield f"path: required by name {self.name}; give a .npz or .npy file, or a folder of images"
         if self.path is not None and not reads_path:
             yield f"path: given {self.path!r}, but {self.name} does not read it; set name: file, or leave path out"
-        if self.levels is not None and (not reads_path or self._is_folder):
+        if self.levels is not None and (not reads_path or (self._is_folder and self.levels != 255)):
             yield f"levels: given {self.levels!r}, but it is known what {self.path or self.name} holds; leave it out"
         if SOURCES[self.name].values == "real" and self.binarisation != "none":
             yield f"binarisation: {self.binarisation} needs pixels, and {self.name} has real values; set it to none"
@@ -107,7 +108,7 @@ class DataConfig(Config):
             return "binary"
         if self.levels is not None:
             return "real" if self.levels == "real" else "binary" if self.levels == 1 else "levels"
-        return "levels" if self._is_folder else SOURCES[self.name].values
+        return SOURCES[self.name].values
 
     @property
     def _is_folder(self) -> bool:
@@ -170,10 +171,12 @@ def load(config: DataConfig) -> Dataset:
         DataError: data that are missing, damaged, too few, or not what they should be.
     """
     parts = _carve(config, SOURCES[config.name].load(config))
+    masks = parts.levels > 1 and config.levels is None and all(two_valued(each, parts.levels) for each in parts[:3])
     if config.limit is not None and config.limit < len(parts.train):
         parts = parts._replace(train=parts.train.only(torch.arange(config.limit)))
     if config.image_size is not None:
-        parts = _of_size(parts, config.image_size, config.name)
+        given, parts = parts, _of_size(parts, config.image_size, config.name)
+        masks = masks and parts is given
     train, validation, test, levels = parts
     if config.binarisation == "static" and levels != 1:
         train = binarised(train, levels, config.seed, "train")
@@ -181,15 +184,15 @@ def load(config: DataConfig) -> Dataset:
         test = binarised(test, levels, config.seed, "test")
         levels = 1
     grid: Values = "levels" if levels > 1 else "real"
-    values: Values = "binary" if levels == 1 or config.binarisation == "dynamic" else grid
+    values: Values = "binary" if levels == 1 or config.binarisation == "dynamic" or masks else grid
     channels, height, width = train.pixels.shape[1:]
     spec = DataSpec((channels, height, width), values, levels, mean(train, levels))
     other = None if config.other is None else load(config.other)
-    if other is not None and other.spec[:2] != spec[:2]:
+    if other is not None and (other.spec.shape != spec.shape or (other.spec.levels == 0) != (levels == 0)):
         raise DataError(
-            f"data.other: the two sources must have one shape and kind of values: data is {config.name} "
+            f"data.other: the two sources must have one shape, and be both pixels or both real: data is {config.name} "
             f"{list(spec.shape)} {spec.values}, data.other {other.name} {list(other.spec.shape)} {other.spec.values}; "
-            "set data.image_size and data.other.image_size, or their binarisation"
+            "set data.image_size and data.other.image_size, or data.levels and data.other.levels"
         )
     return Dataset(config.name, train, validation, test, spec, other)
 

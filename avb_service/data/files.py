@@ -119,7 +119,8 @@ def grid_levels(x: Array, source: str, declared: Levels | None = None) -> int:
     """The largest integer of the grid that the numbers lie on: 255 for bytes, 1 for binary data, 0 for real values.
 
     Only bytes are pixels without a word from the user. Other whole numbers may be pixels or counts, and neither their
-    type nor how large they happen to be tells which. Zeros and ones are binary data, however they are stored.
+    type nor how large they happen to be tells which. Zeros and ones are binary data, however they are stored, and so
+    are black and white, 0 and 255.
 
     Args:
         x: the numbers.
@@ -141,7 +142,7 @@ def grid_levels(x: Array, source: str, declared: Levels | None = None) -> int:
         return declared
     if all(((part == 0) | (part == 1)).all() for _, part in _chunks(x)):
         return 1
-    if x.dtype == np.uint8:
+    if x.dtype == np.uint8 or all(((part == 0) | (part == 255)).all() for _, part in _chunks(x)):
         return 255
     if all((part % 1 == 0).all() for _, part in _chunks(x)):
         raise DataError(_pixels_or_counts(x, source))

@@ -177,6 +177,11 @@ def resized(split: Split, levels: int, size: int) -> Split:
     return Split(torch.cat(images), split.labels)
 
 
+def two_valued(split: Split, levels: int) -> bool:
+    """Whether every pixel is 0 or the largest that there can be, as in masks and line drawings."""
+    return all(bool(((part == 0) | (part == levels)).all()) for part in split.parts())
+
+
 def mean(split: Split, levels: int) -> Tensor:
     """Mean [C, H, W] in the units that a model sees, of at most 65,536 data: a decoder only starts from it."""
     total = sum((part.sum(0, dtype=torch.float64) for part in split.parts(_MEAN_ROWS)), torch.zeros(()))

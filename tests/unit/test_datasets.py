@@ -10,6 +10,7 @@ from avb_service.data.datasets import DataConfig, load
 from avb_service.data.mixtures import MIXTURES, POINTS
 from avb_service.data.sources import SOURCES
 from avb_service.data.splits import Mapped, binarise, thresholds
+from avb_service.data.stream import fixed
 from avb_service.errors import ConfigError, DataError
 from avb_service.seeding import generator
 from tests.mnist import write_mnist
@@ -222,7 +223,8 @@ def test_config_round_trips_and_takes_overrides():
 def test_values_are_known_before_loading_where_they_can_be(tmp_path):
     assert DataConfig(name="onehot-8").values == "binary" and DataConfig(name="cifar10").values == "levels"
     assert DataConfig(name="mnist", binarisation="dynamic").values == "binary"
-    assert file(tmp_path).values == "levels" and file(tmp_path / "x.npy").values is None
+    assert file(tmp_path).values is None and file(tmp_path / "x.npy").values is None, "they may be masks"
+    assert file(tmp_path, levels=255).values == "levels"
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith(("onehot", "binary", "digits"))])
@@ -399,6 +401,49 @@ def test_numbers_that_are_not_as_declared_are_refused(tmp_path, x, levels, messa
 def test_levels_that_cannot_be_are_refused_with_what_can(tmp_path, levels):
     with pytest.raises(ConfigError, match=r"levels: given .*, expected what white is, such as 255.* or real"):
         DataConfig.parse({"name": "file", "path": str(tmp_path / "x.npy"), "levels": levels})
+
+
+MASKS = (np.random.default_rng(0).random((20, 1, 4, 5)) < 0.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize("gib", [2.0, 0.0])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16, np.float32])
+def test_black_and_white_are_binary_however_they_are_stored(tmp_path, dtype, gib):
+    np.save(tmp_path / "x.npy", 255 * MASKS.astype(dtype))
+    data = load(file(tmp_path / "x.npy", resident_gib=gib))
+    assert (data.spec.values, data.spec.levels) == ("binary", 255)
+    x, _ = fixed(data.train, data.spec, "none", 0)
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    assert load(file(tmp_path / "x.npy", levels=255, resident_gib=gib)).spec.values == "levels", "as somebody says"
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_one_grey_pixel_anywhere_is_enough_for_levels(tmp_path, part):
+    x, y = 255 * MASKS, np.arange(20)
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    x[getattr(load(file(tmp_path / "x.npz")), part).labels[-1], 0, 2, 3] = 128
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    assert load(file(tmp_path / "x.npz", limit=3)).spec.values == "levels"
+
+
+def test_a_folder_of_masks_is_binary_until_they_are_resized(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "masks").mkdir()
+    for i, mask in enumerate(np.kron(MASKS[:, 0, :, :4], np.ones((3, 3), np.uint8))):
+        Image.fromarray(255 * mask).save(tmp_path / "masks" / f"{i}.png")
+    assert load(file(tmp_path / "masks")).spec[1:3] == ("binary", 255)
+    assert load(file(tmp_path / "masks", image_size=5)).spec[1:3] == ("levels", 255)
+    assert load(file(tmp_path / "masks", levels=255)).spec[1:3] == ("levels", 255)
+
+
+def test_masks_and_photographs_go_together_as_two_sources(tmp_path):
+    np.save(tmp_path / "masks.npy", 255 * MASKS)
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).integers(0, 256, (20, 1, 4, 5), dtype=np.uint8))
+    np.save(tmp_path / "real.npy", np.random.default_rng(0).normal(size=(20, 1, 4, 5)))
+    both = load(file(tmp_path / "masks.npy", other=file(tmp_path / "grey.npy")))
+    assert both.other is not None and (both.spec.values, both.other.spec.values) == ("binary", "levels")
+    with pytest.raises(DataError, match="both pixels or both real: data is file .* binary, data.other file .* real"):
+        load(file(tmp_path / "masks.npy", other=file(tmp_path / "real.npy")))
 
 
 def test_levels_of_what_is_known_to_be_pixels_are_refused(tmp_path):

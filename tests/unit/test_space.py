@@ -181,7 +181,7 @@ def test_data_that_do_not_fit_a_baseline_are_refused_before_the_search(tmp_path)
     data = {"name": "file", "path": str(tmp_path / "x.npy"), "binarisation": "none"}
     shared = {"data": data, "algorithm.observation": {"name": "discretised_logistic"}}
     space = SpaceConfig.parse({**GOOD, "set": shared})
-    with pytest.raises(UserError, match="discretised_logistic needs pixels"):
+    with pytest.raises(UserError, match="discretised_logistic needs levels of grey"):
         search.preflight(space)
 
 
