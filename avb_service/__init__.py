@@ -12,7 +12,8 @@ def load(model: str | Path) -> "LoadedModel":
     """Load a model from the registry or from a model folder.
 
     Args:
-        model: `models:/NAME@champion`, `models:/NAME/3`, `runs:/RUN_ID/NAME`, or the path of a model folder.
+        model: `models:/NAME@champion`, `models:/NAME/3`, `runs:/RUN_ID/NAME`, or the path of a model folder, also as
+            MLflow downloads it.
 
     Raises:
         UserError: there is no such model, or it was damaged or tampered with.

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from avb_service.errors import DataError, UserError
 from avb_service.storage import MANIFEST, parse_json, put_back, read_file, read_folder, write_folder
-from avb_service.trees import Tree, parse_yaml, to_yaml
+from avb_service.trees import Tree, parse_yaml, read_yaml, to_yaml
 
 State = dict[str, Any]  # nested; the leaves are tensors, JSON scalars or lists
 
 STATE_FILES = ("tensors.safetensors", "state.json", "config.yaml", "metrics.json")
 MODEL_FILES = ("weights.safetensors", "config.yaml", "card.md")
+MLMODEL = "MLmodel"
+LOADER = "avb_service.tracking.pyfunc"  # what MLflow calls with a model folder
 
 _log = logging.getLogger(__name__)
 
@@ -73,12 +75,39 @@ class ModelFolder:
         return cls(safetensors.torch.load(weights), tree, card.decode(), files)
 
 
+def model_folder(folder: Path, name: str | None = None) -> Path:
+    """The model folder itself, where it is given as MLflow stores and downloads it: inside of a folder with an MLmodel.
+
+    Args:
+        folder: it, or that around it.
+        name: what to call it in an error.
+
+    Raises:
+        DataError: that is the model of another program, or points outside of itself.
+    """
+    if not (folder / MLMODEL).is_file():
+        return folder
+    flavors = read_yaml(folder / MLMODEL).get("flavors")
+    flavor = flavors.get("python_function") if isinstance(flavors, dict) else None
+    loader, data = (flavor.get(key) if isinstance(flavor, dict) else None for key in ("loader_module", "data"))
+    if loader != LOADER:
+        raise DataError(f"{name or folder} was not registered by this service: its loader is {loader}")
+    inside = (folder / str(data)).resolve()
+    if not inside.is_relative_to(folder.resolve()):
+        raise DataError(f"{name or folder} points to {data!r}, outside of itself; it is not read")
+    return inside
+
+
 def read_model_files(folder: Path) -> dict[str, bytes]:
     """The files of a model folder, verified.
+
+    Args:
+        folder: it, or one of MLflow's around it.
 
     Raises:
         DataError: it is no model folder; or see `read_folder`.
     """
+    folder = model_folder(folder)
     if not (folder / MANIFEST).exists():
         raise DataError(f"{folder} has no {MANIFEST}: expected a model folder, such as `avb pull` makes")
     return read_folder(folder, MODEL_FILES)

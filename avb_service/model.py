@@ -15,6 +15,7 @@ from avb_service.algorithms import TABLE
 from avb_service.checkpoint import ModelFolder
 from avb_service.data.datasets import load
 from avb_service.data.files import Levels
+from avb_service.data.inputs import Given, refuse_first, seen
 from avb_service.data.stream import fixed
 from avb_service.distributions import Grid, Values
 from avb_service.errors import DataError, UserError
@@ -35,7 +36,7 @@ from avb_service.trees import Tree
 LIKELIHOOD = "likelihood.json"  # beside the weights
 
 EXPECTED = {
-    "binary": "0 or 1 (the model was trained on binarised data)",
+    "binary": "0 or 1 (the model was trained on binary data)",
     "levels": "numbers in [0, 1]",
     "real": "finite numbers",
 }
@@ -44,6 +45,9 @@ EXPECTED = {
 @dataclass(frozen=True)
 class LoadedModel:
     """A published model.
+
+    Data may be tensors, arrays, lists or tables, of all the shapes and types that `data.inputs.seen` tells of; what
+    comes back are tensors.
 
     Attributes:
         algorithm: the method with its trained weights, for all that is not below.
@@ -111,7 +115,7 @@ class LoadedModel:
                 return self.algorithm.decode(self.algorithm.prior().sample((n,)))
             return self.algorithm.sample(n)
 
-    def encode(self, x: Tensor, seed: int = 0) -> Tensor:
+    def encode(self, x: Given, seed: int = 0) -> Tensor:
         """One draw z ~ q(z|x) for each datum, [B, D].
 
         Raises:
@@ -120,7 +124,7 @@ class LoadedModel:
         with seeded(seed, "encode"), torch.no_grad():
             return encoding_model(self.algorithm).encode(self.check(x))[0]
 
-    def reconstruct(self, x: Tensor, seed: int = 0) -> Tensor:
+    def reconstruct(self, x: Given, seed: int = 0) -> Tensor:
         """E[x'|z], z ~ q(z|x), [B, C, H, W].
 
         Raises:
@@ -129,7 +133,7 @@ class LoadedModel:
         with seeded(seed, "encode"), torch.no_grad():
             return encoding_model(self.algorithm).reconstruct(self.check(x))
 
-    def log_likelihood(self, x: Tensor, budget: Budget = "quick", noise: float | None = None) -> list[Estimate]:
+    def log_likelihood(self, x: Given, budget: Budget = "quick", noise: float | None = None) -> list[Estimate]:
         """Estimates of log p(x) in nats per datum, each with its kind and error bar.
 
         Args:
@@ -145,7 +149,7 @@ class LoadedModel:
         """
         return self.evaluator(noise=noise).evaluate(x, budget)
 
-    def parzen(self, x: Tensor, root: str | None = None, **options: Any) -> list[Estimate]:  # noqa: ANN401
+    def parzen(self, x: Given, root: str | None = None, **options: Any) -> list[Estimate]:  # noqa: ANN401
         """Parzen windows on draws from the model, and beside them on the training set: of another quantity.
 
         Args:
@@ -169,33 +173,22 @@ class LoadedModel:
         config = self.config
         return Evaluator(model, config.likelihood, check=self.check, training=config.training, **options)
 
-    def check(self, x: Tensor) -> Tensor:
-        """The data in the model's precision.
+    def check(self, x: Given) -> Tensor:
+        """The data [B, C, H, W] in the model's units and precision, from what `data.inputs.seen` takes.
 
         Raises:
-            DataError: they have another shape, or values that the model cannot have produced, of which the first is
-                named; or they are binarised and those that it was trained on were not.
+            DataError: they are of another kind or shape, or have values that the model cannot have produced, of which
+                the first is named.
         """
         spec = self.algorithm.spec
-        if not isinstance(x, Tensor):
-            raise DataError(f"data as {type(x).__name__}, expected a torch.Tensor [B, C, H, W]")
-        if x.is_complex():
-            raise DataError(f"data as {x.dtype}, expected real numbers")
-        if x.dim() != 4 or tuple(x.shape[1:]) != tuple(spec.shape):
-            raise DataError(f"data of shape {list(x.shape)}, expected [B, {', '.join(map(str, spec.shape))}]")
-        x = x.to(next(self.algorithm.parameters()))
+        x = seen(x, spec, next(self.algorithm.parameters()))
         allowed = {"binary": (x == 0) | (x == 1), "levels": (x >= 0) & (x <= 1), "real": x.isfinite()}[spec.values]
         expected = EXPECTED[spec.values]
         if spec.values == "levels" and isinstance(self.algorithm, LatentVariableModel) and on_a_grid(self.algorithm):
             allowed = allowed & Grid(spec.levels).check(x)
             expected = f"0, 1/{spec.levels}, 2/{spec.levels}, ..., 1, to which alone p(x|z) gives probabilities"
         if not allowed.all():
-            index = tuple((~allowed).nonzero()[0].tolist())
-            where = f"datum {index[0]} holds {x[index].item():g} at {list(index[1:])}"
-            raise DataError(f"{where}, expected {expected}")
-        if spec.values == "levels" and spec.levels > 1 and x.any() and ((x == 0) | (x == 1)).all():
-            levels = f"{spec.levels + 1} levels of grey, 0 to 1"
-            raise DataError(f"binarised data, every value 0 or 1; the model was trained on {levels}")
+            refuse_first(x, ~allowed, expected)
         return x
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from avb_service.algorithm import AdversarialModel, Algorithm, DecodingModel, LatentVariableModel
+from avb_service.data.inputs import Given
 from avb_service.engine import TrainingConfig
 from avb_service.errors import UserError
 from avb_service.likelihood.adversary import Diagnosis, can_be_diagnosed, codes_seen, diagnose
@@ -81,7 +83,8 @@ class Evaluator:
         run: who scores the blocks.
         store: folder where scored blocks are kept; none by default.
         progress: told of every block: which estimator, data done, data in all.
-        check: what data have to go through before they are scored: it returns them, or says what is wrong with them.
+        check: what data have to go through before they are scored: it returns them as the model sees them, or says what
+            is wrong with them.
         training: how the model was trained; where that is not known, its adversary is not diagnosed.
     """
 
@@ -90,10 +93,10 @@ class Evaluator:
     run: Runner = serially
     store: Path | None = None
     progress: Callable[[str], Progress] = lambda name: lambda done, total: None
-    check: Callable[[Tensor], Tensor] = lambda x: x
+    check: Callable[[Given], Tensor] = torch.as_tensor
     training: TrainingConfig | None = None
 
-    def score(self, name: str, x: Tensor) -> Estimate:
+    def score(self, name: str, x: Given) -> Estimate:
         """One estimate on data [n, ...].
 
         Raises:
@@ -128,11 +131,11 @@ class Evaluator:
         found = {s.kind for s in scorers if s.quantity == "log_likelihood" and isinstance(s.kind, str)}
         return [kind for kind in KINDS if kind in found]
 
-    def objective(self, x: Tensor) -> Estimate:
+    def objective(self, x: Given) -> Estimate:
         """The figure that searches compare by."""
         return self.score(next(filter(self.applies, OBJECTIVES)), x)
 
-    def evaluate(self, x: Tensor, budget: Budget = "quick") -> list[Estimate]:
+    def evaluate(self, x: Given, budget: Budget = "quick") -> list[Estimate]:
         """What the budget buys, on data [n, ...]; first the one that is most to be believed among bounds.
 
         Raises:
@@ -149,7 +152,7 @@ class Evaluator:
         x = self.check(x)
         return [self._score(name, x[: few.get(name)]) for name in names]
 
-    def assess(self, x: Tensor, budget: Budget, basis: Mapping[str, str] | None = None) -> LikelihoodRecord:
+    def assess(self, x: Given, budget: Budget, basis: Mapping[str, str] | None = None) -> LikelihoodRecord:
         """What the budget buys, with a certificate where it is to have one and the model can be annealed.
 
         Args:
@@ -165,7 +168,7 @@ class Evaluator:
             record = replace(record, certificate=self.certify(x, record.named("ais")))
         return record
 
-    def certify(self, x: Tensor, known: Estimate | None = None) -> Certificate:
+    def certify(self, x: Given, known: Estimate | None = None) -> Certificate:
         """Whether `ais` on such data can be believed.
 
         Args:
@@ -181,15 +184,15 @@ class Evaluator:
 
         return certify(score, self.check(x), self.config.ais.chains, self.config.certificate)
 
-    def diagnosis(self, x: Tensor) -> Diagnosis | None:
+    def diagnosis(self, x: Given) -> Diagnosis | None:
         """What speaks against the model's adversary on data [n, ...]; None where it has none that can be diagnosed."""
         if self.training is None or not can_be_diagnosed(self.model):
             return None
-        x = self.check(x[: self.config.adversary_data])
+        x = self.check(x)[: self.config.adversary_data]
         seen = codes_seen(self.model, self.training.rounds, self.training.batch_size)
         return diagnose(self.model, x, seen, draws=DIAGNOSIS_DRAWS, seed=self.config.seed)
 
-    def parzen(self, train: Tensor, validation: Tensor, x: Tensor) -> tuple[Estimate, Estimate]:
+    def parzen(self, train: Given, validation: Given, x: Given) -> tuple[Estimate, Estimate]:
         """Parzen windows on draws from the model, and on as many training data: of another quantity than log p(x).
 
         Args:

@@ -13,11 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from avb_service.checkpoint import ModelFolder, read_model_files
+from avb_service.checkpoint import LOADER, ModelFolder, model_folder, read_model_files
 from avb_service.errors import DataError, UserError
 from avb_service.storage import read_folder, write_folder
 from avb_service.tracking.runs import parameters
@@ -29,8 +27,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-LOADER = "avb_service.tracking.pyfunc"
 METRIC_TAG = "metric."
+PARAMETERS: Mapping[str, str | int] = {"task": "reconstruct", "n": 16, "seed": 0, "dtype": ""}  # of a served model
 DESCRIPTION = 5000  # characters that MLflow's tables hold
 REQUIREMENTS = ("avb-service", "mlflow", "numpy", "safetensors", "torch")
 
@@ -163,7 +161,8 @@ def pull(model: str, directory: Path, uri: str | None = None) -> Path:
     """Fetch a model folder and verify it.
 
     Args:
-        model: models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME/latest, runs:/ID, or a local model folder.
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME/latest, runs:/ID, or a local model folder, also as
+            MLflow downloads it.
         directory: where to put it; absent or empty, or holding that very model.
         uri: where the registry is, as `tracking_uri` reads it.
 
@@ -230,13 +229,12 @@ def _requirement(package: str) -> str:
 
 
 def _signature() -> "ModelSignature":
+    """Of the parameters alone: a schema of the data would have MLflow refuse what the model itself takes or names."""
     from mlflow.models import ModelSignature
-    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types import DataType, ParamSchema, ParamSpec
 
-    images = TensorSpec(np.dtype("float32"), (-1, -1, -1, -1))
-    task = ParamSpec("task", DataType.string, "reconstruct")
-    n, seed = (ParamSpec(key, DataType.long, default) for key, default in (("n", 16), ("seed", 0)))
-    return ModelSignature(Schema([images]), params=ParamSchema([task, n, seed]))
+    types = {str: DataType.string, int: DataType.long}
+    return ModelSignature(params=ParamSchema([ParamSpec(key, types[type(v)], v) for key, v in PARAMETERS.items()]))
 
 
 def _log_metrics(
@@ -301,7 +299,6 @@ def _download(model: str, directory: Path, uri: str) -> Path:
     """Fetch an MLflow model and return the model folder inside it."""
     client = connect(uri)
     from mlflow.artifacts import download_artifacts
-    from mlflow.models import Model
 
     if model.startswith("runs:/"):
         location = _of_run(client, model).artifact_location
@@ -310,13 +307,7 @@ def _download(model: str, directory: Path, uri: str) -> Path:
         location = client.get_model_version_download_uri(row.name, str(row.version))
     with refusals(f"cannot download {model} from {uri}"):
         path = Path(download_artifacts(artifact_uri=location, dst_path=str(directory), tracking_uri=uri))
-        flavor: dict[str, Any] = Model.load(path).flavors.get("python_function", {})
-    if flavor.get("loader_module") != LOADER:
-        raise UserError(f"{model} was not registered by this service: its loader is {flavor.get('loader_module')}")
-    folder = (path / flavor["data"]).resolve()
-    if not folder.is_relative_to(path.resolve()):
-        raise DataError(f"{model} points to {flavor['data']!r}, outside of itself; it is not read")
-    return folder
+    return model_folder(path, model)
 
 
 def _holds(directory: Path, files: Mapping[str, bytes]) -> bool:

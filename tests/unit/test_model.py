@@ -46,17 +46,17 @@ def broken(value: float) -> Tensor:
     ("x", "message"),
     [
         (torch.zeros(2, 1, 28, 28), r"data of shape \[2, 1, 28, 28\], expected \[B, 1, 8, 8\]"),
-        (torch.zeros(*SHAPE), r"data of shape \[1, 8, 8\], expected \[B, 1, 8, 8\]"),
-        (torch.zeros(2, 64), r"data of shape \[2, 64\]"),
+        (torch.zeros(8, 8), r"data of shape \[8, 8\], expected \[B, 1, 8, 8\]"),
+        (torch.zeros(2, 63), r"data of shape \[2, 63\]"),
         (torch.zeros(0, *SHAPE), "no data to score: given 0"),
-        (torch.zeros(2, *SHAPE).numpy(), "data as ndarray, expected a torch.Tensor"),
-        (torch.zeros(2, *SHAPE, dtype=torch.complex64), "data as torch.complex64, expected real numbers"),
+        ([["a", "b"]], "data as list of <U1, expected numbers"),
+        (torch.zeros(2, *SHAPE, dtype=torch.complex64), "data as complex64, expected real numbers"),
         (broken(math.nan), r"datum 2 holds nan at \[0, 3, 5\], expected 0 or 1"),
         (broken(math.inf), r"datum 2 holds inf at \[0, 3, 5\], expected 0 or 1"),
         (broken(-1.0), r"datum 2 holds -1 at \[0, 3, 5\], expected 0 or 1"),
-        (broken(0.4), r"datum 2 holds 0.4 at \[0, 3, 5\], expected 0 or 1 \(the model was trained on binarised data\)"),
+        (broken(0.4), r"datum 2 holds 0.4 at \[0, 3, 5\], expected 0 or 1 \(the model was trained on binary data\)"),
     ],
-    ids=["size", "one image", "flat", "none", "numpy", "complex", "nan", "inf", "out of range", "not binarised"],
+    ids=["size", "one image", "flat", "none", "words", "complex", "nan", "inf", "out of range", "not binarised"],
 )  # fmt: skip
 def test_data_that_do_not_fit_are_named_whatever_they_are_given_to(binary, x, message):
     evaluator = binary.evaluator()
@@ -92,12 +92,68 @@ def test_greys_between_the_levels_are_named_where_levels_alone_are_likely(small,
     assert torch.equal(grey.check(broken(0.51)), broken(0.51)), "a Gaussian has a density for every grey"
 
 
-def test_binarised_data_are_not_scored_by_a_model_of_grey_ones(grey, binary):
-    with pytest.raises(DataError, match="binarised data, every value 0 or 1; the model was trained on 17 levels"):
-        grey.log_likelihood(binary.data("test")[0])
-    x, _ = grey.data("test")
-    assert torch.equal(grey.check(x), x)
-    assert torch.equal(grey.check(torch.zeros(2, *SHAPE)), torch.zeros(2, *SHAPE)), "black images are what they are"
+@pytest.mark.parametrize("observation", ["gaussian", "discretised_logistic"])
+def test_data_that_happen_to_be_extreme_are_data_of_grey_levels_all_the_same(small, observation):
+    config = small("vae", {"data.binarisation": "none", "algorithm.observation": {"name": observation}})
+    model = LoadedModel(build(config, load_data(config).spec), config, "# card")
+    x = (torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    for given in (x, x[:1], torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE), 16 * x.byte()):
+        expected = given.float() / 16 if given.dtype == torch.uint8 else given
+        assert torch.equal(model.check(given), expected)
+        assert model.encode(given).shape == (len(given), 8) and model.reconstruct(given).shape == given.shape
+        assert all(math.isfinite(estimate.value) for estimate in model.log_likelihood(given))
+
+
+@pytest.fixture
+def masks(tmp_path) -> str:
+    x = np.random.default_rng(0).random((60, 8, 8)) < 0.5
+    np.save(tmp_path / "masks.npy", 255 * x.astype(np.uint8))
+    return str(tmp_path / "masks.npy")
+
+
+def of_file(path: str, observation: str, levels: int | None) -> dict:
+    return {"data.name": "file", "data.path": path, "data.binarisation": "none", "data.levels": levels,
+            "algorithm.observation": {"name": observation}}  # fmt: skip
+
+
+def test_masks_are_binary_and_said_to_be_to_who_has_taken_them_for_grey(small, masks):
+    assert load_data(small("vae", of_file(masks, "bernoulli", None))).spec.values == "binary"
+    for observation in ("gaussian", "discretised_logistic"):
+        with pytest.raises(DataError, match=rf"use bernoulli. Every pixel of {masks} is 0 or 255, .* data.levels=255"):
+            load_data(small("vae", of_file(masks, observation, None)))
+
+
+@pytest.mark.parametrize(
+    ("observation", "levels"), [("bernoulli", None), ("discretised_logistic", 255), ("gaussian", 255)]
+)
+def test_a_model_of_masks_can_be_used_for_its_own_data(small, masks, observation, levels):
+    config = small("vae", of_file(masks, observation, levels))
+    algorithm = build(config, load_data(config).spec)
+    silent = config.model_copy(update={"data": config.data.model_copy(update={"levels": None})})
+    raw = np.load(masks)
+    for known in (config, silent):  # as it was trained before that had to be said
+        model = LoadedModel(algorithm, known, "# card")
+        x, _ = model.data("test")
+        assert set(x.unique().tolist()) == {0, 1}
+        assert model.encode(x).shape == (len(x), 8) and model.reconstruct(x).shape == x.shape
+        assert all(math.isfinite(estimate.value) for estimate in model.log_likelihood(x))
+        assert torch.equal(model.encode(raw), model.encode(raw / 255))
+
+
+def test_what_a_model_is_given_may_be_an_array_wherever_it_is_given(binary, gan):
+    x, _ = binary.data("test")
+    array, evaluator = x.numpy().astype(np.float64)[:, 0], binary.evaluator()
+    assert torch.equal(binary.encode(array), binary.encode(x))
+    assert torch.equal(binary.reconstruct(array.tolist()), binary.reconstruct(x))
+    scores = [
+        lambda x: binary.log_likelihood(x), lambda x: binary.parzen(x), lambda x: [evaluator.score("elbo", x)],
+        lambda x: evaluator.evaluate(x), lambda x: [evaluator.objective(x)],
+        lambda x: evaluator.assess(x, "quick").estimates, lambda x: gan.log_likelihood(x, noise=0.1)[:1],
+    ]  # fmt: skip
+    for score in scores:
+        given, expected = score(array), score(x)
+        assert [each.name for each in given] == [each.name for each in expected] and given
+        assert all(torch.equal(a.per_datum, b.per_datum) for a, b in zip(given, expected, strict=True))
 
 
 def test_a_budget_that_does_not_exist_is_refused(binary):
