@@ -92,7 +92,7 @@ def train(
     check_names(config, uri)
     if (here := own_capacity()) is not None:
         here.models_at_a_time(config.scaling)
-    load_data(config)
+    _note(load_data(config).description)
     with ExitStack() as held:
         held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
         job = Job.alone(config, name, storage.absolute() / name, uri)
@@ -145,7 +145,7 @@ def tune(
         check_names(config, uri)
     if (here := own_capacity()) is not None:
         check_capacity(searched, here)
-    preflight(searched)
+    preflight(searched, _note)
     lock = storage.absolute() / f".{searched.name}.lock"
     with owned(lock, f"search {searched.name}", _note), cluster(_note, partial(check_capacity, searched)) as capacity:
         search = record.open_search(searched, begun or record.new_folder(searched, storage), uri, origin)

@@ -266,6 +266,7 @@ class Experiment:
             "latent_dim": str(getattr(self.config.algorithm, "latent_dim", "")),
             "data": self.dataset.name,
             "data_sha256": self.dataset.sha256,
+            "data_read": self.dataset.description,
             "code": code_version(),
             "parameters": str(sum(p.numel() for p in self.algorithm.parameters())),
             "rounds": str(self.engine.round),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avb_service.config import Config
 from avb_service.data.files import Levels
+from avb_service.data.reading import Reading
 from avb_service.data.sources import SOURCES, Pool
 from avb_service.data.splits import Binarisation, Split, binarised, mean, resized, two_valued
 from avb_service.distributions import DataSpec, Values
@@ -49,15 +50,16 @@ class DataConfig(Config):
     Attributes:
         name: a source of the table `SOURCES`; "file" reads `path`.
         root: folder that holds the files of a named source; by default $AVB_DATA_ROOT, else `data`.
-        path: for "file": .npz (x, optionally y), .npy, or a folder of images with optional subfolders for classes.
-            What is larger than `resident_gib` belongs into a .npy, since a .npz is read whole.
+        path: for "file": .npz (x, optionally y), .npy, or a folder of images with optional subfolders for classes, or
+            for splits (train, val, test). What is larger than `resident_gib` belongs into a .npy, since a .npz is read
+            whole.
         levels: for "file": what the numbers of an array are: pixels from 0 to so many, 255 at most (1 for binary data);
             or real, for counts and measurements. Bytes are pixels and fractions are real unless this says otherwise;
             of other whole numbers it has to be said. Pixels that are all black or white are binary data unless this
             says 255.
         binarisation: none; static, once at load; or dynamic, anew each time that a datum is seen.
-        validation: size of the validation split, a count or a fraction of all but an official test split.
-        test: likewise, where the source has no official test split.
+        validation: size of the validation split, a count or a fraction of all that no official split holds.
+        test: likewise of the test split; named sets, and folders with images in `test`, have official ones.
         seed: of the splits and of static binarisation.
         limit: use only so many training data.
         image_size: crop images to a centred square and resize it to this side (celeba: 64 by default); levels become
@@ -132,7 +134,14 @@ class DataConfig(Config):
 class Dataset:
     """Three disjoint splits (a synthetic set, which is its own population, is all three) and what a datum is.
 
-    With a second set, where the configuration names one.
+    Attributes:
+        name: of the source.
+        train: to learn from.
+        validation: to choose by.
+        test: to report on.
+        spec: what a datum is.
+        reading: what the source was read as.
+        other: the second set, where the configuration names one.
     """
 
     name: str
@@ -140,7 +149,13 @@ class Dataset:
     validation: Split
     test: Split
     spec: DataSpec
+    reading: Reading
     other: "Dataset | None" = None
+
+    @property
+    def description(self) -> str:
+        """What was read and what was left out, for people; lines."""
+        return "\n".join([str(self.reading), *([] if self.other is None else [self.other.description])])
 
     @cached_property
     def sha256(self) -> str:
@@ -170,7 +185,8 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         DataError: data that are missing, damaged, too few, or not what they should be.
     """
-    parts = _carve(config, SOURCES[config.name].load(config))
+    pool = SOURCES[config.name].load(config)
+    parts = _carve(config, pool)
     masks = parts.levels > 1 and config.levels is None and all(two_valued(each, parts.levels) for each in parts[:3])
     if config.limit is not None and config.limit < len(parts.train):
         parts = parts._replace(train=parts.train.only(torch.arange(config.limit)))
@@ -178,6 +194,7 @@ def load(config: DataConfig) -> Dataset:
         given, parts = parts, _of_size(parts, config.image_size, config.name)
         masks = masks and parts is given
     train, validation, test, levels = parts
+    splits = {"training": train, "validation": validation, "testing": test}
     if config.binarisation == "static" and levels != 1:
         train = binarised(train, levels, config.seed, "train")
         validation = binarised(validation, levels, config.seed, "validation")
@@ -194,7 +211,9 @@ def load(config: DataConfig) -> Dataset:
             f"{list(spec.shape)} {spec.values}, data.other {other.name} {list(other.spec.shape)} {other.spec.values}; "
             "set data.image_size and data.other.image_size, or data.levels and data.other.levels"
         )
-    return Dataset(config.name, train, validation, test, spec, other)
+    source = config.path or config.name
+    reading = Reading(source, splits, spec, config.binarisation, pool.classes, pool.remarks)
+    return Dataset(config.name, train, validation, test, spec, reading, other)
 
 
 def _of_size(parts: Parts, size: int, name: str) -> Parts:
@@ -213,11 +232,12 @@ def _of_size(parts: Parts, size: int, name: str) -> Parts:
 
 
 def _carve(config: DataConfig, given: Pool) -> Parts:
-    """Split a pool by seed: validation, test (unless there is an official one), and the rest for training."""
-    pool, levels, test, population = given
-    if population:
-        return Parts(pool, pool, pool, levels)
-    purposes = ["training", "validation", *(["testing"] if test is None else [])]
+    """Split a pool by seed: validation and test (unless there are official ones), and the rest for training."""
+    pool, validation, test = given.pool, given.validation, given.test
+    if given.population:
+        return Parts(pool, pool, pool, given.levels)
+    to_give = {"training": None, "validation": validation, "testing": test}
+    purposes = [purpose for purpose, official in to_give.items() if official is None]
     if len(pool) < len(purposes):
         few = "1 datum" if len(pool) == 1 else f"{len(pool)} data"
         raise DataError(
@@ -225,7 +245,9 @@ def _carve(config: DataConfig, given: Pool) -> Parts:
             "their own each at the least, and learning some hundreds; add data"
         )
     order = permutation(len(pool), config.seed, "split")
-    validation, order = _take(order, config.validation, len(pool))
+    if validation is None:
+        chosen, order = _take(order, config.validation, len(pool))
+        validation = pool.only(chosen)
     if test is None:
         chosen, order = _take(order, config.test, len(pool))
         test = pool.only(chosen)
@@ -234,7 +256,7 @@ def _carve(config: DataConfig, given: Pool) -> Parts:
             f"{config.path or config.name} holds {len(pool)} data to split: data.validation {config.validation} and "
             f"data.test {config.test} leave none for training; lower them"
         )
-    return Parts(pool.only(order), pool.only(validation), test, levels)
+    return Parts(pool.only(order), validation, test, given.levels)
 
 
 def _take(order: Tensor, size: int | float, total: int) -> tuple[Tensor, Tensor]:

@@ -1,23 +1,16 @@
-"""The user's own arrays and images: read, checked, and decoded once.
+"""The user's own arrays: read and checked.
 
 Floor 4. Nothing here trusts a file: each complaint names the file, what it holds, and what it should hold.
 """
 
-import hashlib
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from avb_service.errors import DataError, listed
 
@@ -25,11 +18,7 @@ Array = NDArray[Any]
 Levels = int | Literal["real"]
 
 _CHUNK_BYTES = 2**24
-_IMAGES_AT_ONCE = 512
 _NPY, _ZIP = b"\x93NUMPY", b"PK"  # how .npy and .npz files begin
-_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-_GREY = frozenset({"1", "L", "LA"})
-_COLOUR = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
 class Arrays(NamedTuple):
@@ -185,125 +174,6 @@ def check_labels(y: Array, count: int, source: str) -> NDArray[np.int64]:
         given = f"labels y have shape {list(y.shape)} and dtype {y.dtype}"
         raise DataError(f"{source}: {given}; expected {count} integers, one for each x")
     return y.astype(np.int64)
-
-
-def find_images(folder: Path) -> tuple[list[Path], NDArray[np.int64] | None]:
-    """The images below a folder, in order of their names, and labels where each lies in a subfolder for its class.
-
-    Raises:
-        DataError: no images.
-    """
-    names = sorted(
-        path.relative_to(folder)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-    )
-    if not names:
-        raise DataError(f"{folder} holds no images; expected files ending in {', '.join(sorted(_SUFFIXES))}")
-    labels = None
-    if all(len(name.parts) > 1 for name in names):
-        classes = [name.parts[0] for name in names]
-        labels = np.unique(classes, return_inverse=True)[1].astype(np.int64)
-    return [folder / name for name in names], labels
-
-
-def decode_images(files: Sequence[Path], crop: int | None = None, size: int | None = None) -> Array:
-    """All images as one uint8 array [N, H, W] or [N, H, W, 3], memory-mapped from a cache that is written once.
-
-    The cache lies in $XDG_CACHE_HOME/avb-service (~/.cache by default) and is keyed on the names, sizes and times
-    of the files, and on the crop and the size.
-
-    Args:
-        files: the images, all of one size unless `size` is given.
-        crop: side of the centred square to cut out; the largest one where only `size` is given.
-        size: side to which the square is resized.
-
-    Raises:
-        DataError: an image that cannot be decoded or differs in size, or a cache that cannot be written.
-    """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avb-service"
-    cached = folder / f"{_fingerprint(files, crop, size)}.npy"
-    try:
-        if not cached.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            # Of the workers on one host, one decodes while the others wait for it.
-            with FileLock(cached.with_suffix(".lock")):
-                if not cached.exists():
-                    _decode_into(cached, files, crop, size)
-        return np.load(cached, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"cannot cache images in {folder}: {error}; set XDG_CACHE_HOME to another disk") from error
-
-
-def _decode_into(cached: Path, files: Sequence[Path], crop: int | None, size: int | None) -> None:
-    height, width, mode = _common_format(files, crop, size)
-    shape = (len(files), height, width) if mode == "L" else (len(files), height, width, 3)
-    partial = cached.with_suffix(".partial")
-    starts = range(0, len(files), _IMAGES_AT_ONCE)
-    try:
-        # Written front to back, not through a map: a full disk is then an error and not a bus error.
-        with partial.open("wb") as out, ThreadPoolExecutor() as pool:
-            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            console = Console(stderr=True)
-            for start in track(starts, f"Decoding {len(files)} images", console=console, transient=True):
-                some = files[start : start + _IMAGES_AT_ONCE]
-                for pixels in pool.map(lambda file: _decode(file, mode, crop, size), some):
-                    out.write(pixels.tobytes())
-        os.replace(partial, cached)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _common_format(files: Sequence[Path], crop: int | None, size: int | None) -> tuple[int, int, str]:
-    """Height, width and mode (L or RGB) that all images can have, from their headers alone."""
-    modes = set()
-    expected: tuple[int, int] | None = None
-    for file in files:
-        with _opened(file) as image:
-            mode, dimensions = image.mode, image.size if size is None else (size, size)
-        if mode not in _GREY | _COLOUR:
-            raise DataError(f"{file} has pixels of mode {mode}; expected 8 bits a channel, such as L or RGB")
-        modes.add(mode)
-        expected = expected or dimensions
-        if dimensions != expected:
-            sizes = " but ".join(f"{name} is {w}x{h}" for name, (w, h) in ((file, dimensions), (files[0], expected)))
-            raise DataError(
-                f"{sizes} (width x height); expected images of one size: --set data.image_size=64 resizes them all"
-            )
-    width, height = expected or (0, 0)
-    return height, width, "L" if modes <= _GREY else "RGB"
-
-
-def _decode(file: Path, mode: str, crop: int | None, size: int | None) -> NDArray[np.uint8]:
-    with _opened(file) as image:
-        try:
-            pixels = image.convert(mode)
-            if size is None:
-                return np.asarray(pixels)
-            side = crop or min(pixels.size)
-            left, top = ((length - side) // 2 for length in pixels.size)
-            box = (left, top, left + side, top + side)
-            return np.asarray(pixels.resize((size, size), Image.Resampling.LANCZOS, box=box))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"cannot decode {file}: {error}; replace or remove it") from error
-
-
-def _opened(file: Path) -> Image.Image:
-    try:
-        return Image.open(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {file} as an image: {error}; replace or remove it") from error
-
-
-def _fingerprint(files: Sequence[Path], crop: int | None, size: int | None) -> str:
-    digest = hashlib.sha256(f"{crop} {size}".encode())
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error}") from error
-        digest.update(f"\n{file.absolute()}\t{status.st_size}\t{status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:32]
 
 
 def _chunks(x: Array) -> Iterator[tuple[int, Array]]:

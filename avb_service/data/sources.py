@@ -20,16 +20,16 @@ from avb_service.data.files import (
     Levels,
     channels_first,
     check_labels,
-    decode_images,
-    find_images,
     grid_levels,
     read_arrays,
     refuse,
 )
+from avb_service.data.folders import TEST, TRAIN, VALIDATION, read_folder
+from avb_service.data.images import decode_images
 from avb_service.data.mixtures import MIXTURES, POINTS
 from avb_service.data.splits import Binarisation, Split, hold
 from avb_service.distributions import Values
-from avb_service.errors import DataError
+from avb_service.errors import DataError, listed
 
 _DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
@@ -55,16 +55,22 @@ class Pool(NamedTuple):
     """What a source gives.
 
     Attributes:
-        pool: of which training, validation and (without an official one) test data are taken.
+        pool: of which training, validation and test data are taken, unless these are given.
         levels: the largest integer of the grid of pixels; 0 for real values.
         test: the official test split.
+        validation: the official validation split.
         population: whether the pool is all that there can be, so that each split is all of it.
+        classes: names of what the labels number.
+        remarks: for people: how it was read, and what was left out and why.
     """
 
     pool: Split
     levels: int
     test: Split | None = None
+    validation: Split | None = None
     population: bool = False
+    classes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Source(NamedTuple):
@@ -184,8 +190,8 @@ def _celeba(config: Wanted) -> Pool:
     except (OSError, ValueError) as error:
         expected = "expected lines such as '000001.jpg 0'"
         raise DataError(f"cannot read {folder / 'list_eval_partition.txt'}: {error}; {expected}") from error
-    files = [folder / "img_align_celeba" / name for name in names]
-    x = channels_first(decode_images(files, crop=148, size=config.image_size or 64), str(folder))
+    images = decode_images(folder / "img_align_celeba", list(map(Path, names)), crop=148, size=config.image_size or 64)
+    x = channels_first(images.pixels, str(folder))
     everything = hold(x, None, 255, config.resident_gib)
     test, pool = (part == 2).nonzero().flatten(), (part != 2).nonzero().flatten()
     return Pool(everything.only(pool), 255, everything.only(test))
@@ -208,9 +214,7 @@ def _file(config: Wanted) -> Pool:
     if not path.exists():
         raise DataError(f"data.path: {path} does not exist; expected a .npz or .npy file, or a folder of images")
     if path.is_dir():
-        files, labels = find_images(path)
-        x = channels_first(decode_images(files, size=config.image_size), str(path))
-        return Pool(hold(x, labels, 255, config.resident_gib), 255)
+        return _folder(path, config)
     given, y, left_out = read_arrays(path, config.resident_gib)
     x = channels_first(given, str(path))
     levels = grid_levels(given, str(path), config.levels)
@@ -218,7 +222,26 @@ def _file(config: Wanted) -> Pool:
         expected = "probabilities in [0, 1] to binarise by; rescale x, or set data.binarisation: none"
         refuse(given, lambda part: (part < 0) | (part > 1), str(path), expected)
     labels = None if y is None else check_labels(y, len(x), str(path))
-    return Pool(hold(x, labels, levels, config.resident_gib), levels)
+    remarks = (f"left out: other arrays in the file ({listed(left_out)})",) if left_out else ()
+    return Pool(hold(x, labels, levels, config.resident_gib), levels, remarks=remarks)
+
+
+def _folder(path: Path, config: Wanted) -> Pool:
+    """Images, split by folders of theirs where these say so."""
+    found = read_folder(path)
+    images = decode_images(path, found.names, size=config.image_size)
+    everything = hold(channels_first(images.pixels, str(path)), found.labels, 255, config.resident_gib)
+    done = [f"{images.grey} of them grey, read in colour"] if images.grey else []
+    done += [f"{images.transparent} of them transparent in parts, laid on white"] if images.transparent else []
+    pool = Pool(everything, 255, classes=found.classes, remarks=(*done, *found.remarks))
+    if (splits := found.splits) is None:
+        return pool
+    train, validation, test = (torch.from_numpy((splits == each).nonzero()[0]) for each in (TRAIN, VALIDATION, TEST))
+    return pool._replace(
+        pool=everything.only(train),
+        validation=everything.only(validation) if len(validation) else None,
+        test=everything.only(test) if len(test) else None,
+    )
 
 
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

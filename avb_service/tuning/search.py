@@ -60,8 +60,12 @@ class Stage:
         return "-".join((self.kind, *(preset.replace("/", "~") for preset in self.presets)))
 
 
-def preflight(space: SpaceConfig) -> None:
-    """Load all data once, where the user sees what is wrong with them.
+def preflight(space: SpaceConfig, on_data: Callable[[str], None] = lambda description: None) -> None:
+    """Load all data once, where the user sees what they are and what is wrong with them.
+
+    Args:
+        space: the search.
+        on_data: told what was read.
 
     Raises:
         UserError: they are missing or damaged, or do not fit a model.
@@ -71,6 +75,7 @@ def preflight(space: SpaceConfig) -> None:
     for config in chain(space.bases(), drawn):
         if config.data not in loaded:
             loaded[config.data] = load(config.data)
+            on_data(loaded[config.data].description)
         check_fit(config, loaded[config.data])
 
 

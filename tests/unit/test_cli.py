@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,13 +16,18 @@ import numpy as np
 import pytest
 import torch
 import typer
+import yaml
 from PIL import Image
 from rich.console import Console
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from avb_service import cli, lock, rows, tables
+from avb_service.errors import UserError
 from avb_service.tracking import RegisteredVersion
+from tests.pictures import write_images
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -269,7 +275,8 @@ def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_
         monkeypatch.setattr(sys, "argv", ["avb", "tune", "--space", "mine.yaml", *options])
         with pytest.raises(SystemExit) as left:
             cli.main()
-        return f"{left.value.code} {capsys.readouterr().err}"
+        said = capsys.readouterr().err
+        return f"{left.value.code} {said[re.search('^(search|error)', said, re.MULTILINE).start() :]}"
 
     monkeypatch.setattr(search, "run_search", interrupted)
     monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(cluster.Capacity((cluster.Node(4, 0),))))
@@ -355,6 +362,28 @@ def test_more_workers_than_this_machine_has_are_refused_before_ray_is_started(co
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     message = refused(capsys, monkeypatch, command, *arguments[command])
     assert "64 workers of 1 CPUs and 0 GPUs do not fit; the cluster has 1 node" in message
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_what_was_read_and_left_out_is_said_once_before_anything_starts(capsys, monkeypatch, tmp_path, command):
+    def started(*arguments):
+        raise UserError("a cluster was started")
+
+    monkeypatch.setattr("avb_service.distributed.cluster.cluster", started)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_images(tmp_path / "mine", [f"{i}.png" for i in range(20)], size=(8, 8))
+    (tmp_path / "mine" / "README.txt").write_text("nothing to see")
+    data = {"data.name": "file", "data.path": "mine", "data.validation": 4, "data.test": 4}
+    if command == "train":
+        changes = [part for path, value in data.items() for part in ("--set", f"{path}={value}")]
+        message = refused(capsys, monkeypatch, "train", "vae_digits", *changes)
+    else:
+        space = yaml.safe_load((ROOT / "tune_spaces" / "digits_smoke.yaml").read_text())
+        (tmp_path / "space.yaml").write_text(yaml.safe_dump({**space, "set": {**space.get("set", {}), **data}}))
+        message = refused(capsys, monkeypatch, "tune", "--space", "space.yaml")
+    read, started = message.index("mine: 20 grey images of 8x8"), message.index("a cluster was started")
+    assert read < message.index("left out: 1 of other kinds (README.txt)") < started
+    assert message.count("20 grey images") == 1
 
 
 @pytest.mark.parametrize("trunk", ["mlp", "conv"])

@@ -14,6 +14,7 @@ from avb_service.data.stream import fixed
 from avb_service.errors import ConfigError, DataError
 from avb_service.seeding import generator
 from tests.mnist import write_mnist
+from tests.pictures import write_images
 
 
 @pytest.fixture(autouse=True)
@@ -41,14 +42,6 @@ def file(path, **options):
 
 def rows(split):
     return {bytes(row.numpy()) for row in torch.cat(list(split.parts())).flatten(1)}
-
-
-def write_images(folder, names, size=(5, 4), mode="L"):
-    rng = np.random.default_rng(0)
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shape = size[::-1] if mode == "L" else (*size[::-1], 3)
-        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
 
 
 def test_synthetic_sets_are_whole_in_every_split():
@@ -540,82 +533,6 @@ def test_too_few_data_to_split_is_an_error(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((10, 2)))
     with pytest.raises(DataError, match=r"10 data to split: data.validation 9 and data.test 0.1 leave none"):
         load(file(tmp_path / "x.npy", validation=9))
-
-
-# Folders of images
-
-
-def test_folder_of_images_with_classes(tmp_path):
-    folder = tmp_path / "images"
-    write_images(folder, [f"{kind}/{i}.png" for kind in ("cat", "ant") for i in range(6)])
-    data = load(file(folder, validation=2, test=2))
-    assert data.spec.shape == (1, 4, 5) and data.spec.values == "levels"
-    whole = {bytes(np.asarray(Image.open(path)).tobytes()): path.parent.name for path in folder.rglob("*.png")}
-    for split in (data.train, data.validation, data.test):
-        for image, label in zip(split.pixels, split.labels, strict=True):
-            assert whole[image.numpy().tobytes()] == ["ant", "cat"][label]
-
-
-def test_images_are_decoded_once_until_they_change(tmp_path, monkeypatch):
-    folder = tmp_path / "images"
-    write_images(folder, [f"{i}.png" for i in range(5)], mode="RGB")
-    first = load(file(folder, seed=1))
-    assert first.spec.shape == (3, 4, 5) and first.train.labels is None
-    with monkeypatch.context() as patch:
-        patch.setattr(Image, "open", lambda *args: pytest.fail("decoded again"))
-        assert load(file(folder, seed=1, resident_gib=0.0)).sha256 == first.sha256
-    write_images(folder, ["9.png"], mode="RGB")
-    assert len(load(file(folder)).train) == len(first.train) + 1
-
-
-def test_interrupted_decoding_leaves_no_cache_behind(tmp_path):
-    folder = tmp_path / "images"
-    write_images(folder, [f"{i}.png" for i in range(5)])
-    whole = (folder / "3.png").read_bytes()
-    (folder / "3.png").write_bytes(whole[:-30])
-    with pytest.raises(DataError, match=r"cannot decode .*3\.png"):
-        load(file(folder))
-    assert not [p for p in (tmp_path / "cache").rglob("*") if p.suffix in (".npy", ".partial")]
-    (folder / "3.png").write_bytes(whole)
-    assert len(load(file(folder)).train) == 3
-
-
-def test_images_of_different_size_are_named_or_resized(tmp_path):
-    folder = tmp_path / "images"
-    write_images(folder, ["a.png", "b.png", "c.png"])
-    write_images(folder, ["d.png"], size=(9, 7), mode="RGB")
-    with pytest.raises(DataError, match=r"d\.png is 9x7 but .*a\.png is 5x4 .*data.image_size"):
-        load(file(folder))
-    assert load(file(folder, image_size=6)).spec.shape == (3, 6, 6)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"not an image"])
-def test_folders_without_usable_images_are_refused(tmp_path, content):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    expected = "holds no images; expected files ending in"
-    if content is not None:
-        (folder / "a.png").write_bytes(content)
-        expected = r"cannot read .*a\.png as an image"
-    with pytest.raises(DataError, match=expected):
-        load(file(folder))
-
-
-def test_deep_images_are_refused_instead_of_clipped(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    Image.fromarray(np.full((4, 4), 60_000, dtype=np.uint16)).save(folder / "a.png")
-    with pytest.raises(DataError, match=r"a\.png has pixels of mode I.*expected 8 bits"):
-        load(file(folder))
-
-
-def test_cache_that_cannot_be_written_is_an_error_of_the_data(tmp_path, monkeypatch):
-    folder = tmp_path / "images"
-    write_images(folder, ["a.png", "b.png", "c.png"])
-    (tmp_path / "occupied").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
-    with pytest.raises(DataError, match="cannot cache images in .*XDG_CACHE_HOME"):
-        load(file(folder))
 
 
 # Sizes, and two sources.
