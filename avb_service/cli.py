@@ -74,6 +74,7 @@ def train(
 ) -> None:
     """Train one model on Ray, score it on held-out data and register it."""
     from avb_service.checkpoint import CheckpointStore
+    from avb_service.data.scale import caution
     from avb_service.distributed.cluster import cluster, own_capacity
     from avb_service.distributed.progress import Bars, listening
     from avb_service.distributed.scoring import on_cluster
@@ -92,7 +93,9 @@ def train(
     check_names(config, uri)
     if (here := own_capacity()) is not None:
         here.models_at_a_time(config.scaling)
-    _note(load_data(config).description)
+    dataset = load_data(config)
+    for line in (dataset.description, *caution(dataset)):
+        _note(line)
     with ExitStack() as held:
         held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
         job = Job.alone(config, name, storage.absolute() / name, uri)

@@ -295,7 +295,8 @@ class Engine:
         if not torch.isfinite(norm):
             raise DivergenceError(
                 f"round {self.round}: the gradient of player '{player.name}' is {norm.item()}{_origin(loss)}; the step "
-                f"was not taken. Lower algorithm.{player.name}.lr or set algorithm.{player.name}.clip_norm"
+                "was not taken",
+                player.name,
             )
         if player.turn.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, player.turn.clip_norm, norm)

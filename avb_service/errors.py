@@ -44,9 +44,18 @@ class ConfigError(UserError):
 
 
 class DivergenceError(UserError):
-    """Training produced a value that is not finite; the last good state is in the checkpoint folder."""
+    """Training produced a value that is not finite; the last good state is in the checkpoint folder.
+
+    Args:
+        message: what was not finite.
+        player: whose step was not taken for it; none where a model could not be evaluated.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, player: str | None = None) -> None:
+        self.player = player
+        super().__init__(message)
 
 
 class Interrupted(UserError):

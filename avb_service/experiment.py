@@ -18,6 +18,7 @@ from avb_service.algorithms import TABLE
 from avb_service.checkpoint import Checkpoint, CheckpointStore
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.mixtures import MIXTURES
+from avb_service.data.scale import remedy
 from avb_service.data.splits import Split
 from avb_service.data.stream import Stream, fixed
 from avb_service.engine import Engine, Report, Source, together
@@ -144,7 +145,8 @@ class Experiment:
         try:
             self.engine.run(report, lambda: heed(self.save))
         except DivergenceError as error:
-            raise DivergenceError(f"{error}. The last good state is {self.store.newest}") from error
+            what_to_do = remedy(self.dataset, self.engine.round, *self._suspects(error.player))
+            raise DivergenceError(f"{error}. {what_to_do}. The last good state is {self.store.newest}") from error
 
     def save(self) -> None:
         """Write a checkpoint between two reports; all workers call it.
@@ -330,6 +332,12 @@ class Experiment:
         if not math.isfinite(estimate.value):
             raise DivergenceError(f"round {self.engine.round}: {estimate.name} on validation data is {estimate.value}")
         return {OBJECTIVE: estimate.value, **estimate.metrics("validation")}
+
+    def _suspects(self, refused: str | None) -> tuple[list[str], bool]:
+        """Whose steps may have been too large, and whether any was taken before one that was refused."""
+        first, *_ = players = self.engine.players
+        before_all = self.engine.round == 0 and refused == first.name and first.turn.steps == 1
+        return [refused] if refused else [player.name for player in players], not before_all
 
     def _diagnosis(self) -> dict[str, float]:
         """What speaks against the adversary, on validation data; nothing where it cannot be told."""

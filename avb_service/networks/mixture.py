@@ -75,7 +75,7 @@ class Mixture(nn.Module):
 
         points = codes.double().cpu()
         if not points.isfinite().all():
-            raise DivergenceError("the codes are not finite, so no mixture fits them; lower algorithm.model.lr")
+            raise DivergenceError("the codes are not finite, so no mixture fits them")
         mixture = GaussianMixture(
             self.config.components, max_iter=ITERATIONS, n_init=self.config.starts,
             reg_covar=noise**2 + RIDGE * points.var(0).mean().item() + 1e-12,
