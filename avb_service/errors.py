@@ -9,10 +9,14 @@ from collections.abc import Sequence
 
 
 def listed(names: Sequence[object], shown: int = 3) -> str:
-    """The first names and how many more there are, in one line whatever characters they have."""
-    first = (_on_one_line(str(name)) for name in names[:shown])
+    """The first names and how many more there are, in one line whatever characters they have and however many."""
+    first = (_shortened(_on_one_line(str(name))) for name in names[:shown])
     more = [f"{len(names) - shown} more"] if len(names) > shown else []
     return " and ".join([", ".join(first), *more])
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:90]}...{name[-90:]}"
 
 
 def _on_one_line(text: str) -> str:

@@ -70,7 +70,7 @@ def read_folder(root: Path) -> Folder:
     if not names:
         holds = f"; left out: {_told(left_out)}" if left_out else ""
         raise DataError(f"{root} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))}{holds}")
-    paths = _below_shared([name.parts for name in names])
+    paths = _below_shared([_order(name) for name in names])
     remarks = []
     splits = _splits(root, paths)
     if splits is not None:

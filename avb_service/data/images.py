@@ -36,6 +36,8 @@ _ON_THE_SIDE = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width 
 _SEVERAL = "more than one picture in a file (frames or pages); save the one that counts, or each as a file of its own"
 _DEEP = "{} bits a channel; convert them to 8, or save their numbers as an array with numpy.save"
 _UNKNOWN = "no image of a kind that is read here, whatever the name says; convert or remove it"
+_HUGE = "more pixels than Pillow decodes; make it smaller"
+_CLOSED = "cannot be opened ({}); make it readable, or remove it"
 _BROKEN = "cut off or damaged ({}); replace or remove it"
 
 
@@ -176,10 +178,19 @@ def _header(file: Path, size: int | None) -> _Header | str:
             if kind not in ("|u1", "|b1"):
                 return _DEEP.format(8 * int(kind[-1]))
             return _Header((size, size) if size else _shown_size(image), _is_grey(image))
-    except UnidentifiedImageError:
-        return _UNKNOWN
     except Exception as error:  # a damaged file fails in as many ways as its parser has lines
-        return _BROKEN.format(_without_path(error, file))
+        return _complaint(error)
+
+
+def _complaint(error: Exception) -> str:
+    """What is wrong with a file; the same for all files with one fault."""
+    if isinstance(error, UnidentifiedImageError):
+        return _UNKNOWN
+    if isinstance(error, Image.DecompressionBombError):
+        return _HUGE
+    if isinstance(error, OSError) and error.strerror:
+        return _CLOSED.format(error.strerror)
+    return _BROKEN.format(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
@@ -218,8 +229,8 @@ def _decode(
             if pixels.size != expected:
                 return f"{pixels.width}x{pixels.height} once decoded, and not as it says itself; replace or remove it"
             return np.asarray(pixels), transparent
-    except Exception as error:  # a damaged file fails in as many ways as its parser has lines
-        return _BROKEN.format(_without_path(error, file))
+    except Exception as error:  # as above
+        return _complaint(error)
 
 
 def _shown(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -250,11 +261,6 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode=mode) or image
     except (ImageCms.PyCMSError, OSError):
         return image
-
-
-def _without_path(error: Exception, file: Path) -> str:
-    """What the library says, the same for all files with one fault."""
-    return " ".join(str(error).replace(repr(str(file)), "the file").split()) or type(error).__name__
 
 
 @cache

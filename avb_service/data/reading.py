@@ -62,7 +62,7 @@ class Reading:
             divided = [counts, *_shared(contents)]
         what = [self._datum(sum(len(each.hashes) for each in contents.values())), self._values(contents)]
         classes = self._classes() if one.labels is not None else []
-        return "\n  ".join([f"{self.source}: {', '.join([*what, *classes])}", *divided, *self.remarks])
+        return "\n  ".join([f"{listed([self.source])}: {', '.join([*what, *classes])}", *divided, *self.remarks])
 
     def _datum(self, count: int) -> str:
         channels, height, width = self.spec.shape

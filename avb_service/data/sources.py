@@ -215,6 +215,8 @@ def _file(config: Wanted) -> Pool:
         raise DataError(f"data.path: {path} does not exist; expected a .npz or .npy file, or a folder of images")
     if path.is_dir():
         return _folder(path, config)
+    if not path.is_file():
+        raise DataError(f"data.path: {path} is neither a file nor a folder")
     given, y, left_out = read_arrays(path, config.resident_gib)
     x = channels_first(given, str(path))
     levels = grid_levels(given, str(path), config.levels)

@@ -105,6 +105,7 @@ OUT_OF_RANGE = one_of(
     tracking__figures_every=[0], scaling__workers=[0, -2, 64], scaling__cpus_per_worker=[0, -1, float("inf")],
     scaling__max_failures=[-1], scaling__collective_timeout_s=[0, float("nan")], likelihood__validation_data=[0, -3],
     algorithm__name=["vae2", "", None, "../vae"], data__name=["digit", ""], data__binarisation=["sometimes"],
+    data__levels=[0, 256, -1, 1.5, True, "pixels", [255], {}, 16],
 )  # fmt: skip
 INCOMPATIBLE = one_of(
     scaling=[{"workers": 3}, {"workers": 2, "min_workers": 3}], training__logical_workers=[3, 1000],

@@ -207,7 +207,8 @@ def test_the_order_is_that_of_names_on_any_file_system(folder, tmp_path, monkeyp
         decomposed = apart / unicodedata.normalize("NFD", name)
         decomposed.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, decomposed)
-    assert read(apart).sha256 == composed.sha256
+    assert read(apart).sha256 == composed.sha256 and of_class(read(apart)) == of_class(composed)
+    assert read(apart).reading.classes == composed.reading.classes
     monkeypatch.setattr(os, "scandir", Backwards)
     assert read(folder).sha256 == composed.sha256
 
@@ -361,6 +362,18 @@ def test_a_single_folder_of_a_split_is_split_by_seed(folder):
 
 
 # Paths that are no folders
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.npy")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        read(tmp_path / "x.npy")
+
+
+def test_names_as_long_as_can_be_are_told_shortened(folder):
+    write_images(folder, FLAT)
+    (folder / ("a" * 250 + ".txt")).write_text("")
+    assert f"({'a' * 90}...{'a' * 86}.txt)" in read(folder).description
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "png", "csv"])

@@ -337,6 +337,19 @@ def test_all_that_cannot_be_used_is_named_at_once(folder):
         read(folder)
 
 
+def test_what_cannot_be_opened_is_not_called_damaged(folder, monkeypatch):
+    def refuse(path, **options):
+        if path.stem == "a2":
+            raise Image.DecompressionBombError
+        raise PermissionError(13, "Permission denied", str(path))
+
+    write_images(folder, OTHERS)
+    monkeypatch.setattr(Image, "open", refuse)
+    message = r"a1.png, a3.png: cannot be opened \(Permission denied\); .*\n  a2.png: more pixels than"
+    with pytest.raises(DataError, match=message):
+        read(folder)
+
+
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P7\n332 9\n", b"<svg/>"])
 def test_no_other_kind_is_read_under_a_known_ending(folder, content):
     """An EPS file, for one, would be run as a program."""
