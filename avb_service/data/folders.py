@@ -31,6 +31,7 @@ _SYSTEM = frozenset({
 TRAIN, VALIDATION, TEST = range(3)
 _SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION,
            "dev": VALIDATION, "test": TEST, "testing": TEST}  # fmt: skip
+_PURPOSES = {VALIDATION: "validation", TEST: "testing"}
 _HIDDEN, _OTHERS = "hidden or left by a system", "of other kinds"
 _LINKS, _EMPTY = "there already by another path", "without images"
 
@@ -74,7 +75,9 @@ def read_folder(root: Path) -> Folder:
     remarks = []
     splits = _splits(root, paths)
     if splits is not None:
-        remarks.append(f"split by its folders {', '.join(sorted({path[0] for path in paths}))}")
+        absent = [purpose for split, purpose in _PURPOSES.items() if split not in splits]
+        taken = f"; data for {' and '.join(absent)} are taken from those for training" if absent else ""
+        remarks.append(f"split by its folders {', '.join(sorted({path[0] for path in paths}))}{taken}")
         paths = _below_shared([path[1:] for path in paths])
     _refuse_splits_below(root, paths)
     beside = [path[0] for path in paths if len(path) == 1]

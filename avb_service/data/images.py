@@ -110,8 +110,8 @@ def _decode_into(
         # Written front to back, not through a map: a full disk is then an error and not a bus error.
         with partial.open("wb") as out, ThreadPoolExecutor() as pool:
             np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            console = Console(stderr=True)
-            for start in track(starts, f"Decoding {len(names)} images", console=console, transient=True):
+            console, title = Console(stderr=True), f"Decoding {len(names)} images"
+            for start in track(starts, title, console=console, transient=True, disable=not console.is_terminal):
                 some = names[start : start + _IMAGES_AT_ONCE]
                 for found in pool.map(lambda name: _decode(folder / name, mode, (width, height), crop, size), some):
                     broken.append(found if isinstance(found, str) else None)

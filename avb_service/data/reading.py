@@ -106,4 +106,4 @@ def _shared(contents: Mapping[str, _Content]) -> Iterator[str]:
     """Which splits hold the same data, and how many."""
     for (first, one), (second, other) in combinations(contents.items(), 2):
         if count := int(np.isin(other.hashes, one.hashes).sum()):
-            yield f"{count} of the {len(other.hashes)} for {second} are identical to data for {first}"
+            yield f"identical to data for {first}: {count} of the {len(other.hashes)} for {second}"

@@ -319,6 +319,8 @@ def test_a_split_without_a_folder_is_taken_from_training(folder, given, sizes):
     write_images(folder, [f"train/{i}.png" for i in range(20)] + [f"{given}/{i}.png" for i in range(3)])
     data = read(folder, validation=4, test=4)
     assert tuple(map(len, splits(data))) == sizes
+    other = "testing" if given == "val" else "validation"
+    assert f"data for {other} are taken from those for training" in data.description
 
 
 @pytest.mark.parametrize(

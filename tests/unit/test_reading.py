@@ -79,7 +79,7 @@ def shared(data):
     for first, second in (("training", "validation"), ("training", "testing"), ("validation", "testing")):
         known = set(rows(names[first]))
         if count := sum(row in known for row in rows(names[second])):
-            yield f"  {count} of the {len(names[second])} for {second} are identical to data for {first}"
+            yield f"  identical to data for {first}: {count} of the {len(names[second])} for {second}"
 
 
 @pytest.mark.parametrize("kind", ["real.npy", "levels.npy", "binary.npz", "images", "mapped.npy"])
@@ -111,7 +111,7 @@ def test_identical_images_are_found_however_they_are_binarised(tmp_path):
     np.save(tmp_path / "x.npy", x)
     for binarisation in ("none", "static", "dynamic"):
         description = read(tmp_path / "x.npy", binarisation=binarisation).description
-        assert "3 of the 3 for testing are identical to data for training" in description
+        assert "identical to data for training: 3 of the 3 for testing" in description
 
 
 def test_the_second_source_is_described_too(tmp_path):
