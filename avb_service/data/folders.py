@@ -77,7 +77,7 @@ def read_folder(root: Path) -> Folder:
     if splits is not None:
         absent = [purpose for split, purpose in _PURPOSES.items() if split not in splits]
         taken = f"; data for {' and '.join(absent)} are taken from those for training" if absent else ""
-        remarks.append(f"split by its folders {', '.join(sorted({path[0] for path in paths}))}{taken}")
+        remarks.append(f"split by its folders {listed(sorted({path[0] for path in paths}))}{taken}")
         paths = _below_shared([path[1:] for path in paths])
     _refuse_splits_below(root, paths)
     beside = [path[0] for path in paths if len(path) == 1]
@@ -128,8 +128,7 @@ def _folders(root: Path, left_out: dict[str, list[Path]]) -> Iterator[tuple[Path
     seen: set[str] = set()
     waiting = [root]
     while waiting:
-        top, *waiting = waiting
-        for name, folders, files in os.walk(top, onerror=_refuse):
+        for name, folders, files in os.walk(waiting.pop(0), onerror=_refuse):
             place, real = Path(name), os.path.realpath(name)
             leads_back = place != root and _holds(real, os.path.realpath(place.parent))
             if real in seen or leads_back:
@@ -201,9 +200,9 @@ def _splits(root: Path, paths: Sequence[Parts]) -> NDArray[np.int64] | None:
     if others or TRAIN not in named.values() or len(set(named.values())) < len(named):
         beside = f"; beside them {listed(others)}" if others else ""
         raise DataError(
-            f"{root}: folders named {', '.join(named)} mean splits and no classes{beside}; expected one to train on, "
-            "one for validation, for testing or for each, and no images elsewhere: move or rename the others, or give "
-            "a single folder as data.path, which is split by data.seed then"
+            f"{root}: folders named {listed(list(named))} mean splits and no classes{beside}; expected one to train "
+            "on, one for validation, for testing or for each, and no images elsewhere: move or rename the others, or "
+            "give a single folder as data.path, which is split by data.seed then"
         )
     return np.array([named[path[0]] for path in paths])
 
@@ -221,8 +220,8 @@ def _refuse_splits_below(root: Path, paths: Sequence[Parts]) -> None:
     for folder, names in sorted(within.items()):
         meaning = {name: _split_of(name) for name in sorted(names)}
         if {TRAIN} < set(meaning.values()) - {None}:
-            found = ", ".join("/".join((*folder, name)) for name, split in meaning.items() if split is not None)
+            found = ["/".join((*folder, name)) for name, split in meaning.items() if split is not None]
             raise DataError(
-                f"{root}: {found} mean splits, below what would be classes; expected them above, such as "
+                f"{root}: {listed(found)} mean splits, below what would be classes; expected them above, such as "
                 f"train/{folder[0]}; move them, or give one of the folders as data.path"
             )
