@@ -4,118 +4,20 @@ Floor 2. A method says which losses are minimised over which networks, in which 
 (fresh batches, freezing the opponents, clipping, data parallelism, precision, averaging).
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from avb_service.config import Config
 from avb_service.distributions import Concatenated, DataSpec, ImplicitPosterior, Values
-from avb_service.faults import one_of
+from avb_service.optim import TurnConfig
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-# Those that take one step from dense gradients of any shape.
-_UNFIT = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.Muon, torch.optim.SparseAdam)
-OPTIMIZERS = tuple(
-    name for name, kind in vars(torch.optim).items()
-    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind not in _UNFIT
-)  # fmt: skip
-FLAVOURS = {"fused", "foreach", "capturable"}  # ways in which torch computes the same step
-
-
-class ScheduleConfig(Config):
-    """The learning rate over a run: a warm-up, a plateau, then a decay.
-
-    Attributes:
-        decay: its shape, down to 0 in the last round.
-        decay_from: share of the rounds after which it begins.
-        warmup: rounds at the beginning over which the rate rises to its full height.
-    """
-
-    decay: Literal["none", "linear", "cosine"] = "none"
-    decay_from: Fraction = 0.6
-    warmup: Annotated[int, Field(ge=0)] = 0
-
-    def factor(self, round_: int, rounds: int) -> float:
-        """What the learning rate is multiplied with in a round; a pure function, so resuming needs no state."""
-        warm = min(1.0, (round_ + 1) / self.warmup) if self.warmup else 1.0
-        start = self.decay_from * rounds
-        if self.decay == "none" or round_ < start:
-            return warm
-        left = 1.0 - (round_ - start) / max(rounds - start, 1.0)
-        return warm * (left if self.decay == "linear" else 0.5 - 0.5 * float(torch.cos(torch.tensor(torch.pi * left))))
-
-
-class TurnConfig(Config):
-    """How a player plays: how often in a round, and with which optimizer of `torch.optim`.
-
-    Attributes:
-        steps: optimizer steps in a round, each on a fresh batch.
-        lr: the learning rate, where the schedule is at its height.
-        optimizer: its name in `torch.optim`.
-        betas: of optimizers that have them; torch's own where not given.
-        options: what else the optimizer takes, by torch's names.
-        schedule: of the learning rate.
-        clip_norm: the norm that gradients of all the player's networks together are clipped to; none by default.
-    """
-
-    steps: Positive = 1
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    optimizer: str = "Adam"
-    betas: tuple[Beta, Beta] | None = None
-    options: dict[str, bool | int | float] = {}
-    schedule: ScheduleConfig = ScheduleConfig()
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-
-    @field_validator("optimizer")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return one_of(name, OPTIMIZERS)
-
-    @model_validator(mode="after")
-    def _accepted(self) -> "TurnConfig":
-        ours = {"params", "lr", "betas", "maximize"}  # set by other fields, or against the meaning of a loss
-        accepted = inspect.signature(getattr(torch.optim, self.optimizer)).parameters
-        if unknown := self.options.keys() - (accepted.keys() - ours):
-            raise ValueError(
-                f"options of torch.optim.{self.optimizer}, not {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(name for name in accepted if name not in ours)}"
-            )
-        if self.betas is not None and "betas" not in accepted:
-            raise ValueError(f"an optimizer with betas, which torch.optim.{self.optimizer} is not; leave betas out")
-        for name, value in self.options.items():
-            if isinstance(value, bool) and type(accepted[name].default) in (int, float):
-                raise ValueError(f"{name} as a number, given {value}")
-        if not self.options:
-            return self  # nothing to try; and torch takes a second to make the first optimizer of a process
-        tried = nn.Parameter(torch.zeros(1))
-        tried.grad = torch.zeros(1)
-        try:
-            self.build([tried]).step()
-        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"what torch.optim.{self.optimizer} takes; it says: {error}") from error
-        return self
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over the parameters; fused where torch has a fused version for their device."""
-        optimizer, parameters = getattr(torch.optim, self.optimizer), list(parameters)
-        options: dict[str, Any] = {"lr": self.lr, **self.options}
-        if self.betas is not None:
-            options["betas"] = self.betas
-        lacking = optimizer is torch.optim.Adagrad and any(p.is_cuda for p in parameters)  # fused on CPUs alone
-        if "fused" in inspect.signature(optimizer).parameters and not FLAVOURS & options.keys() and not lacking:
-            options["fused"] = True
-        return optimizer(parameters, **options)
+Shared = tuple[Tensor, ...]  # what `Algorithm.shared` gives
 
 
 class Batch(NamedTuple):
@@ -124,16 +26,16 @@ class Batch(NamedTuple):
     Attributes:
         x: data, [B, C, H, W].
         labels: classes, [B], where the data has them; for pictures, never for training.
-        round: rounds played so far, for schedules.
-        generator: noise that all workers share in this step. A method's own noise (`rsample()`, `randn`) differs
-            from worker to worker; what must be the same for the whole batch is drawn from here.
+        round: rounds played so far, for schedules; a scalar in x's precision and on its device.
+        shared: what `Algorithm.shared` drew. A method's own noise (`rsample()`, `randn`) differs from slice to slice;
+            this is the same for the whole batch.
         other: data of the second source, [B, C, H, W], where `data.other` names one; not paired with x.
     """
 
     x: Tensor
     labels: Tensor | None
-    round: int
-    generator: torch.Generator
+    round: Tensor
+    shared: Shared = ()
     other: Tensor | None = None
 
 
@@ -213,6 +115,13 @@ class Algorithm(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int) -> Tensor:
         """Draws from the model, [n, C, H, W]."""
+
+    def shared(self) -> Shared:
+        """What all slices of a batch share (a sample of the noise that moments are taken from), without gradient.
+
+        Drawn at the beginning of a round, by noise that is seeded alike on all workers. Most methods share nothing.
+        """
+        return ()
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Fit to training data what training does not learn (a mixture on the codes, say), and keep it in buffers.
@@ -309,15 +218,15 @@ class AdversarialModel(LatentVariableModel):
         """q(z|x) for data [B, C, H, W]; draws are [*sample_shape, B, D]."""
 
     @abstractmethod
-    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
+    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, shared: Shared) -> Tensor:
         """The adversary's log q(z|x) - log p(z) for codes [..., B, D], [..., B]; wrong by as much as it is."""
 
-    def contrast(self, q: ImplicitPosterior, generator: torch.Generator) -> Distribution:
+    def contrast(self, q: ImplicitPosterior, shared: Shared) -> Distribution:
         """R(z|x), which the adversary tells q(z|x) from, event shape [D]: the prior, unless the contrast adapts."""
         return self.prior()
 
 
-def warm_up(round_: int, rounds: int) -> float:
+def warm_up(round_: Tensor, rounds: int) -> Tensor | float:
     """Weight of a term that comes in slowly: from 0 to 1 over the first rounds; 1 throughout where rounds is 0."""
-    return min(1.0, (round_ + 1) / rounds) if rounds else 1.0
+    return ((round_ + 1) / rounds).clamp(max=1.0) if rounds else 1.0
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, constraints, register_kl
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import softplus
 
 from avb_service.distributions import Shape
+from avb_service.maths import one_hot
 
 
 class Bits(Bernoulli):
@@ -99,7 +100,7 @@ class OneHots(DiscreteCodes):
         """Draws by the Gumbel-max trick, [*sample_shape, ..., D]."""
         logits = self.log_probs.detach().expand(*sample_shape, *self.log_probs.shape)
         gumbel = -torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_().log()
-        return one_hot((logits + gumbel).argmax(-1), self.categories).to(logits).flatten(-2)
+        return one_hot((logits + gumbel).argmax(-1), self.categories, logits).flatten(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log mass of codes [..., D], nats."""

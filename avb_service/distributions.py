@@ -24,6 +24,7 @@ from torch.distributions import (
 )
 
 from avb_service.config import Config
+from avb_service.maths import one_hot
 
 Shape = torch.Size | tuple[int, ...]
 Values = Literal["binary", "levels", "real"]  # {0, 1}; {0, ..., L} / L; any number
@@ -287,6 +288,11 @@ class OneOfK(OneHotCategorical):
         self._categorical = Categorical(logits=logits, validate_args=False)
         Distribution.__init__(self, logits.shape[:-1], logits.shape[-1:], validate_args=False)
 
+    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+        """Draws [*sample_shape, ..., K]."""
+        chosen = self._categorical.sample(torch.Size(sample_shape))
+        return one_hot(chosen, self.event_shape[0], self._categorical.logits)
+
 
 class Concatenated(Distribution):
     """Independent vectors side by side.
@@ -349,6 +355,13 @@ class ImplicitPosterior:
         return self.rsample(sample_shape).detach()
 
 
+class BasisMoments(NamedTuple):
+    """Moments of the noise variables v_1 .. v_N: means [N, D] and covariances [N, D, D]."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
 class NoiseBasisPosterior(ImplicitPosterior):
     """q(z|x): z = z0(x) + sum_i a_i(x) * v_i(eps_i), an implicit posterior with tractable moments.
 
@@ -368,31 +381,39 @@ class NoiseBasisPosterior(ImplicitPosterior):
         v = self.basis((*sample_shape, len(self.offset)))
         return self.offset + (self.weights * v).sum(-2)
 
-    def moments(self, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Mean [B, D] and covariance [B, D, D] of q(z|x), from one sample of the basis for all data.
+    def moments(self, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [B, D] and covariance [B, D, D] of q(z|x).
 
         m(x) = z0 + sum_i a_i E[v_i];  C(x) = sum_i diag(a_i) Cov(v_i) diag(a_i).
 
         Args:
-            draws: size of that sample.
-            generator: noise that all data-parallel workers share, so that all use the same moments.
+            mean: E[v_i], [N, D].
+            covariance: Cov(v_i), [N, D, D].
         """
-        v = self.basis((draws,), generator)
-        centred = v - v.mean(0)
-        covariance = torch.einsum("sni,snj->nij", centred, centred) / (draws - 1)
-        mean = self.offset + (self.weights * v.mean(0)).sum(-2)
-        return mean, torch.einsum("bni,nij,bnj->bij", self.weights, covariance, self.weights)
+        whole = torch.einsum("bni,nij,bnj->bij", self.weights, covariance, self.weights)
+        return self.offset + (self.weights * mean).sum(-2), whole
 
 
-def whiten(gaussian: Distribution, z: Tensor) -> Tensor:
-    """Whitened codes u = L^-1 (z - m), standard normal where z follows the Gaussian; z is [..., B, D].
+def whiten(gaussian: Distribution, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Whitened codes u = L^-1 (z - m), standard normal where z follows the Gaussian, and its log-density at z.
+
+    Args:
+        gaussian: N(m, L L'), batch shape [B] or none, event shape [D].
+        z: codes [..., B, D].
+
+    Returns:
+        u [..., B, D] and log N(z; m, L L') = -|u|^2 / 2 - log|L| - D/2 log 2 pi, in nats, [..., B].
 
     Raises:
         TypeError: for anything that is not one of this module's Gaussians.
     """
     if isinstance(gaussian, Independent):
-        return (z - gaussian.base_dist.loc) / gaussian.base_dist.scale
-    if isinstance(gaussian, MultivariateNormal):
-        centred = (z - gaussian.loc)[..., None]
-        return torch.linalg.solve_triangular(gaussian.scale_tril, centred, upper=False)[..., 0]
-    raise TypeError(f"cannot whiten under {type(gaussian).__name__}")
+        u, scale = (z - gaussian.base_dist.loc) / gaussian.base_dist.scale, gaussian.base_dist.scale
+    elif isinstance(gaussian, MultivariateNormal):
+        factor = gaussian.scale_tril
+        u = torch.linalg.solve_triangular(factor, (z - gaussian.loc)[..., None], upper=False)[..., 0]
+        scale = factor.diagonal(dim1=-2, dim2=-1)
+    else:
+        raise TypeError(f"cannot whiten under {type(gaussian).__name__}")
+    constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    return u, -0.5 * u.square().sum(-1) - scale.log().sum(-1) - constant

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.algorithms import TABLE
@@ -21,7 +21,6 @@ from avb_service.data.mixtures import MIXTURES
 from avb_service.data.scale import remedy
 from avb_service.data.splits import Split
 from avb_service.data.stream import Stream, fixed
-from avb_service.engine import Engine, Report, Source, together
 from avb_service.errors import DataError, DivergenceError, UserError
 from avb_service.likelihood import (
     Columns,
@@ -39,6 +38,9 @@ from avb_service.model import build, write_model
 from avb_service.provenance import code_version
 from avb_service.seeding import derive_seed, reproducible, seeded
 from avb_service.settings import ExperimentConfig
+from avb_service.training.agreement import together
+from avb_service.training.loop import Engine, Report, Source
+from avb_service.training.turn import Average
 from avb_service.trees import must_match
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Experiment:
         config: all settings.
         folder: where checkpoints are kept.
         recorder: where numbers and pictures go; none by default.
-        wrap: makes a turn data-parallel; none in one process.
+        averaging: makes the mean over workers, as `Engine` takes it; none in one process.
         rank: this worker; only rank 0 evaluates, saves and records.
         workers: how many there are.
         device: where to train.
@@ -90,7 +92,7 @@ class Experiment:
         folder: Path,
         *,
         recorder: Recorder | None = None,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        averaging: Callable[[Tensor], Average] | None = None,
         rank: int = 0,
         workers: int = 1,
         device: torch.device | str = "cpu",
@@ -108,7 +110,9 @@ class Experiment:
             if self.dataset.other is not None and config.data.other is not None:
                 seed = derive_seed(training.seed, "other")  # so that the sources are not paired by their order
                 other = self._source(self.dataset.other, config.data.other, seed)
-        self.engine = Engine(self.algorithm, source, training, other=other, wrap=wrap, rank=rank, workers=workers)
+        self.engine = Engine(
+            self.algorithm, source, training, other=other, averaging=averaging, rank=rank, workers=workers
+        )
         self.store = CheckpointStore(folder, best_by=objective_of(config.algorithm.name))
         self.history: dict[str, list[list[float]]] = {}
         self.seconds = 0.0

@@ -26,6 +26,14 @@ def variance_of_log_mean(log_weights: Tensor, dim: int = 0) -> Tensor:
     return (1 / effective_size(log_weights, dim) - 1 / k) * (k / (k - 1) if k > 1 else math.nan)
 
 
+def one_hot(index: Tensor, size: int, like: Tensor) -> Tensor:
+    """One-hot vectors [..., size] of numbers [...], in the precision of a tensor.
+
+    As torch's own, which asks the device whether all numbers are in range: a program of tensors cannot wait for that.
+    """
+    return (index[..., None] == torch.arange(size, device=index.device)).to(like)
+
+
 def standard_normal(dim: int, like: Tensor) -> Independent:
     """N(0, I) on R^dim, on the device and in the precision of a tensor."""
     zero = like.new_zeros(dim)

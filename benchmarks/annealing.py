@@ -20,11 +20,11 @@ from avb_service.algorithm import DataSpec
 from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.data.datasets import DataConfig, load
 from avb_service.data.stream import fixed
-from avb_service.engine import Engine, TrainingConfig
 from avb_service.errors import UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.likelihood.anneal import Path, anneal, temperatures
 from avb_service.networks.trunks import MLPConfig
+from avb_service.training.loop import Engine, TrainingConfig
 
 CHAINS, TEMPERATURES, LEAPFROG, REPEATS, ROUNDS = 8, 100, 2, 5, 2000
 

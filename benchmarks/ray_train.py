@@ -26,14 +26,15 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from avb_service.algorithm import DataSpec
 from avb_service.algorithms.vae import VAE, VAEConfig
+from avb_service.distributed.averaging import averaging
 from avb_service.distributed.cluster import cluster
-from avb_service.distributed.train import data_parallel
-from avb_service.engine import Engine, Report, TrainingConfig
 from avb_service.networks.trunks import MLPConfig
+from avb_service.training.loop import Engine, Report, TrainingConfig
+from avb_service.training.turn import Average
 
 LAPS, ROUNDS, BATCH, SHAPE = 16, 100, 256, (1, 28, 28)
 PLAYERS = 4
@@ -44,7 +45,7 @@ def images_a_second(
     report: Callable[[dict[str, float]], None] = lambda terms: None,
     rank: int = 0,
     workers: int = 1,
-    wrap: Callable[[nn.Module], nn.Module] | None = None,
+    mean: Callable[[Tensor], Average] | None = None,
 ) -> float:
     """Speed of a VAE 784-512-8-512-784, after as many rounds to warm up; on one thread for each worker.
 
@@ -52,7 +53,7 @@ def images_a_second(
         report: what is done after these rounds.
         rank: this worker.
         workers: how many.
-        wrap: makes a turn data-parallel.
+        mean: makes the mean over workers.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -70,7 +71,7 @@ def images_a_second(
         marks.append(time.perf_counter())
 
     training = TrainingConfig(rounds=2 * ROUNDS, batch_size=images, logical_workers=workers, report_every=ROUNDS)
-    Engine(model, source, training, wrap=wrap, rank=rank, workers=workers).run(mark)
+    Engine(model, source, training, averaging=mean, rank=rank, workers=workers).run(mark)
     return images * ROUNDS / (marks[-1] - marks[-2])
 
 
@@ -130,7 +131,7 @@ def with_ray(config: dict[str, Any]) -> list[tuple[float, float, float]]:
                 ray.train.report({})
         turns.wait(lap, TWO)
         dist.init_process_group("gloo", f"file://{config['path']}-{lap}", rank=rank, world_size=2)
-        two = images_a_second(ray.train.report, rank, 2, data_parallel)
+        two = images_a_second(ray.train.report, rank, 2, averaging)
         dist.destroy_process_group()
         if rank == 0:
             speeds.append((alone[ONE], alone[HELD], two))

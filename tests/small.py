@@ -4,9 +4,9 @@ from typing import Any
 
 from avb_service.algorithm import AlgorithmConfig
 from avb_service.algorithms import TABLE
-from avb_service.trees import Tree, override
 from avb_service.data.datasets import DataConfig
 from avb_service.settings import ExperimentConfig
+from avb_service.trees import Tree, override
 
 LARGEST = 12  # of every whole number in a method's section: widths, ranks, draws
 SMALL = {

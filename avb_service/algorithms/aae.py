@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player
 from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import EncoderConfig, NoiseInputConfig
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width, layers
+from avb_service.optim import TurnConfig
 
 
 class AAEConfig(AlgorithmConfig):

@@ -8,11 +8,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player
 from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.mixture import Mixture, MixtureConfig
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 
 class AutoencoderMixtureConfig(AlgorithmConfig):

@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, EncodingModel, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, EncodingModel, Loss, Player
 from avb_service.distributions import Values
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import PairCritic
 from avb_service.networks.encoders import GaussianEncoder
 from avb_service.networks.generator import Generator
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 
 class ALIConfig(AlgorithmConfig):

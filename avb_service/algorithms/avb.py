@@ -8,22 +8,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import (
-    AdversarialModel,
-    AlgorithmConfig,
-    Batch,
-    DataSpec,
-    Loss,
-    Player,
-    TurnConfig,
-    warm_up,
-)
+from avb_service.algorithm import AdversarialModel, AlgorithmConfig, Batch, DataSpec, Loss, Player, Shared, warm_up
 from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.adversaries import AdversaryConfig, InnerProductConfig
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import EncoderConfig, NoiseInputConfig
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 
 class InferenceConfig(AlgorithmConfig):
@@ -96,7 +88,7 @@ class AVB(AdversarialModel):
     def adversary_loss(self, batch: Batch) -> Loss:
         """-E_q[log sigmoid(T(x,z))] - E_p(z)[log(1 - sigmoid(T(x,z)))] (eq. 3.3)."""
         q = self.posterior(batch.x)
-        z_q, _ = self.standardise(q, q.rsample(), batch.generator)
+        z_q, _ = self.standardise(q, q.rsample(), batch.shared)
         z_p = self.base().sample((len(z_q),))
         t_q, t_p = self.discriminator(batch.x)(torch.stack([z_q, z_p]))
         value = -(logsigmoid(t_q) + logsigmoid(-t_p)).mean()
@@ -108,16 +100,16 @@ class AVB(AdversarialModel):
         q = self.posterior(batch.x)
         z = q.rsample()
         reconstruction = self.likelihood(z).log_prob(batch.x).mean()
-        kl = self.log_ratio(batch.x, q, z, batch.generator).mean()
+        kl = self.log_ratio(batch.x, q, z, batch.shared).mean()
         value = warm_up(batch.round, self.config.kl_warmup) * kl - reconstruction
         return Loss(value, {"reconstruction": reconstruction.detach(), "kl_adversarial": kl.detach()})
 
-    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
+    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, shared: Shared) -> Tensor:
         """Log q(z|x) - log p(z), as the adversary sees it, [..., B] (eq. 3.4)."""
-        u, correction = self.standardise(q, z, generator)
+        u, correction = self.standardise(q, z, shared)
         return self.discriminator(x)(u) + correction
 
-    def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def standardise(self, q: ImplicitPosterior, z: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         """What the adversary sees of a code, and what that leaves out of the log-ratio: here the code, and nothing."""
         return z, z.new_zeros(())
 

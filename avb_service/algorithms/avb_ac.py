@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from avb_service.algorithm import AlgorithmConfig
+from avb_service.algorithm import AlgorithmConfig, Shared
 from avb_service.algorithms.avb import AVB, AVBConfig, InferenceConfig
-from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior, whiten
+from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior, whiten
 from avb_service.maths import cholesky
-from avb_service.networks.encoders import NoiseBasisConfig
+from avb_service.networks.encoders import NoiseBasisConfig, NoiseBasisEncoder
 
 
 class ContrastConfig(InferenceConfig):
@@ -20,7 +20,7 @@ class ContrastConfig(InferenceConfig):
     Attributes:
         encoder: the network of q(z|x); no other has moments that are known.
         covariance: what r(z|x) has of q's: all of it, or its diagonal, which is cheaper and leaves the adversary more.
-        moment_draws: draws of the noise variables that m(x) and C(x) are taken from, in every step.
+        moment_draws: draws of the noise variables that m(x) and C(x) are taken from, in every round.
         jitter: added to the diagonal of C(x), so that a q that is nearly flat has a Cholesky factor.
     """
 
@@ -47,18 +47,23 @@ class AVBAC(AVB):
     Config: ClassVar[type[AlgorithmConfig]] = AVBACConfig
     quadratic = False
     config: AVBACConfig
+    encoder: NoiseBasisEncoder
 
-    def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def standardise(self, q: ImplicitPosterior, z: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         """The whitened code u = L^-1 (z - m), which the adversary compares with N(0, I), and log r(z|x) - log p(z)."""
-        r = self.contrast(q, generator)
-        return whiten(r, z), r.log_prob(z) - self.prior().log_prob(z)
+        u, log_r = whiten(self.contrast(q, shared), z)
+        return u, log_r - self.prior().log_prob(z)
+
+    def shared(self) -> BasisMoments:
+        """Moments of the noise variables v_i, which do not depend on x: one sample for all that a round sees of q."""
+        return self.encoder.basis.moments(self.config.moment_draws)
 
     @torch.no_grad()  # the moments are constants for both players
-    def contrast(self, q: ImplicitPosterior, generator: torch.Generator) -> Independent | MultivariateNormal:
+    def contrast(self, q: ImplicitPosterior, shared: Shared) -> Independent | MultivariateNormal:
         """r(z|x) = N(m(x), C(x) + jitter); one factor L scales and measures, so the jitter does not bias the KL."""
         if not isinstance(q, NoiseBasisPosterior):
             raise TypeError(f"adaptive contrast needs the moments of q(z|x), which {type(q).__name__} does not have")
-        mean, covariance = q.moments(self.config.moment_draws, generator)
+        mean, covariance = q.moments(*shared)
         variance = covariance.diagonal(dim1=-2, dim2=-1) + self.config.jitter
         if self.config.covariance == "diagonal":
             return Independent(Normal(mean, variance.sqrt(), validate_args=False), 1, validate_args=False)

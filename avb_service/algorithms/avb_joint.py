@@ -2,12 +2,11 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import field_validator
 from torch import Tensor
 from torch.distributions import Distribution
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, warm_up
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Shared, warm_up
 from avb_service.algorithms.avb_ac import AVBAC, ContrastConfig
 from avb_service.bayes import BayesianModel, bayesian_model, bayesian_models
 from avb_service.distributions import ImplicitPosterior, Values, whiten
@@ -67,24 +66,23 @@ class AVBJoint(AVBAC):
         """E_q[log q(z|x) - beta log p(x,z)], z = z_phi(x, eps); beta warms up (Rezende & Mohamed 2015, section 6)."""
         q = self.posterior(batch.x)
         z = q.rsample()
-        log_q = self.log_posterior(batch.x, q, z, batch.generator).mean()
+        log_q = self.log_posterior(batch.x, q, z, batch.shared).mean()
         log_joint = self.log_joint(batch.x, z).mean()
         value = log_q - warm_up(batch.round, self.config.kl_warmup) * log_joint
         return Loss(value, {"log_joint": log_joint.detach(), "entropy_adversarial": -log_q.detach()})
 
-    def log_posterior(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
+    def log_posterior(self, x: Tensor, q: ImplicitPosterior, z: Tensor, shared: Shared) -> Tensor:
         """Log q(z|x) = T(x,u) + log r(z|x), as the adversary sees it, [..., B] for codes [..., B, D]."""
-        u, log_r = self.standardise(q, z, generator)
+        u, log_r = self.standardise(q, z, shared)
         return self.discriminator(x)(u) + log_r
 
-    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> Tensor:
+    def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, shared: Shared) -> Tensor:
         """Log q(z|x) - log p(z), [..., B]."""
-        return self.log_posterior(x, q, z, generator) - self.prior().log_prob(z)
+        return self.log_posterior(x, q, z, shared) - self.prior().log_prob(z)
 
-    def standardise(self, q: ImplicitPosterior, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def standardise(self, q: ImplicitPosterior, z: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         """The whitened code u = L^-1 (z - m), and log r(z|x): no prior is asked for."""
-        r = self.contrast(q, generator)
-        return whiten(r, z), r.log_prob(z)
+        return whiten(self.contrast(q, shared), z)
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x,z), the Bayesian model's own."""

@@ -8,21 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from avb_service.algorithm import (
-    AlgorithmConfig,
-    Batch,
-    DataSpec,
-    LatentVariableModel,
-    Loss,
-    Player,
-    TurnConfig,
-    warm_up,
-)
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, warm_up
 from avb_service.discrete import bits
 from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import LogitsEncoder
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 
 class BernoulliVAEConfig(AlgorithmConfig):

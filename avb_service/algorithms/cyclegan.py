@@ -8,21 +8,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
-from avb_service.algorithm import (
-    AlgorithmConfig,
-    Batch,
-    DataSpec,
-    Loss,
-    Player,
-    ScheduleConfig,
-    TranslatingModel,
-    TurnConfig,
-)
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Player, TranslatingModel
 from avb_service.distributions import Values
 from avb_service.networks.critics import Critic
 from avb_service.networks.history import History
 from avb_service.networks.translator import TranslatorConfig
 from avb_service.networks.trunks import ConvConfig, TrunkConfig
+from avb_service.optim import ScheduleConfig, TurnConfig
 
 DECAYING = TurnConfig(lr=2e-4, betas=(0.5, 0.999), schedule=ScheduleConfig(decay="linear", decay_from=0.5))
 
@@ -124,7 +116,7 @@ class CycleGAN(TranslatingModel):
 
     def _mixed(self, made: Tensor, history: History) -> Tensor:
         """Each image, or one of the history in its place, at even odds."""
-        old = torch.rand(len(made), 1, 1, 1, device=made.device) < 0.5 * float(history.pushed > 0)
+        old = torch.rand(len(made), 1, 1, 1, device=made.device) < 0.5 * (history.pushed > 0)
         return torch.where(old, history.draw(len(made)), made.detach())
 
     def source(self, batch: Batch) -> Tensor:

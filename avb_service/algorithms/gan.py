@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, DecodingModel, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, DecodingModel, Loss, Player
 from avb_service.distributions import Values
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
 from avb_service.networks.generator import Generator
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 GeneratorLoss = Literal["non_saturating", "saturating"]
 

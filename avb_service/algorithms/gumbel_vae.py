@@ -3,26 +3,19 @@
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.nn.functional import gumbel_softmax
 
-from avb_service.algorithm import (
-    AlgorithmConfig,
-    Batch,
-    DataSpec,
-    LatentVariableModel,
-    Loss,
-    Player,
-    TurnConfig,
-    warm_up,
-)
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, warm_up
 from avb_service.discrete import OneHots
 from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import LogitsEncoder
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 Temperature = Annotated[float, Field(gt=0)]
 
@@ -75,9 +68,9 @@ class GumbelVAEConfig(AlgorithmConfig):
         """The observation model's."""
         return self.observation.objection(values)
 
-    def temperature_at(self, round_: int) -> float:
+    def temperature_at(self, round_: Tensor) -> Tensor:
         """The temperature tau, exponential from the first to the lowest; a pure function of the round."""
-        share = min(1.0, round_ / self.anneal) if self.anneal else 1.0
+        share = (round_ / self.anneal).clamp(max=1.0) if self.anneal else torch.ones_like(round_)
         return self.temperature * (self.temperature_min / self.temperature) ** share
 
 
@@ -110,7 +103,7 @@ class GumbelVAE(LatentVariableModel):
         kl = kl_divergence(q, self.prior()).mean()
         value = warm_up(batch.round, self.config.kl_warmup) * kl - reconstruction
         terms = {
-            "reconstruction_relaxed": reconstruction.detach(), "kl": kl.detach(), "temperature": kl.new_tensor(tau),
+            "reconstruction_relaxed": reconstruction.detach(), "kl": kl.detach(), "temperature": tau,
         }  # fmt: skip
         return Loss(value, terms)
 

@@ -6,12 +6,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player
 from avb_service.discrete import LayeredBits, bits
 from avb_service.distributions import Values
 from avb_service.networks.belief import BeliefNetwork
 from avb_service.networks.encoders import LogitsEncoder
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 
 class SBNConfig(AlgorithmConfig):

@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Player
 from avb_service.algorithms.sbn_mean_field import SBNConfig, SigmoidBeliefNetwork
 from avb_service.discrete import LayeredBits
+from avb_service.optim import TurnConfig
 
 
 class WakeSleepConfig(SBNConfig):

@@ -6,21 +6,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from avb_service.algorithm import (
-    AlgorithmConfig,
-    Batch,
-    DataSpec,
-    LatentVariableModel,
-    Loss,
-    Player,
-    TurnConfig,
-    warm_up,
-)
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, warm_up
 from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import GaussianEncoder
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
+from avb_service.optim import TurnConfig
 
 
 class VAEConfig(AlgorithmConfig):

@@ -7,12 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, TurnConfig
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player
 from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
 from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, AutoregressiveOneHots, Certain
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.quantizer import AnyCodebookConfig, AveragedCodebookConfig, perplexity
 from avb_service.networks.trunks import MLPConfig, TrunkConfig
+from avb_service.optim import TurnConfig
 
 
 class VQVAEConfig(AlgorithmConfig):

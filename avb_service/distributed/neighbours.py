@@ -62,15 +62,12 @@ class Neighbours:
             shutil.rmtree(folder)  # the memory goes with the last process that maps it
         return neighbours
 
-    def mean(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        """The mean of a bucket of gradients over the workers, summed by rank: the same bits for all.
-
-        A communication hook of DistributedDataParallel.
+    def mean(self, gradients: Tensor) -> None:
+        """Replace a tensor by its mean over the workers, summed by rank: the same bits for all.
 
         Raises:
             RuntimeError: another worker has ended, or does not come.
         """
-        gradients = bucket.buffer()
         everybody = self._memory[self._half, :, : gradients.nbytes].view(gradients.dtype)
         self._half = 1 - self._half
         torch.div(gradients, len(everybody), out=everybody[self._rank])
@@ -78,9 +75,6 @@ class Neighbours:
         torch.add(everybody[0], everybody[1], out=gradients)  # torch.sum over the first axis takes twice as long
         for other in everybody[2:]:
             gradients.add_(other)
-        done: torch.futures.Future[Tensor] = torch.futures.Future()
-        done.set_result(gradients)
-        return done
 
     def _wait(self) -> None:
         """A barrier: what any has written before it, all can read after it."""

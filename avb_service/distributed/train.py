@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from avb_service.checkpoint import CheckpointStore
+from avb_service.distributed.averaging import averaging
 from avb_service.distributed.cluster import ROOM, worker_cpus
-from avb_service.distributed.gradients import data_parallel
 from avb_service.distributed.interrupts import interruptible
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
@@ -311,7 +311,7 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     try:
         experiment = Experiment(
             config, job.checkpoints, recorder=box, rank=rank, workers=workers, device=get_device(),
-            wrap=partial(data_parallel, timeout_s=config.scaling.collective_timeout_s) if workers > 1 else None,
+            averaging=partial(averaging, timeout_s=config.scaling.collective_timeout_s) if workers > 1 else None,
         )  # fmt: skip
         experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Notice(get_device()))
         if box is not None:

@@ -19,7 +19,7 @@ from avb_service.likelihood.estimate import Estimate, evaluating, known, mean_an
 from avb_service.likelihood.moments import kl_floor
 from avb_service.likelihood.needs import has_standard_normal_prior, prior_name
 from avb_service.maths import fit_gaussian
-from avb_service.seeding import generator, seeded
+from avb_service.seeding import seeded
 
 CODES = 2**16  # drawn at a time
 STANDARD_ERRORS = 2.0
@@ -112,17 +112,15 @@ def diagnose(model: LatentVariableModel, x: Tensor, seen: int, *, draws: int = 1
 
 def _figures(model: AdversarialModel, x: Tensor, draws: int, seed: int) -> tuple[Tensor, ...]:
     """E_q of the log-ratio and its floor, [b]; T and what it ought to be under q, and T under r, [draws, b] each."""
-
-    def shared() -> torch.Generator:  # the same contrast each time
-        return generator(x.device, seed, "adversary", "shared")
-
+    with seeded(seed, "adversary", "shared"):  # the same contrast for all data
+        shared = model.shared()
     q, prior = model.posterior(x), model.prior()
-    r, z = model.contrast(q, shared()), q.sample((draws,))
-    log_ratio = model.log_ratio(x, q, z, shared())
+    r, z = model.contrast(q, shared), q.sample((draws,))
+    log_ratio = model.log_ratio(x, q, z, shared)
     t = log_ratio + prior.log_prob(z) - r.log_prob(z)
     gaussian = fit_gaussian(z).log_prob(z) - r.log_prob(z)
     z_r = r.sample((draws,) if r.batch_shape else (draws, len(x)))
-    t_contrast = model.log_ratio(x, q, z_r, shared()) + prior.log_prob(z_r) - r.log_prob(z_r)
+    t_contrast = model.log_ratio(x, q, z_r, shared) + prior.log_prob(z_r) - r.log_prob(z_r)
     return log_ratio.mean(0), kl_floor(q, z), t, gaussian, t_contrast
 
 

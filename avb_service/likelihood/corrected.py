@@ -13,19 +13,9 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import (
-    Algorithm,
-    Batch,
-    LatentVariableModel,
-    Loss,
-    Player,
-    Positive,
-    ScheduleConfig,
-    TurnConfig,
-)
+from avb_service.algorithm import Algorithm, Batch, LatentVariableModel, Loss, Player
 from avb_service.config import Config
 from avb_service.distributions import ImplicitPosterior, whiten
-from avb_service.engine import Engine, TrainingConfig
 from avb_service.errors import UserError
 from avb_service.likelihood.estimate import NATS, Columns, Scorer
 from avb_service.likelihood.moments import exact_moments
@@ -33,7 +23,9 @@ from avb_service.likelihood.needs import some_posterior
 from avb_service.maths import cholesky, fit_gaussian, log_mean_exp
 from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
+from avb_service.optim import Positive, ScheduleConfig, TurnConfig
 from avb_service.seeding import generator
+from avb_service.training.loop import Engine, TrainingConfig
 
 LARGEST = 5000  # data that one adversary is trained for
 CODES = 2**16  # drawn at a time
@@ -140,7 +132,7 @@ class Correction(Algorithm):
         """-E_q[log sigmoid(T(x,u))] - E_N(0,I)[log(1 - sigmoid(T(x,u)))]."""
         x, r = self.x[batch.x], self.contrast(batch.x)
         with torch.no_grad():
-            u_q = whiten(r, self.posterior(x).sample((self.config.draws,)))
+            u_q, _ = whiten(r, self.posterior(x).sample((self.config.draws,)))
         t_q, t_r = self.discriminator(x)(torch.stack([u_q, torch.randn_like(u_q)]))
         return Loss(-(logsigmoid(t_q) + logsigmoid(-t_r)).mean(), {"log_ratio": t_q.detach().mean()})
 
@@ -155,7 +147,8 @@ class Correction(Algorithm):
         sums = torch.zeros(2, len(self.x), dtype=torch.float64, device=self.x.device)
         for _ in range(draws):  # one at a time: as many codes as data are as many as fit
             z = q.sample()
-            kl = log_ratio(whiten(r, z)) + r.log_prob(z) - self.prior.log_prob(z)
+            u, log_r = whiten(r, z)
+            kl = log_ratio(u) + log_r - self.prior.log_prob(z)
             sums += torch.stack([self.likelihood(z).log_prob(self.x), kl])
         reconstruction, kl = sums / draws
         return reconstruction, kl

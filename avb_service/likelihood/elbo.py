@@ -13,7 +13,7 @@ from avb_service.errors import UserError
 from avb_service.likelihood.estimate import NATS, Columns, Scorer
 from avb_service.likelihood.moments import exact_moments, kl, kl_floor
 from avb_service.likelihood.needs import has_density, has_standard_normal_prior, prior_name, some_posterior
-from avb_service.seeding import generator
+from avb_service.seeding import seeded
 
 
 def elbo(model: LatentVariableModel, draws: int) -> Scorer:
@@ -71,7 +71,8 @@ def elbo_adversarial(model: LatentVariableModel, draws: int, seed: int) -> Score
         q = model.posterior(x)
         z = q.sample((draws,))
         reconstruction = model.likelihood(z).log_prob(x).mean(0)
-        shared = generator(x.device, seed, "elbo_adversarial", "shared")
+        with seeded(seed, "elbo_adversarial", "shared"):
+            shared = model.shared()
         log_ratio = model.log_ratio(x, q, z, shared).mean(0)
         return {NATS: reconstruction - log_ratio, "reconstruction": reconstruction, "log_ratio": log_ratio}
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from avb_service.algorithm import AdversarialModel, Algorithm, DecodingModel, LatentVariableModel
 from avb_service.data.inputs import Given
-from avb_service.engine import TrainingConfig
 from avb_service.errors import UserError
 from avb_service.likelihood.adversary import Diagnosis, can_be_diagnosed, codes_seen, diagnose
 from avb_service.likelihood.ais import ais
@@ -29,6 +28,7 @@ from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.parzen import Windows, parzen_rows
 from avb_service.likelihood.proposals import from_prior, own, refined
 from avb_service.likelihood.record import LikelihoodRecord
+from avb_service.training.loop import TrainingConfig
 
 # From the one that says the most. What does not apply to a model is left out.
 ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Scorer]] = {

@@ -10,11 +10,11 @@ import torch
 import zuko
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from avb_service.config import Config
 from avb_service.discrete import DiscreteCodes
 from avb_service.distributions import Shape
+from avb_service.maths import one_hot
 from avb_service.networks.masked import stateless
 from avb_service.networks.trunks import ACTIVATIONS, Activation, Width
 
@@ -82,7 +82,7 @@ class AutoregressiveOneHots(DiscreteCodes):
             for i in range(self.parts):
                 logits = self.network(code.flatten(-2)).unflatten(-1, (self.parts, -1))[..., i, :]
                 gumbel = -torch.empty_like(logits).exponential_().log()
-                code[..., i, :] = one_hot((logits + gumbel).argmax(-1), logits.shape[-1]).to(code)
+                code[..., i, :] = one_hot((logits + gumbel).argmax(-1), logits.shape[-1], code)
         return code.flatten(-2)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from avb_service.config import Config
-from avb_service.distributions import ImplicitPosterior, NoiseBasisPosterior, Shape
+from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior, Shape
 from avb_service.networks.trunks import ACTIVATIONS, ImageShape, MLPConfig, TrunkConfig, Width, layers
 
 
@@ -141,15 +141,24 @@ class NoiseBasis(nn.Module):
         self.biases = nn.ParameterList(_uniform((bases, 1, after), before) for before, after in pairs)
         self.activation = ACTIVATIONS["elu"]()
 
-    def forward(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, shape: tuple[int, ...]) -> Tensor:
         """Draws of v_1 .. v_N, [*shape, N, D]."""
+        return self._draw(math.prod(shape)).transpose(0, 1).unflatten(0, shape)
+
+    def moments(self, draws: int) -> BasisMoments:
+        """Means and covariances of v_1 .. v_N, from so many draws of each."""
+        v = self._draw(draws)
+        mean = v.mean(1, keepdim=True)
+        centred = v - mean
+        return BasisMoments(mean[:, 0], centred.mT @ centred / (draws - 1))
+
+    def _draw(self, n: int) -> Tensor:
+        """Draws [N, n, D]."""
         first = self.matrices[0]
-        h = torch.randn(
-            self.bases, math.prod(shape), self.noise_dim, generator=generator, device=first.device, dtype=first.dtype
-        )
+        h = torch.randn(self.bases, n, self.noise_dim, device=first.device, dtype=first.dtype)
         for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
-            h = torch.baddbmm(bias, h if i == 0 else self.activation(h), matrix)
-        return h.transpose(0, 1).unflatten(0, shape)
+            h = torch.bmm(h if i == 0 else self.activation(h), matrix) + bias
+        return h
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:

@@ -31,13 +31,14 @@ class History(nn.Module):
         """Keep data [B, C, H, W] in the place of the oldest."""
         size = len(self.data)
         kept = data[-size:]
-        start = int(self.pushed.item()) + len(data) - len(kept)
-        self.data[torch.arange(start, start + len(kept), device=data.device) % size] = kept.to(self.data)
+        start = self.pushed.long() + len(data) - len(kept)
+        self.data[(start + torch.arange(len(kept), device=data.device)) % size] = kept.to(self.data)
         # Counted on after 2^20 in a circle that keeps the place and that the history is full.
         count = start + len(kept)
-        self.pushed.fill_(count if count < 2**20 else size + count % size)
+        self.pushed.copy_(torch.where(count < 2**20, count, size + count % size))
 
     def draw(self, n: int) -> Tensor:
         """N of them at random, with replacement, [n, C, H, W]; blank ones before any was pushed."""
-        filled = max(1, min(int(self.pushed.item()), len(self.data)))
-        return self.data[torch.randint(filled, (n,), device=self.data.device)]
+        filled = self.pushed.clamp(1, len(self.data))
+        places = torch.rand(n, dtype=self.data.dtype, device=self.data.device) * filled
+        return self.data[places.long()]

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from avb_service.config import Config
+from avb_service.maths import one_hot
 from avb_service.networks.trunks import Width
 
 
@@ -72,7 +72,7 @@ class Quantizer(nn.Module, ABC):
     def forward(self, z_e: Tensor) -> Tensor:
         """The nearest vector, k = argmin_j |z_e - e_j|, to each of z_e [..., d], as one-hot [..., K] (eq. 1)."""
         with torch.no_grad():
-            return one_hot(torch.cdist(z_e, self.codebook).argmin(-1), self.size).to(z_e)
+            return one_hot(torch.cdist(z_e, self.codebook).argmin(-1), self.size, z_e)
 
     def lookup(self, chosen: Tensor) -> Tensor:
         """What one-hot choices [..., K] stand for, z_q = e_k, [..., d] (eq. 2)."""

@@ -19,17 +19,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player, TurnConfig
+from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player
 from avb_service.algorithms import TABLE
 from avb_service.distributed import neighbours
-from avb_service.distributed.gradients import data_parallel
+from avb_service.distributed.averaging import averaging
 from avb_service.distributed.neighbours import Neighbours
 from avb_service.distributed.notice import HostLeaves, Notice, listen
-from avb_service.engine import HEED_EVERY, Engine, TrainingConfig
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data
 from avb_service.model import build
+from avb_service.optim import TurnConfig
 from avb_service.settings import ExperimentConfig
+from avb_service.training.agreement import check_agreement
+from avb_service.training.loop import HEED_EVERY, Engine, TrainingConfig
 from avb_service.trees import Tree, override
 
 WORLDS = (1, 2, 4)
@@ -79,8 +81,8 @@ def spawn(folder: Path, *tasks: Task, seconds: int = 60) -> None:
 
 
 def experiment(tree: Tree, folder: Path, rank: int, workers: int) -> Experiment:
-    wrap = data_parallel if dist.is_initialized() else None
-    return Experiment(ExperimentConfig.parse(tree), folder, wrap=wrap, rank=rank, workers=workers)
+    mean = averaging if dist.is_initialized() else None
+    return Experiment(ExperimentConfig.parse(tree), folder, averaging=mean, rank=rank, workers=workers)
 
 
 def train(
@@ -213,7 +215,7 @@ def test_any_number_of_workers_reports_the_same_figures(trained, trial, kind, wo
 
 
 def test_a_run_on_several_hosts_resumes_to_the_same_bits(runs, trained, tmp_path):
-    """Round a ring of more than two, the order of a sum hangs on where in what is sent a number lies."""
+    """Round a ring of more than two, the order of a sum depends on where in what is sent a number lies."""
     some = {name: runs[name] for name in (f"{method}-{ADAM}" for method in TRIED_UNEVEN)}
     spawn(tmp_path, (4, train, (some, tmp_path, STOP, True)), (4, train, (some, tmp_path, None, True)))
     for name in some:
@@ -262,9 +264,9 @@ def source(index: int, worker: int) -> tuple[Tensor, None]:
 
 
 def engine(algorithm: Algorithm, rank: int, workers: int, **options: Any) -> Engine:
-    wrap = data_parallel if dist.is_initialized() else None
+    mean = averaging if dist.is_initialized() else None
     config = TrainingConfig(rounds=4, report_every=2, logical_workers=4, batch_size=12)
-    return Engine(algorithm, options.get("source", source), config, wrap=wrap, rank=rank, workers=workers)
+    return Engine(algorithm, options.get("source", source), config, averaging=mean, rank=rank, workers=workers)
 
 
 def ignore(report: object) -> None:
@@ -315,14 +317,14 @@ def diverge(rank: int, workers: int) -> None:
     with pytest.raises(DivergenceError, match=named):
         model.run(ignore)
     assert all(p.isfinite().all() for p in model.algorithm.parameters())
-    model._check_agreement()
+    check_agreement(model.algorithm, model.round)
 
 
 def overflow(rank: int, workers: int) -> None:
     """A gradient that is infinite although every loss is finite is not blamed on anybody."""
     torch.manual_seed(0)
     model = engine(Flawed(own_both=True, use_both=True), rank, workers)
-    model.parameters[0][0].register_hook(lambda gradient: gradient * math.inf)
+    model.turns[0].slots.parameters[0].register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergenceError, match="finite on every rank"):
         model.run(ignore)
 
@@ -406,9 +408,8 @@ def test_figures_of_a_run_that_was_saved_between_two_reports_are_the_same_to_the
 def meet(rank: int, workers: int, memory: Path) -> None:
     """Three neighbours, one of which is late now and then; then hosts that share no memory, or have too little."""
     neighbours.MEMORY = memory
-    linear = nn.Linear(3, 5, dtype=torch.float64)
-    nn.init.constant_(linear.weight, 0.0)
-    parallel = data_parallel(linear)
+    gradient = torch.zeros(20, dtype=torch.float64)
+    mean = averaging(gradient)
     dist.barrier()
     assert not list(memory.iterdir()), "the memory is nobody's but theirs"
     dist.barrier()
@@ -416,11 +417,11 @@ def meet(rank: int, workers: int, memory: Path) -> None:
     for turn in range(1, 9):
         if turn % workers == rank:
             time.sleep(0.02)
-        linear.zero_grad()
-        (parallel(torch.ones(2, 3, dtype=torch.float64)).sum() * turn * 10.0**rank).backward()
-        mean = sum(10.0**other for other in range(workers)) / workers
-        torch.testing.assert_close(linear.weight.grad, torch.full((5, 3), 2 * turn * mean, dtype=torch.float64))
-        sizes.append(linear.weight.grad.norm().item())
+        mine = gradient[: 20 - turn].fill_(turn * 10.0**rank)  # as large as was said, or smaller
+        mean(mine)
+        expected = turn * sum(10.0**other for other in range(workers)) / workers
+        torch.testing.assert_close(mine, torch.full_like(mine, expected))
+        sizes.append(mine.norm().item())
     everybody: list[list[float]] = [[]] * workers
     dist.all_gather_object(everybody, sizes)
     assert everybody == [sizes] * workers
@@ -439,12 +440,13 @@ def test_neighbours_average_through_memory_and_leave_none_behind(tmp_path):
 
 def wait_in_vain(rank: int, workers: int, timeout_s: float, reason: str, ended: bool) -> None:
     """Rank 1 does not come to a turn, or it has ended."""
-    parallel = data_parallel(nn.Linear(3, 5), timeout_s)
+    gradient = torch.ones(20)
+    mean = averaging(gradient, timeout_s)
     if rank == 1 and ended:
         os._exit(0)
     elif rank == 0:
         with pytest.raises(RuntimeError, match=f"rank 0 waited for another on its host in vain: {reason}"):
-            parallel(torch.ones(2, 3)).sum().backward()
+            mean(gradient)
     if not ended:
         dist.barrier()
 
@@ -474,7 +476,7 @@ def fail_on_one_rank(rank: int, workers: int, tree: Tree, folder: Path) -> None:
         run.fit()
     lost = ExperimentConfig.parse(override(tree, "data", {"name": "file", "path": str(folder / f"{rank}.npy")}))
     with pytest.raises(UserError, match=r"1\.npy does not exist"):
-        Experiment(lost, folder, wrap=data_parallel, rank=rank, workers=workers)
+        Experiment(lost, folder, averaging=averaging, rank=rank, workers=workers)
     dist.barrier()  # both are here: nobody waits for a gradient that will not come
 
 

@@ -1,4 +1,4 @@
-"""Golden curves: what training computes in its first rounds. `python -m tests.golden.record` writes them anew.
+"""Golden curves: what training computes in its first rounds. `python -m tests.golden.record [WORD ...]` writes them.
 
 In float64 on one thread, so that a change of the arithmetic shows where one of the rounding does not. There are three
 kinds: every preset that trains on bundled data, every method with two logical workers, and some methods from a
@@ -80,16 +80,16 @@ def save_checkpoints(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write the curves; with `checkpoints`, checkpoints in today's format where there are none."""
+    """Write the curves whose names hold one of the given words; all where none is given."""
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["checkpoints"]:
-        CHECKPOINTS.mkdir()
+    if not CHECKPOINTS.exists():
         save_checkpoints(CHECKPOINTS)
     CURVES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, found in curves(Path(folder)):
-            (CURVES / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            print(name)
+            if not sys.argv[1:] or any(word in name for word in sys.argv[1:]):
+                (CURVES / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                print(name)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avb_service.algorithm import OPTIMIZERS, Algorithm, DecodingModel, EncodingModel, LatentVariableModel
+from avb_service.algorithm import Algorithm, DecodingModel, EncodingModel, LatentVariableModel
 from avb_service.algorithms import TABLE
-from avb_service.engine import Engine
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment, load_data, objective_of
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.model import LoadedModel, build, load_model
+from avb_service.optim import OPTIMIZERS
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
+from avb_service.training.flat import Slots, room
 
 ROUNDS = 4
 DEVICE = os.environ.get("AVB_TEST_DEVICE", "cpu")
@@ -91,15 +92,17 @@ def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, mon
     experiment = start(small(method), tmp_path)
     engine, names = experiment.engine, {id(p): name for name, p in experiment.algorithm.named_parameters()}
     largest: dict[str, dict[str, float]] = {player.name: {} for player in engine.players}
-    clip = Engine._clip
+    step = Slots.step
 
-    def look(self: Engine, player: object, parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
-        seen = largest[player.name]
-        for p in parameters:
-            seen[names[id(p)]] = max(seen.get(names[id(p)], 0.0), p.grad.abs().max().item())
-        clip(self, player, parameters, loss)
+    def look(self: Slots, gradient: Tensor) -> None:
+        (turn,) = [turn for turn in engine.turns if turn.slots is self]
+        seen, parts = largest[turn.player.name], gradient.split([room(p) for p in self.parameters])
+        for p, part in zip(self.parameters, parts, strict=True):
+            seen[names[id(p)]] = max(seen.get(names[id(p)], 0.0), part.abs().max().item())
+            assert part[p.numel() :].eq(0).all(), "nothing between two parameters moves"
+        step(self, gradient)
 
-    monkeypatch.setattr(Engine, "_clip", look)
+    monkeypatch.setattr(Slots, "step", look)
     before = {name: p.detach().clone() for name, p in experiment.algorithm.named_parameters()}
     fit(experiment)
     for player in engine.players:
@@ -111,11 +114,13 @@ def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, mon
 def test_a_turn_leaves_the_others_parameters_as_they_are(small, method, tmp_path):
     experiment = start(small(method), tmp_path)
     engine = experiment.engine
+    with torch.no_grad():
+        shared = engine.algorithm.shared()
     for i, player in enumerate(engine.players):
         for p in experiment.algorithm.parameters():
             p.grad = torch.full_like(p, math.pi)  # a mark, and bait for an optimizer that takes what is not its own
         before = [p.detach().clone() for p in experiment.algorithm.parameters()]
-        engine._step(i, i)
+        engine._step(engine.turns[i], i, shared)
         own = {id(p) for network in player.networks for p in network.parameters()}
         for p, old in zip(experiment.algorithm.parameters(), before, strict=True):
             if id(p) not in own:

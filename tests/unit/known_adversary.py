@@ -1,6 +1,7 @@
 """Adversaries and posteriors whose log-ratio is known."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Known(NoiseBasisPosterior):
         ImplicitPosterior.__init__(self, q.rsample)
         self.q, self.contrast = q, (mean, covariance)
 
-    def moments(self, draws: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def moments(self, *shared: Tensor) -> tuple[Tensor, Tensor]:
         return self.contrast
 
 
@@ -71,7 +72,7 @@ class Constant(nn.Module):
 
     def __init__(self, q: Known) -> None:
         super().__init__()
-        self.q = q
+        self.q, self.basis = q, SimpleNamespace(moments=lambda draws: ())  # the posterior has moments of its own
 
     def forward(self, x: Tensor) -> Known:
         return self.q

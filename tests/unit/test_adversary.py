@@ -9,13 +9,13 @@ from linear_gaussian import PCA
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, kl_divergence
 
-from avb_service.algorithm import TurnConfig
 from avb_service.algorithms.avb import AVB, AVBConfig
 from avb_service.algorithms.avb_ac import AVBAC, AVBACConfig
 from avb_service.errors import DataError, UserError
 from avb_service.likelihood import adversary as module
 from avb_service.likelihood.adversary import Diagnosis, codes_seen, diagnose, excess, verdict
 from avb_service.likelihood.estimate import NATS, Estimate, Kind
+from avb_service.optim import TurnConfig
 
 N = 50
 Q = gaussian(N, 3, "q")

@@ -47,7 +47,7 @@ def model() -> InfoGAN:
 def test_the_losses_are_those_of_the_paper():
     """Eq. 6 with D, Q and R1 written out, in the second of four rounds over which both lambdas rise."""
     model = build(continuous=2, penalty=3.0, weight=0.7, continuous_weight=0.3, warmup=4)
-    d, batch = model.discriminator, Batch(torch.rand(20, 1, 4, 4), None, 1, torch.Generator())
+    d, batch = model.discriminator, Batch(torch.rand(20, 1, 4, 4), None, torch.tensor(1.0))
     torch.manual_seed(1)
     z = model.prior().sample((20,))
     drawn = model.decode(z)
@@ -83,7 +83,7 @@ def test_the_information_is_at_most_the_entropy_of_the_code(model):
 
 def test_the_generator_is_paid_for_codes_that_can_be_read(model):
     """The loss is what D is deceived by, less lambda times the information."""
-    batch = Batch(torch.rand(20, 1, 4, 4), None, 0, torch.Generator())
+    batch = Batch(torch.rand(20, 1, 4, 4), None, torch.tensor(0.0))
     torch.manual_seed(1)
     loss = model.model_loss(batch)
     torch.manual_seed(1)
@@ -102,7 +102,7 @@ def test_lambda_rises_from_nothing(model, player):
     worth = []
     for round_ in (0, 3, 50):
         torch.manual_seed(0)
-        loss = model.players()[player].objective(Batch(torch.full((20, 1, 4, 4), 0.5), None, round_, torch.Generator()))
+        loss = model.players()[player].objective(Batch(torch.full((20, 1, 4, 4), 0.5), None, torch.tensor(round_)))
         worth.append((loss.value - loss.terms["loss"]).item())
     assert worth[0] != 0
     assert worth[1:] == pytest.approx([4 * worth[0], 4 * worth[0]], rel=1e-4)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 from torch import nn
 
-from avb_service.algorithm import ScheduleConfig, TurnConfig
 from avb_service.algorithms import TABLE
 from avb_service.config import Config
 from avb_service.errors import ConfigError, UserError
 from avb_service.likelihood.config import LikelihoodConfig
+from avb_service.optim import ScheduleConfig, TurnConfig
 from avb_service.settings import ExperimentConfig, preset_names, read_config, read_likelihood, read_preset
 from avb_service.trees import difference, flatten, override, parse_yaml
 

@@ -25,7 +25,7 @@ from avb_service.errors import UserError
 from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
 from avb_service.likelihood.moments import kl_floor
 from avb_service.networks.trunks import MLPConfig
-from avb_service.seeding import generator, seeded
+from avb_service.seeding import seeded
 
 # With a density.
 
@@ -140,7 +140,7 @@ def test_adaptive_contrast_gives_the_same_kl_for_any_contrast(covariance, contra
     model.discriminator = Optimal(q, mean, factor)
     with seeded("z"):
         z = q.sample((7,))
-    ratio = model.log_ratio(torch.zeros(5, 1, 1, 4), Known(q, mean, matrix), z, generator("cpu"))
+    ratio = model.log_ratio(torch.zeros(5, 1, 1, 4), Known(q, mean, matrix), z, ())
     torch.testing.assert_close(ratio, q.log_prob(z) - model.prior().log_prob(z), rtol=0, atol=1e-8)
 
 
@@ -149,7 +149,7 @@ def test_the_contrast_is_a_constant_for_both_players():
     mean, matrix = q.loc.clone().requires_grad_(), q.covariance_matrix.clone().requires_grad_()
     model = AVBAC(AVBACConfig(**SMALL, encoder=BASIS), BINARY).double()
     z = q.sample((7,)).requires_grad_()
-    model.log_ratio(torch.zeros(5, 1, 1, 4).double(), Known(q, mean, matrix), z, generator("cpu")).sum().backward()
+    model.log_ratio(torch.zeros(5, 1, 1, 4).double(), Known(q, mean, matrix), z, ()).sum().backward()
     assert z.grad.abs().min() > 0
     assert mean.grad is None
     assert matrix.grad is None
@@ -161,7 +161,7 @@ def test_without_adaptive_contrast_the_adversary_s_ratio_is_all_there_is():
     model.discriminator = Optimal(q, torch.zeros_like(q.loc), eye)
     with seeded("z"):
         z = q.sample((7,))
-    ratio = model.log_ratio(torch.zeros(5, 1, 1, 4), Known(q, q.loc, q.covariance_matrix), z, generator("cpu"))
+    ratio = model.log_ratio(torch.zeros(5, 1, 1, 4), Known(q, q.loc, q.covariance_matrix), z, ())
     torch.testing.assert_close(ratio, q.log_prob(z) - model.prior().log_prob(z), rtol=0, atol=1e-8)
 
 
@@ -184,17 +184,17 @@ def test_the_adversarial_elbo_of_an_optimal_adversary_is_the_elbo():
 
 def test_all_blocks_share_the_moments_of_the_contrast():
     class Listening(AVBAC):
-        def contrast(self, q, generator):
-            seeds.append(generator.initial_seed())
-            return super().contrast(q, generator)
+        def contrast(self, q, shared):
+            means.append(shared.mean.sum().item())
+            return super().contrast(q, shared)
 
     model = Listening(AVBACConfig(**SMALL, encoder=BASIS), BINARY).double()
-    seeds: list[int] = []
+    means: list[float] = []
     run(lambda model: elbo_adversarial(model, 8192, 0), model, one_hot(20), mib=1)
-    assert len(seeds) > 5
-    assert len(set(seeds)) == 1
+    assert len(means) > 5
+    assert len(set(means)) == 1
     run(lambda model: elbo_adversarial(model, 8192, 1), model, one_hot(1), mib=1)
-    assert len(set(seeds)) == 2
+    assert len(set(means)) == 2
 
 
 class Quadratic(nn.Module):
@@ -224,7 +224,7 @@ def test_the_adversary_s_loss_learns_the_density_ratio_of_two_gaussians(contrast
     # A contrast that is a little off, as a sample's moments are.
     known = Known(wide, wide.loc + 0.2, 1.3 * wide.covariance_matrix)
     model.encoder, model.discriminator = Constant(known), Quadratic(2)
-    batch = Batch(torch.zeros(n, 1, 1, 4, dtype=torch.float64), None, 0, generator("cpu"))
+    batch = Batch(torch.zeros(n, 1, 1, 4, dtype=torch.float64), None, torch.tensor(0.0))
     optimizer = torch.optim.LBFGS(model.discriminator.parameters(), max_iter=40, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -236,7 +236,7 @@ def test_the_adversary_s_loss_learns_the_density_ratio_of_two_gaussians(contrast
 
     optimizer.step(closure)
     with torch.no_grad(), seeded("fresh draws"):
-        ratio = model.log_ratio(batch.x, known, wide.sample(), batch.generator)
+        ratio = model.log_ratio(batch.x, known, wide.sample(), batch.shared)
         learned = ratio.mean().item()
     exact = kl_divergence(q, MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())).item()
     assert exact > 0.5

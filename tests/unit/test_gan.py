@@ -20,7 +20,7 @@ def build(game: type[GAN], **settings: object) -> GAN:
 
 
 def batch(round_: int = 0, n: int = 20) -> Batch:
-    return Batch(torch.ones(n, 1, 1, 2), None, round_, torch.Generator())
+    return Batch(torch.ones(n, 1, 1, 2), None, torch.tensor(round_))
 
 
 @games

@@ -27,7 +27,7 @@ def build(method: type[Algorithm], values: Values = "binary", **settings: object
 
 def value(objective: Callable[[Batch], Loss], round_: int = 0) -> Tensor:
     torch.manual_seed(1)
-    return objective(Batch(X, None, round_, torch.Generator())).value
+    return objective(Batch(X, None, torch.tensor(round_))).value
 
 
 def reconstruction(model: LatentVariableModel, z: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ def test_gaussian_encoder(shape):
 
 def test_noise_basis_networks_are_independent_of_each_other():
     basis = NoiseBasis(3, (4, 6, DIM)).double()
-    v = basis((7, 2), generator("cpu", 0))
+    v = basis((7, 2))
     assert v.shape == (7, 2, 3, DIM)
     for i in range(3):
         gradients = torch.autograd.grad(v[..., i, :].sum(), list(basis.parameters()), retain_graph=True)
@@ -229,8 +229,10 @@ def test_noise_basis_networks_are_independent_of_each_other():
 
 def test_noise_basis_is_a_stack_of_small_perceptrons():
     basis = NoiseBasis(3, (4, 6, 5, DIM)).double()
-    v = basis((7,), generator("cpu", 0))
-    h = torch.randn(3, 7, 4, generator=generator("cpu", 0), dtype=torch.float64)
+    with seeded("basis"):
+        v = basis((7,))
+    with seeded("basis"):
+        h = torch.randn(3, 7, 4, dtype=torch.float64)
     for i in range(3):
         expected = h[i]
         for layer in range(3):

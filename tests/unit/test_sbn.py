@@ -12,11 +12,11 @@ from avb_service.algorithms.sbn_mean_field import MeanFieldConfig, MeanFieldSBN,
 from avb_service.algorithms.sbn_wake_sleep import WakeSleepConfig, WakeSleepSBN
 from avb_service.discrete import LayeredBits
 from avb_service.distributions import DataSpec
-from avb_service.engine import Engine, TrainingConfig
 from avb_service.errors import ConfigError, UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig, surgery
 from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import generator, seeded
+from avb_service.training.loop import Engine, TrainingConfig
 
 PIXELS, LAYERS = 6, (4, 3)
 SPEC = DataSpec((1, 2, 3), "binary", 1, torch.full((1, 2, 3), 0.5))
@@ -109,14 +109,14 @@ def test_the_mean_field_bound_is_the_elbo_where_q_is_certain():
 
 def test_the_mean_field_bound_has_finite_gradients_where_units_are_saturated():
     made = model(METHODS["mean field"], 40.0).float()
-    loss = made.loss(Batch(data(8).float(), None, 0, generator("cpu", 0)))
+    loss = made.loss(Batch(data(8).float(), None, torch.tensor(0.0)))
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss.value, list(made.parameters())))
 
 
 def test_the_wake_phase_climbs_log_p_of_codes_and_reports_the_elbo():
     made, x = model(METHODS["wake and sleep"]), data(2000)[:1].expand(2000, *SPEC.shape)
     with seeded("wake"):
-        loss = made.wake_loss(Batch(x, None, 0, generator("cpu", 0)))
+        loss = made.wake_loss(Batch(x, None, torch.tensor(0.0)))
     elbo = Evaluator(made, LikelihoodConfig(elbo_draws=2000)).score("elbo", x[:2])
     assert loss.terms["elbo"].item() == pytest.approx(elbo.value, abs=0.3)
     exact = Evaluator(made, LikelihoodConfig()).score("enumeration", x[:1]).value

@@ -30,7 +30,7 @@ def pictures(n: int) -> torch.Tensor:
 
 
 def batch(n: int) -> Batch:
-    return Batch(pictures(n), None, 0, torch.Generator())
+    return Batch(pictures(n), None, torch.tensor(0.0))
 
 
 def test_each_output_gets_the_nearest_vector():

@@ -1,0 +1,282 @@
+"""The round loop: one engine plays every game, on one device or on many.
+
+Floor 4. It knows of no device and of no network between workers: a turn is a function of a batch (`turn.py`), and
+`averaging` gives the mean over the workers, which is all that is data-parallel.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from avb_service.algorithm import Algorithm, Batch, Shared
+from avb_service.config import Config
+from avb_service.errors import DivergenceError, UserError
+from avb_service.optim import Positive
+from avb_service.seeding import derive_seed, reseed
+from avb_service.training.agreement import check_agreement, gathered, in_order, origin, together
+from avb_service.training.capture import check_compiler, compiled
+from avb_service.training.flat import State, flatten, owned
+from avb_service.training.turn import Average, Play, Turn
+
+HEED_EVERY = 10  # rounds between two moments at which the caller may interfere without a report
+
+Source = Callable[[int, int], tuple[Tensor, Tensor | None]]  # (index of the global batch, logical worker) -> x, labels
+
+
+class TrainingConfig(Config):
+    """How long, how large, from which seed, in which precision.
+
+    Attributes:
+        rounds: in each of which every player has its turn.
+        batch_size: data in a step, of all workers together.
+        seed: of the weights, the order of the data and all noise.
+        logical_workers: V slices of a batch, with a noise stream each; N workers share them out, and N has to divide V.
+        report_every: rounds between two reports, at which the model is evaluated and saved.
+        ema: decay of the weights' moving average, which is evaluated and published in their place; none by default.
+        dtype: of data and weights.
+        matmul_precision: torch's, of float32 products on GPUs: high is TF32 where they have it.
+        capture: compile has torch's compiler make one program of a player's forward and backward pass, which takes
+            about half a minute at the beginning and pays where networks are small; its numbers differ in the last
+            digits. off plays each operation as the method has written it.
+    """
+
+    rounds: Positive = 5000
+    batch_size: Positive = 128
+    seed: Annotated[int, Field(ge=0)] = 0
+    logical_workers: Positive = 1
+    report_every: Positive = 500
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    matmul_precision: Literal["highest", "high", "medium"] = "high"
+    capture: Literal["off", "compile"] = "off"
+
+    def problems(self) -> Iterator[str]:
+        """The global batch is cut into equal slices."""
+        yield from super().problems()
+        if self.batch_size % self.logical_workers:
+            yield (
+                f"logical_workers: {self.logical_workers} do not divide training.batch_size {self.batch_size}; "
+                "choose a divisor"
+            )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the engine tells its caller.
+
+    Attributes:
+        round: rounds played.
+        terms: means over the rounds since the last report and over all workers, `train/<player>/<term>`.
+    """
+
+    round: int
+    terms: Mapping[str, float]
+
+
+class Engine:
+    """Plays an algorithm's game.
+
+    Args:
+        algorithm: on its device and in its precision; its parameters become views of one tensor.
+        source: the training data.
+        config: rounds, seed, logical workers.
+        other: the second source, for a method that has two.
+        averaging: makes the mean over workers, for tensors as large as a given one; none in one process.
+        rank: this worker.
+        workers: number of physical workers, no more than the logical ones; fastest where it divides them.
+
+    Raises:
+        UserError: more workers than logical ones, or no compiler where one is asked for.
+        TypeError: a parameter that no player owns.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        source: Source,
+        config: TrainingConfig,
+        *,
+        other: Source | None = None,
+        averaging: Callable[[Tensor], Average] | None = None,
+        rank: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self.algorithm, self.source, self.other, self.config = algorithm, source, other, config
+        self.players = algorithm.players()
+        self._check_ownership()
+        if config.logical_workers < workers:
+            raise UserError(
+                f"{workers} workers cannot share training.logical_workers {config.logical_workers}: some would have no "
+                "slice of the batch; start fewer, or raise training.logical_workers"
+            )
+        self.shares = [range(r * config.logical_workers // workers, (r + 1) * config.logical_workers // workers)
+                       for r in range(workers)]  # fmt: skip
+        self.mine = self.shares[rank]
+        device = next(algorithm.parameters()).device
+        if config.capture == "compile":
+            with together(device):
+                check_compiler(device)
+        whole = flatten(self.players)
+        average = averaging(whole) if averaging else _alone
+        prepare = _as_written if config.capture == "off" else partial(compiled, algorithm)
+        names = {parameter: name for name, parameter in algorithm.named_parameters()}
+        weight = workers / config.logical_workers
+        self.turns = [Turn(player, names, weight, average, prepare) for player in self.players]
+        self.average = None
+        if config.ema is not None:
+            self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.round = 0
+        self._now = whole.new_zeros(())  # the round, on the device
+        self._broken = torch.zeros((), device=device)  # 1 once a gradient was not finite
+        self._taken: list[tuple[int, Turn, Tensor, Tensor]] = []  # round, turn, norm, report: each step since `pool`
+        self._pooled: dict[str, Tensor] = {}  # terms of all workers before that, since the last report
+
+    @property
+    def model(self) -> Algorithm:
+        """The algorithm to evaluate: the averaged weights where averaging is on."""
+        return self.algorithm if self.average is None else cast(Algorithm, self.average.module)
+
+    def run(self, report: Callable[[Report], None], between: Callable[[], None] = lambda: None) -> None:
+        """Play the rounds that are left.
+
+        Args:
+            report: called every `report_every` rounds and after the last.
+            between: called every `HEED_EVERY` rounds of the others.
+
+        Raises:
+            DivergenceError: a gradient was not finite; neither that step nor any after it was taken.
+        """
+        check_agreement(self.algorithm, self.round)
+        while self.round < self.config.rounds:
+            self._play_round()
+            reporting = self.round % self.config.report_every == 0 or self.round == self.config.rounds
+            if reporting or self.round % HEED_EVERY == 0:
+                self._check_finite()
+            if reporting:
+                check_agreement(self.algorithm, self.round)
+                report(Report(self.round, self._collect()))
+            elif self.round % HEED_EVERY == 0:
+                between()
+
+    def state(self) -> State:
+        """All that a resumed run needs: nested dicts of tensors and numbers; between reports, call `pool` before."""
+        state: State = {
+            "round": self.round, "algorithm": self.algorithm.state_dict(),
+            "optimizers": {turn.player.name: turn.slots.state() for turn in self.turns}, "terms": dict(self._pooled),
+        }  # fmt: skip
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def load(self, state: State) -> None:
+        """Continue from a state; schedules and options come from the configuration."""
+        self.round = state["round"]
+        self._taken.clear()
+        self._broken.zero_()
+        terms = state.get("terms", {})
+        self._pooled = {name: values.to(self._now.device, torch.float64) for name, values in terms.items()}
+        self.algorithm.load_state_dict(state["algorithm"])
+        for turn in self.turns:
+            turn.slots.load(state["optimizers"][turn.player.name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def pool(self) -> None:
+        """Make the terms since the last report those of all workers, for `state`, which one of them calls.
+
+        A report's figures are the same to the bit, whenever in between this is called.
+        """
+        for turn in self.turns:
+            reports = [report for _, taker, _, report in self._taken if taker is turn]
+            if not reports:
+                continue
+            # By rank, and not summed on the way: where in a ring a number lies decides in which order that is done.
+            mean = torch.stack(gathered(torch.stack(reports).double())).mean(0)
+            for name, values in zip(turn.terms, mean.T[1:], strict=True):
+                key = f"train/{turn.player.name}/{name}"
+                self._pooled[key] = torch.cat([self._pooled.get(key, values[:0]), values])
+        self._taken.clear()
+
+    def _play_round(self) -> None:
+        """Every player's turn, each step on a fresh batch."""
+        self._now.fill_(self.round)
+        index = self.round * sum(player.turn.steps for player in self.players)
+        reseed(self._now.device, derive_seed(self.config.seed, "shared", index))
+        with torch.no_grad():
+            shared = self.algorithm.shared()
+        for turn in self.turns:
+            for _ in range(turn.player.turn.steps):
+                self._step(turn, index, shared)
+                index += 1
+        self.round += 1
+        if self.average is not None:
+            self.average.update_parameters(self.algorithm)
+
+    def _step(self, turn: Turn, index: int, shared: Shared) -> None:
+        """One step, on the batch of that index."""
+        player = turn.player
+        rate = player.turn.lr * player.turn.schedule.factor(self.round, self.config.rounds)
+        norm, report, statistics = turn(self._slices(index, shared), rate, self._broken)
+        self._taken.append((self.round, turn, norm, report))
+        if self._now.device.type == "cpu" or player.absorb is not None:
+            self._check_finite()  # where asking costs nothing, at once; and before anything is counted
+        if player.absorb is not None:
+            with torch.no_grad():
+                player.absorb(self._of_all(statistics))
+
+    def _slices(self, index: int, shared: Shared) -> Iterator[tuple[int, Batch]]:
+        for worker in self.mine:
+            x, labels = self.source(index, worker)
+            other = None if self.other is None else self.other(index, worker)[0]
+            yield derive_seed(self.config.seed, "noise", index, worker), Batch(x, labels, self._now, shared, other)
+
+    def _of_all(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The statistics of the slices of all workers, [V, ...] each, in the order of the logical workers."""
+        if len(self.mine) == self.config.logical_workers:
+            return statistics
+        return {name: in_order(mine, self.shares) for name, mine in statistics.items()}
+
+    def _check_finite(self) -> None:
+        """Refuse to go on where a step would have destroyed the model.
+
+        Gradients are means over all workers, so all of them see the same norm and decide alike.
+        """
+        if not self._broken:
+            return
+        round_, turn, norm, report = next(each for each in self._taken if not each[2].isfinite())
+        name = turn.player.name
+        raise DivergenceError(
+            f"round {round_}: the gradient of player '{name}' is {norm.item()}{origin(report[0].item())}; the step was "
+            "not taken",
+            name,
+        )
+
+    def _collect(self) -> dict[str, float]:
+        """The mean of every term since the last call, over all workers."""
+        self.pool()
+        if not self._pooled:
+            return {}
+        means = torch.stack([values.mean() for values in self._pooled.values()])
+        terms = dict(zip(self._pooled, means.tolist(), strict=True))
+        self._pooled.clear()
+        return terms
+
+    def _check_ownership(self) -> None:
+        known = {parameter for player in self.players for parameter in owned(player)}
+        if stray := [name for name, parameter in self.algorithm.named_parameters() if parameter not in known]:
+            raise TypeError(f"{type(self.algorithm).__name__}: no player owns {', '.join(stray)}")
+
+
+def _as_written(turn: Turn, batch: Batch) -> Play:
+    """A turn that plays as its method has written it."""
+    return turn.eager
+
+
+def _alone(gradient: Tensor) -> None:
+    """The mean over one worker."""

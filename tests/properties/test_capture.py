@@ -1,0 +1,147 @@
+"""A recorded play computes what the method has written: to the bit operation by operation, and nearly so compiled."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player
+from avb_service.errors import UserError
+from avb_service.experiment import Experiment
+from avb_service.optim import TurnConfig
+from avb_service.seeding import reseed
+from avb_service.training.capture import Program, Uncapturable
+from avb_service.training.loop import Engine, TrainingConfig
+
+CPU = torch.device("cpu")
+CHANGING = {  # what makes a loss depend on the round, for the methods that have it
+    "kl_warmup": 7, "warmup": 7, "anneal": 7, "penalty": 0.5, "cycle_noise": 0.1, "straight_through": True,
+}  # fmt: skip
+
+
+def changing(small, method: str) -> Experiment:
+    section = type(small(method).algorithm).model_fields
+    overrides = {f"algorithm.{key}": value for key, value in CHANGING.items() if key in section}
+    return small(method, {**overrides, "training.dtype": "float64", "training.logical_workers": 4})
+
+
+def test_a_recorded_play_is_the_written_one_to_the_bit(small, method, tmp_path):
+    """Of other data, in other rounds, under other noise, with other parameters than it was recorded with."""
+    engine = Experiment(changing(small, method), tmp_path).engine
+    for turn in engine.turns:
+        with torch.no_grad():
+            shared = engine.algorithm.shared()
+        first, *others = [batch for _, batch in engine._slices(0, shared)]
+        before = {name: t.clone() for name, t in engine.algorithm.state_dict().items()}
+        program = Program(turn, engine.algorithm, first, backend="eager")
+        for name, tensor in engine.algorithm.state_dict().items():
+            assert torch.equal(tensor, before[name]), f"recording has changed {name}"
+        written = []
+        for round_, batch in enumerate(others):
+            engine._now.fill_(2 * round_)
+            with torch.no_grad():
+                for parameter in engine.algorithm.parameters():
+                    parameter.add_(0.01 * torch.randn_like(parameter))
+            for play in (turn.eager, program):
+                reseed(CPU, round_)
+                written.append(play(batch))
+        for one, other in zip(written[::2], written[1::2], strict=True):
+            assert torch.equal(one.gradient, other.gradient) and torch.equal(one.report, other.report)
+            assert one.statistics.keys() == other.statistics.keys()
+            assert all(torch.equal(one.statistics[name], other.statistics[name]) for name in one.statistics)
+        assert not torch.equal(written[0].gradient, written[2].gradient)
+
+
+class Asking(Algorithm):
+    """One linear map, and a loss that some do not know how to record."""
+
+    def __init__(self, law: str) -> None:
+        super().__init__(None, DataSpec((1, 1, 2), "real", 0, torch.zeros(1, 1, 2)))
+        self.map, self.law = nn.Linear(2, 2), law
+        self.register_buffer("count", torch.ones(()))
+
+    def players(self) -> tuple[Player, ...]:
+        return (Player(name="model", objective=self.loss, networks=(self.map,), turn=TurnConfig()),)
+
+    def loss(self, batch: Batch) -> Loss:
+        h = self.map(batch.x)
+        weight = {
+            "a number": lambda: h.mean().item(),
+            "a weight": lambda: self.map.weight[0, 0].item(),
+            "a buffer": lambda: float(self.count),
+            "an array": lambda: torch.from_numpy(self.map.weight.detach().numpy().copy()).sum(),
+            "chance": lambda: torch.bernoulli(h.detach().sigmoid()),
+            "a fair coin": lambda: torch.bernoulli(torch.full_like(h, 0.5)),
+        }[self.law]()
+        value = (weight * h).square().mean()
+        return Loss(value, {"loss": value.detach()})
+
+    def sample(self, n: int) -> Tensor:
+        return self.map(torch.randn(n, 1, 1, 2))
+
+
+def source(index: int, worker: int) -> tuple[Tensor, None]:
+    return torch.full((3, 1, 1, 2), 1.0 + index), None
+
+
+@pytest.mark.parametrize(("law", "reason"), [
+    ("a number", "value out of a tracing tensor"), ("chance", "aten.bernoulli.default draws from a law that depends"),
+    ("a weight", "it holds a number"), ("a buffer", "it holds a number"), ("an array", "it holds a number"),
+])  # fmt: skip
+def test_what_cannot_be_recorded_is_named_and_played_as_it_is_written(law, reason, caplog):
+    plain, captured = (
+        Engine(algorithm, source, TrainingConfig(rounds=3, batch_size=3, capture=capture))
+        for algorithm, capture in zip(twins(law), ("off", "compile"), strict=True)
+    )
+    with pytest.raises(Uncapturable, match=reason):
+        Program(captured.turns[0], captured.algorithm, next(captured._slices(0, ()))[1], backend="eager")
+    plain.run(lambda report: None)
+    captured.run(lambda report: None)
+    assert "player 'model' is not compiled and plays as it is written: " in caplog.text
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.algorithm.parameters(), captured.algorithm.parameters(), strict=True)
+    )
+
+
+def twins(law: str) -> tuple[Asking, Asking]:
+    torch.manual_seed(0)
+    one, other = Asking(law), Asking(law)
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+def test_a_law_that_never_changes_is_recorded():
+    engine = Engine(Asking("a fair coin"), source, TrainingConfig(rounds=3, batch_size=3))
+    _, batch = next(engine._slices(0, ()))
+    program = Program(engine.turns[0], engine.algorithm, batch, backend="eager")
+    coins = set()
+    for seed in range(20):
+        reseed(CPU, seed)
+        one = program(batch)
+        reseed(CPU, seed)
+        assert torch.equal(one.gradient, engine.turns[0].eager(batch).gradient)
+        coins.add(one.report[0].item())
+    assert len(coins) > 3, "drawn anew each time"
+
+
+def test_a_compiled_run_trains_the_same_model_and_resumes_to_the_same_bits(small, tmp_path):
+    training = {"training.dtype": "float64", "training.rounds": 6, "training.report_every": 3}
+    overrides = {**training, "algorithm.kl_warmup": 5}
+    plain = Experiment(small("avb_ac", overrides), tmp_path / "plain")
+    plain.fit()
+    config = small("avb_ac", {**overrides, "training.capture": "compile"})
+    compiled = Experiment(config, tmp_path / "compiled")
+    compiled.fit(lambda round_, metrics: compiled.store.folder.rename(tmp_path / "kept") if round_ == 3 else None)
+    for one, other in zip(plain.algorithm.parameters(), compiled.algorithm.parameters(), strict=True):
+        assert (one - other).abs().max() < 1e-9
+    resumed = Experiment(config, tmp_path / "kept")
+    resumed.resume()
+    assert resumed.engine.round == 3
+    resumed.fit()
+    for one, other in zip(resumed.algorithm.parameters(), compiled.algorithm.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_compiler_that_is_not_there_is_named_before_anything_starts(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    with pytest.raises(UserError, match=r"capture: compile needs a C\+\+ compiler, and .*no-compiler is not there; "):
+        Experiment(small("vae", {"training.capture": "compile"}), tmp_path)
