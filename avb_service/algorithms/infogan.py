@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Uniform
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, warm_up
+from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig, warm_up
 from avb_service.algorithms.gan import GameConfig
 from avb_service.distributions import Concatenated, OneOfK
 from avb_service.maths import standard_normal
@@ -18,7 +18,6 @@ from avb_service.networks.distortion import DistortionConfig
 from avb_service.networks.generator import Generator
 from avb_service.networks.recogniser import UNIFORM_SCALE, Recogniser
 from avb_service.networks.trunks import Width
-from avb_service.optim import TurnConfig
 
 
 class InfoGANConfig(GameConfig):

@@ -85,7 +85,7 @@ def source(index: int, worker: int) -> tuple[Tensor, None]:
 
 @pytest.mark.parametrize(("law", "reason"), [
     ("a number", "value out of a tracing tensor"), ("chance", "aten.bernoulli.default draws from a law that depends"),
-    ("a weight", "it holds a number"), ("a buffer", "it holds a number"), ("an array", "it holds a number"),
+    ("a weight", "value out of a tracing tensor"), ("a buffer", "it holds a number"), ("an array", "it holds a number"),
 ])  # fmt: skip
 def test_what_cannot_be_recorded_is_named_and_played_as_it_is_written(law, reason, caplog):
     plain, captured = (
