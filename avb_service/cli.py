@@ -20,6 +20,7 @@ from rich.console import Console
 
 from avb_service import rows, tables
 from avb_service.errors import Interrupted, UserError
+from avb_service.places import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,11 +94,11 @@ def train(
     check_names(config, uri)
     if (here := own_capacity()) is not None:
         here.models_at_a_time(config.scaling)
-    dataset = load_data(config)
-    for line in (dataset.description, *caution(dataset)):
-        _note(line)
     with ExitStack() as held:
         held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
+        dataset = load_data(config)
+        for line in (dataset.description, *caution(dataset)):
+            _note(line)
         job = Job.alone(config, name, storage.absolute() / name, uri)
         capacity = held.enter_context(cluster(_note, lambda has: has.models_at_a_time(config.scaling)))
         newest = CheckpointStore(job.checkpoints).newest
@@ -148,9 +149,10 @@ def tune(
         check_names(config, uri)
     if (here := own_capacity()) is not None:
         check_capacity(searched, here)
-    preflight(searched, _note)
-    lock = storage.absolute() / f".{searched.name}.lock"
-    with owned(lock, f"search {searched.name}", _note), cluster(_note, partial(check_capacity, searched)) as capacity:
+    with ExitStack() as held:
+        held.enter_context(owned(storage.absolute() / f".{searched.name}.lock", f"search {searched.name}", _note))
+        preflight(searched, _note)
+        capacity = held.enter_context(cluster(_note, partial(check_capacity, searched)))
         search = record.open_search(searched, begun or record.new_folder(searched, storage), uri, origin)
         _note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
@@ -461,6 +463,7 @@ def guarded(command: typer.Typer) -> None:
     if (os.environ.get("RAY_ADDRESS") or "local") == "local":  # a cluster of our own is closed to strangers
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # here, since Ray reads it when it is imported, and never again
     try:
+        settle()
         command()
     except UserError as error:
         if os.environ.get("AVB_TRACEBACK"):

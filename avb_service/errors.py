@@ -53,12 +53,13 @@ class DivergenceError(UserError):
     Args:
         message: what was not finite.
         player: whose step was not taken for it; none where a model could not be evaluated.
+        round_: of that step, which may be noticed later.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, player: str | None = None) -> None:
-        self.player = player
+    def __init__(self, message: str, player: str | None = None, round_: int | None = None) -> None:
+        self.player, self.round = player, round_
         super().__init__(message)
 
 

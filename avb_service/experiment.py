@@ -149,7 +149,8 @@ class Experiment:
         try:
             self.engine.run(report, lambda: heed(self.save))
         except DivergenceError as error:
-            what_to_do = remedy(self.dataset, self.engine.round, *self._suspects(error.player))
+            round_ = self.engine.round if error.round is None else error.round
+            what_to_do = remedy(self.dataset, round_, *self._suspects(error.player, round_))
             raise DivergenceError(f"{error}. {what_to_do}. The last good state is {self.store.newest}") from error
 
     def save(self) -> None:
@@ -337,10 +338,10 @@ class Experiment:
             raise DivergenceError(f"round {self.engine.round}: {estimate.name} on validation data is {estimate.value}")
         return {OBJECTIVE: estimate.value, **estimate.metrics("validation")}
 
-    def _suspects(self, refused: str | None) -> tuple[list[str], bool]:
+    def _suspects(self, refused: str | None, round_: int) -> tuple[list[str], bool]:
         """Whose steps may have been too large, and whether any was taken before one that was refused."""
         first, *_ = players = self.engine.players
-        before_all = self.engine.round == 0 and refused == first.name and first.turn.steps == 1
+        before_all = round_ == 0 and refused == first.name and first.turn.steps == 1
         return [refused] if refused else [player.name for player in players], not before_all
 
     def _diagnosis(self) -> dict[str, float]:

@@ -8,13 +8,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from avb_service.distributed import probe
+from avb_service.distributed import own, probe
 from avb_service.distributed.check import mixed
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
@@ -28,8 +28,6 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else a trial that fails before its first report ends the search
 }
-LAPTOP = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # an actor for each model, for what happens to rented hosts only
-
 QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 $RAY_TMPDIR/session_latest/logs/monitor.*'"
 
@@ -108,12 +106,16 @@ def own_capacity() -> Capacity | None:
     """What a cluster of our own has at most, known before it is started; None where `cluster` joins another.
 
     Ray takes no more than what is here; where it may use less (a container's share), that is found once it has started.
+
+    Raises:
+        UserError: Ray has no place for its files, or a token that it is to use cannot be read.
     """
     import ray
     import torch
 
     if ray.is_initialized() or _address() != "local":
         return None
+    own.prepare()
     return Capacity((Node(float(os.cpu_count() or 1), float(torch.cuda.device_count())),))
 
 
@@ -145,7 +147,7 @@ def cluster(
 
     mine, address, given = not ray.is_initialized(), _address(), os.environ.get("RAY_ADDRESS")
     if mine and address == "local":
-        _start()
+        own.start(_runtime_env, **QUIET)
     elif mine:
         _join(address)
     try:
@@ -173,9 +175,10 @@ def _join(address: str) -> None:
     """Connect to a cluster that runs.
 
     Raises:
-        UserError: none answers there.
+        UserError: none answers there, or it lets nobody in without a token that there is not.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     try:
         socket.create_connection(_head(address), REACH).close()  # Ray would try for minutes
@@ -184,6 +187,11 @@ def _join(address: str) -> None:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it (ray up), mend the address, or unset "
             "it to run on this machine alone"
+        ) from error
+    except AuthenticationError as error:
+        raise UserError(
+            f"the Ray cluster at RAY_ADDRESS={address} asks for its token, and here is none, or another: name the file "
+            f"that holds it with {own.TOKEN_FILE}"
         ) from error
 
 
@@ -273,28 +281,6 @@ def _alive() -> list[dict[str, Any]]:
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _start() -> None:
-    """Start a cluster on this machine, known to all its processes and this one by its address.
-
-    Ray's list of actors, which is asked when room is given back, would else look for the cluster among the processes of
-    the machine, and give up where it finds two; the CPUs of a stopped trial would never be freed.
-    """
-    import ray
-    from ray.util import get_node_ip_address
-
-    with closing(socket.socket()) as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: Ray's own processes would push workers aside
-    here = {**LAPTOP, "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
-    # It is the dashboard that answers, so that has to be there as well.
-    ray.init(address="local", include_dashboard=True, runtime_env=_runtime_env(here), **QUIET)
-    os.environ["RAY_ADDRESS"] = here["RAY_ADDRESS"]
-    with suppress(OSError):
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)  # Ray lets everybody read what lets one in
 
 
 def _runtime_env(more: dict[str, str]) -> dict[str, Any]:

@@ -241,6 +241,7 @@ def _named(job: Job) -> Iterator[None]:
     Raises:
         UserError: it has.
     """
+    import ray
     from ray.exceptions import RayActorError
 
     try:
@@ -248,8 +249,8 @@ def _named(job: Job) -> Iterator[None]:
     except RayActorError as error:
         raise UserError(
             f"what starts the workers of {job.name} has ended, or gave them up since they did not start in time; its "
-            "log says why (session_latest/logs/train in $RAY_TMPDIR, or /tmp/ray). The same command goes on from the "
-            "last checkpoint"
+            f"log says why ({ray.get_runtime_context().get_temp_dir()}/session_latest/logs/train). The same command "
+            "goes on from the last checkpoint"
         ) from error
 
 

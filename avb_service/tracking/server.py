@@ -8,6 +8,7 @@ import os
 import socket
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 
 from avb_service.errors import UserError
+from avb_service.places import settle
 from avb_service.tracking import login
 
 if TYPE_CHECKING:
@@ -190,6 +192,7 @@ def server_command(
 
 def _prepare() -> None:
     """Settle what MLflow reads from the environment when it is imported, unless the user has settled it."""
+    settle()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # which tables it creates is no news to anybody
@@ -208,6 +211,8 @@ def _alone(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):  # a lock would wait for ever where none can be made
+            pass
         with FileLock(path.with_suffix(".lock")):
             with closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
                 database.execute("BEGIN IMMEDIATE")

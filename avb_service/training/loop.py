@@ -255,6 +255,7 @@ class Engine:
             f"round {round_}: the gradient of player '{name}' is {norm.item()}{origin(report[0].item())}; the step was "
             "not taken",
             name,
+            round_,
         )
 
     def _collect(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ FLOORS = {
     "distributions": 1, "discrete": 1, "networks": 1, "bayes": 1, "optim": 1,
     "algorithm": 2,
     "algorithms": 3,
-    "data": 4, "training": 4, "checkpoint": 4, "storage": 4, "lock": 4,
+    "data": 4, "training": 4, "checkpoint": 4, "storage": 4, "lock": 4, "places": 4,
     "likelihood": 5, "figures": 5,
     "settings": 6, "model": 6, "experiment": 6,
     "tracking": 7,
