@@ -17,6 +17,7 @@ cd "$1"
 
 for name in ray_token mlflow_password mlflow_session_key postgres_password; do
   if [ ! -s "$name" ]; then head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$name"; fi
+  if [ -n "$(tail -c 1 "$name")" ]; then echo >> "$name"; fi   # so that nothing is glued to it where it is printed
 done
 touch s3_credentials
 echo "*:*:*:*:$(cat postgres_password)" > pgpass

@@ -1,4 +1,4 @@
-"""A login for the MLflow server, its passwords and keys read from files that nobody else can read.
+"""A login for the MLflow server: passwords and keys in files that nobody else can read; who is refused, and why.
 
 Floor 7. The folder is made by deploy/secrets.sh. What is in it reaches the server through its environment, where
 neither a process list nor a log shows it.
@@ -6,9 +6,11 @@ neither a process list nor a log shows it.
 
 import configparser
 import os
+import socket
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from avb_service.errors import UserError
 
@@ -58,6 +60,52 @@ def write_settings(folder: Path, users: str) -> dict[str, str]:
     with path.open("w", encoding="utf-8") as file:
         settings.write(file)
     return {"MLFLOW_AUTH_CONFIG_PATH": str(path)}
+
+
+def refusal(uri: str, status: int, answer: str) -> str:
+    """Why a server does not let us in, and what mends it, in one sentence without its subject.
+
+    Args:
+        uri: of the server.
+        status: 401 or 403, that it answered with.
+        answer: what it said besides.
+    """
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    server, (user, password) = urlsplit(uri), read_mlflow_creds()
+    if status == 403 and "host" in answer.lower():
+        return (
+            f"refuses to be called {server.netloc}: call it by a name that it knows, or start it with this one in "
+            "MLFLOW_SERVER_ALLOWED_HOSTS (AVB_HOSTS of deploy/compose.yaml)"
+        )
+    if status == 403:
+        return f"knows the user {user!r} and does not permit that: use another, or have whoever runs it permit it"
+    if _is_here(server.hostname):
+        kept = "it is in mlflow_password of the folder that `avb ui --secrets` was given"
+    else:
+        kept = (
+            f"whoever runs {server.hostname} knows it; on the head of a cluster, ray exec ray_cluster.yaml 'cat "
+            "$AVB_STORAGE/secrets/mlflow_password' prints it"
+        )
+    if not (user and password):
+        lacking = " and ".join(
+            name for name, value in (("MLFLOW_TRACKING_USERNAME", user), ("MLFLOW_TRACKING_PASSWORD", password))
+            if not value
+        )  # fmt: skip
+        return f"asks for a login, and {lacking} is not set, nor in ~/.mlflow/credentials. The password: {kept}"
+    source = "MLFLOW_TRACKING_PASSWORD" if os.environ.get("MLFLOW_TRACKING_PASSWORD") else "~/.mlflow/credentials"
+    return f"does not take the password of the user {user!r} that {source} holds: mend that. The password: {kept}"
+
+
+def _is_here(host: str | None) -> bool:
+    """Whether a name is this machine's: what can be bound to is."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: Path) -> str:

@@ -239,10 +239,7 @@ def _check_http(uri: str) -> None:
             "MLFLOW_TRACKING_URI, or unset that to track into a local file"
         ) from error
     if response.status_code in (401, 403):
-        raise UserError(
-            f"the MLflow server at {uri} refuses us ({response.status_code} {response.reason}): set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or add the host to the server's --allowed-hosts"
-        )
+        raise UserError(f"the MLflow server at {uri} {login.refusal(uri, response.status_code, response.text)}")
     if response.status_code != 200 or "json" not in response.headers.get("Content-Type", ""):
         raise UserError(
             f"what answers at {uri} is no MLflow server: status {response.status_code}, expected a list of "

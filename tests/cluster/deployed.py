@@ -58,7 +58,7 @@ class Deployed:
 
     def secret(self, name: str) -> str:
         """One of those that the cluster was installed with."""
-        return (self.hosts.shared / "secrets" / name).read_text()
+        return (self.hosts.shared / "secrets" / name).read_text().strip()
 
     @property
     def login(self) -> str:

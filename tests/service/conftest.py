@@ -21,7 +21,7 @@ def secrets(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def password(secrets) -> Iterator[str]:
     """The admin's, used by whatever runs here meanwhile."""
-    word = (secrets / "mlflow_password").read_text()
+    word = (secrets / "mlflow_password").read_text().strip()
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_USERNAME", "avb")
         patched.setenv("MLFLOW_TRACKING_PASSWORD", word)

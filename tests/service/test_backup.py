@@ -110,12 +110,21 @@ def test_nobody_reads_without_a_login_and_the_password_is_not_shown(secrets, pas
         for page in ("/", "/api/2.0/mlflow/experiments/search?max_results=1", "/ajax-api/2.0/mlflow/users/current"):
             assert urllib3.request("GET", uri + page, retries=False).status == 401, page
         assert check_server(uri) == uri
+        here = "mlflow_password of the folder that `avb ui --secrets` was given$"
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another-password")
-        with pytest.raises(UserError, match="refuses us.*MLFLOW_TRACKING_PASSWORD"):
+        with pytest.raises(UserError, match=f"not take the password .*'avb' that MLFLOW_TRACKING_PASSWORD.*{here}"):
+            check_server(uri)
+        monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(UserError, match=f"asks for a login, and MLFLOW_TRACKING_PASSWORD is not set.*{here}"):
+            check_server(uri)
+        (tmp_path / ".mlflow").mkdir()
+        (tmp_path / ".mlflow" / "credentials").write_text("[mlflow]\nmlflow_tracking_password = old\n")
+        with pytest.raises(UserError, match=f"does not take the password .* that ~/.mlflow/credentials holds.*{here}"):
             check_server(uri)
         shown = " ".join(path.read_bytes().decode() for path in Path("/proc").glob("*/cmdline"))
         assert f"{tmp_path}/mlflow.db" in shown
-        for secret in (password, (secrets / "mlflow_session_key").read_text()):
+        for secret in (password, (secrets / "mlflow_session_key").read_text().strip()):
             assert secret not in shown + (tmp_path / "server.log").read_text()
 
 
@@ -145,7 +154,7 @@ def test_a_database_is_served_with_a_password_file_and_not_a_password(secrets):
     assert command.environment["PGPASSFILE"] == str(secrets / "pgpass")
     settings = Path(command.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()
     assert "NO_PERMISSIONS" in settings and "postgresql+psycopg://mlflow@database/mlflow" in settings
-    assert (secrets / "mlflow_password").read_text() not in settings + " ".join(command.arguments)
+    assert (secrets / "mlflow_password").read_text().strip() not in settings + " ".join(command.arguments)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from avb_service.tracking import (
     check_server,
     close_open_children,
     leaderboard,
+    login,
     pull,
     register,
     server_command,
@@ -42,6 +43,7 @@ pytestmark = [
 ]
 
 CONFIG = {"algorithm": {"name": "avb", "latent_dim": 8, "lr": 1e-5}, "data": {"name": "digits", "options": {}}}
+WRONG = {"USERNAME": "avb", "PASSWORD": "hunter22"}
 TAGS = {"method": "avb", "latent_dim": "8"}
 METRICS = {"test/log_likelihood.ais": -80.125, "test/log_likelihood.gap": 0.1}
 
@@ -370,7 +372,7 @@ def test_a_server_that_is_not_there_is_named(unused_port=1):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "refuses us \\(401 Unauthorized\\)"),
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "asks for a login"),
         (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 2\r\n\r\nhi", "is no MLflow server"),
         (b"", "no MLflow server answers"),
     ],
@@ -389,6 +391,28 @@ def test_a_server_that_answers_something_else_is_named(answer, message):
         with pytest.raises(UserError, match=message):
             check_server(f"http://127.0.0.1:{listener.getsockname()[1]}")
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "status", "answer", "says"),
+    [
+        ({}, "127.0.0.1", 401, "", "_USERNAME and .*_PASSWORD is not set.*folder that `avb ui"),
+        ({"USERNAME": "avb"}, "mlflow.example.org", 401, "", "LOW_TRACKING_PASSWORD is not set.*runs mlflow.example"),
+        (WRONG, "127.0.0.1", 401, "", "'avb' that MLFLOW_TRACKING_PASSWORD holds.*folder that `avb ui"),
+        (WRONG, "192.0.2.1", 401, "", "'avb' that MLFLOW_TRACKING_PASSWORD holds.*whoever runs 192.0.2.1"),
+        (WRONG, "192.0.2.1", 403, "Permission denied", "'avb' and does not permit"),
+        ({}, "head", 403, "Invalid Host header - possible attack", "called head:5000.*MLFLOW_SERVER_ALLOWED_HOSTS"),
+    ],
+    ids=["none here", "half elsewhere", "wrong here", "wrong elsewhere", "not permitted", "another name"],
+)
+def test_each_refusal_has_its_own_advice_of_one_line(given, host, status, answer, says, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    line = login.refusal(f"http://{host}:5000", status, answer)
+    assert re.search(says, line) and "\n" not in line and "hunter22" not in line
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):

@@ -192,6 +192,9 @@ def test_compose_refuses_what_is_wrong(path, value):
 def test_secrets_are_files_that_nobody_else_reads(tmp_path):
     folder = tmp_path / "with space" / "secrets"
     made = []
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / "ray_token").write_text("0123456789abcdef" * 3)  # as it was made before
+    (folder / "ray_token").chmod(0o600)
     for _ in range(2):  # run again, it changes nothing
         done = subprocess.run([DEPLOY / "secrets.sh", folder], capture_output=True, text=True, check=True)
         assert done.stdout + done.stderr == ""
@@ -199,9 +202,11 @@ def test_secrets_are_files_that_nobody_else_reads(tmp_path):
     assert made[0] == made[1] and made[0].keys() == SECRETS
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    password = made[0]["mlflow_password"]
-    assert re.fullmatch(r"[0-9a-f]{48}", password) and password in made[0]["credentials"]
-    assert made[0]["pgpass"] == f"*:*:*:*:{made[0]['postgres_password']}\n"
+    for name in ("ray_token", "mlflow_password", "mlflow_session_key", "postgres_password"):
+        assert re.fullmatch(r"[0-9a-f]{48}\n", made[0][name]), "a terminal prints it on a line of its own"
+    assert made[0]["ray_token"].startswith("0123456789abcdef"), "what is there stays"
+    assert f"= {made[0]['mlflow_password']}" in made[0]["credentials"]
+    assert made[0]["pgpass"] == f"*:*:*:*:{made[0]['postgres_password']}"
     assert len({made[0][name] for name in ("mlflow_password", "mlflow_session_key", "postgres_password")}) == 3
 
 
