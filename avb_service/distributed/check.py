@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shlex
-import socket
 import subprocess
 import threading
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import Any, Self
 
 import jsonschema
 
-from avb_service.distributed import probe
+from avb_service.distributed import absent, probe
 from avb_service.errors import ConfigError
 from avb_service.trees import read_yaml
 
@@ -238,6 +237,7 @@ def check(
         problems += wanting(cluster, hosts)
         problems += not_shared(cluster, marks, ask("marks"))
         members = ask("members", of=[head]).get(head) or None
+        failed = ask("given_up", of=[head]).get(head) or []
         own = ask("listen", head_ports, of=[head]).get(head)
         open_ports = [(host, port) for host, (port,) in ask("listen", [ANY]).items()]
         fixed = [(head, port) for port in head_ports if own]
@@ -250,7 +250,7 @@ def check(
         closed = ask("closed", [*fixed, *open_ports])
         problems += unreached({host: [(*each,) for each in shut] for host, shut in closed.items()}, fixed)
     if members is not None:
-        problems += misplaced(cluster, members, serving=own is not None and own[1] is None)
+        problems += misplaced(cluster, members, failed, serving=own is not None and own[1] is None)
     return Report(hosts, members, problems)
 
 
@@ -331,16 +331,11 @@ def occupied(opened: Mapping[str, Sequence[int | None]], ports: Sequence[int]) -
     ]  # fmt: skip
 
 
-def misplaced(cluster: ClusterFile, members: Mapping[str, Any], serving: bool) -> list[str]:
+def misplaced(cluster: ClusterFile, members: Mapping[str, Any], failed: Collection[str], serving: bool) -> list[str]:
     """After `ray up`: hosts that have not joined, and a head whose MLflow is not serving."""
-    head = cluster.hosts[0]
-    found = [
-        f"{host}: has not joined the cluster: wait while it installs; {head} has tried to start Ray there, and says in "
-        "$RAY_TMPDIR/session_latest/logs/monitor.* why it failed. A host that failed is not tried again: ray up"
-        for host in cluster.hosts
-        if host not in members and _address(host) not in members
-    ]
-    return found if serving else [*found, f"{head}: MLflow does not run: see ~/avb-service/mlflow.log there"]
+    found = [absent.line(host, failed) for host in cluster.hosts if not absent.joined(host, members)]
+    idle = [] if serving else [f"{cluster.hosts[0]}: MLflow does not run: see ~/avb-service/mlflow.log there"]
+    return [*found, *idle]
 
 
 def _is(pattern: str, value: object) -> bool:
@@ -357,10 +352,3 @@ def _words(command: str) -> list[str]:
 def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     section = tree.get(name)
     return section if isinstance(section, dict) else {}
-
-
-def _address(host: str) -> str:
-    try:
-        return socket.gethostbyname(host)
-    except OSError:
-        return host

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from avb_service.distributed import own, probe
+from avb_service.distributed import absent, own, probe
 from avb_service.distributed.check import mixed
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
@@ -29,7 +29,6 @@ ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else a trial that fails before its first report ends the search
 }
 QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-MISSING = "Why: ray exec ray_cluster.yaml 'tail -n 100 $RAY_TMPDIR/session_latest/logs/monitor.*'"
 
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
@@ -225,8 +224,12 @@ def _gather(on_wait: Callable[[str], None], fits: Callable[[Capacity], object]) 
     expected, until, seen = int(given), time.monotonic() + PATIENCE, -1
     while (here := len((has := _capacity()).nodes)) < expected:
         how = f"{here} of {expected} hosts have joined the cluster, with {has.cpus:g} CPUs and {has.gpus:g} GPUs"
+        lost, most = absent.failed([node["NodeManagerAddress"] for node in _alive()])
+        if most is not None and most < expected:  # those that may still come are not enough
+            on_wait("\n  ".join([f"{how}; going on without the others", *(absent.line(host, lost) for host in lost)]))
+            break
         if time.monotonic() > until:
-            on_wait(f"{how}; going on without the others. {MISSING}")
+            on_wait(f"{how}; going on without the others. {absent.WHY} says why they are not there")
             break
         if here != seen:
             lacking = ""

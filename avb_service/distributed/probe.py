@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import stat
@@ -22,6 +23,7 @@ MARK = "avb-probe "  # begins our lines, whatever else a login shell prints
 PACKAGES = ("ray", "torch", "mlflow")
 TOOLS = ("rsync", "flock", "setsid", "pgrep")
 SECONDS = 3  # for a connection to another host
+GIVEN_UP = re.compile(r"Terminating the node with id (\S+) and ip .*\(launch failed\)")  # what Ray's autoscaler notes
 
 
 def facts(storage: str, token: str) -> dict[str, object]:
@@ -143,6 +145,17 @@ def members(storage: str) -> dict[str, list[float]]:
     return {node["NodeManagerAddress"]: [node["Resources"].get(key, 0) for key in ("CPU", "GPU")] for node in alive}
 
 
+def given_up() -> list[str]:
+    """Hosts on which Ray did not start, by what the autoscaler on this host, the head, has noted; none elsewhere."""
+    log = os.path.join(os.environ.get("RAY_TMPDIR") or "/tmp/ray", "session_latest", "logs", "monitor.log")
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            noted = [GIVEN_UP.search(line) for line in file if "launch failed" in line]
+    except OSError:
+        return []
+    return sorted({found.group(1) for found in noted if found})
+
+
 def main(storage: str, token: str) -> None:
     """Answer until nobody asks."""
     storage = os.path.expanduser(storage)
@@ -152,6 +165,7 @@ def main(storage: str, token: str) -> None:
         "listen": listen,
         "closed": closed,
         "members": lambda: members(storage),
+        "given_up": given_up,
     }
     try:
         for line in sys.stdin:

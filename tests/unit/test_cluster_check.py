@@ -6,12 +6,14 @@ import socket
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
 
 from avb_service import cli
-from avb_service.distributed import probe
+from avb_service.distributed import absent, probe
 from avb_service.distributed.check import (
     LOCAL,
     NODE,
@@ -189,9 +191,29 @@ def test_only_one_host_that_answers_shares_with_itself():
 
 def test_after_ray_up_it_says_who_is_missing():
     everybody = {"one": [2, 0], "two": [2, 0]}
-    assert misplaced(CLUSTER, everybody, serving=True) == []
-    assert "one: MLflow does not run" in misplaced(CLUSTER, everybody, serving=False)[0]
-    assert "two: has not joined the cluster" in misplaced(CLUSTER, {"one": [2, 0]}, serving=True)[0]
+    assert misplaced(CLUSTER, everybody, [], serving=True) == []
+    assert "one: MLflow does not run" in misplaced(CLUSTER, everybody, [], serving=False)[0]
+    assert "two: has not joined the cluster: wait" in misplaced(CLUSTER, {"one": [2, 0]}, [], serving=True)[0]
+    assert misplaced(CLUSTER, {"one": [2, 0]}, ["two"], serving=True) == [absent.line("two", ["two"])]
+    assert misplaced(CLUSTER, everybody, ["two"], serving=True) == [], "somebody has started it by hand"
+
+
+def test_what_the_autoscaler_notes_of_a_host_that_it_gives_up_is_understood(monkeypatch, tmp_path):
+    from ray.autoscaler._private.autoscaler import StandardAutoscaler
+
+    noted: list[str] = []
+    here = SimpleNamespace(
+        provider=SimpleNamespace(internal_ip=lambda node: node), event_summarizer=Mock(), nodes_to_terminate=[],
+        _get_node_type=lambda node: "local.cluster.node",
+    )  # fmt: skip
+    for host, reason in (("10.0.0.2", "launch failed"), ("worker3", "launch failed"), ("10.0.0.4", "idle")):
+        StandardAutoscaler.schedule_node_termination(here, host, reason, noted.append)
+    logs = tmp_path / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert probe.given_up() == [], "on hosts that are no head"
+    (logs / "monitor.log").write_text("\n".join(["autoscaler started", *noted, noted[0]]))
+    assert probe.given_up() == ["10.0.0.2", "worker3"]
 
 
 def test_the_projects_file_needs_its_key_alone(tmp_path):

@@ -4,8 +4,9 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from avb_service.distributed import cluster
+from avb_service.distributed import absent, cluster
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig
 
@@ -18,7 +19,9 @@ def joined(monkeypatch):
         clock, hosts, notes = itertools.count(), iter(numbers), []
         monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
-        monkeypatch.setattr(cluster, "_alive", lambda: [{"Resources": {"CPU": 2.0}}] * next(hosts, numbers[-1]))
+        capacity = lambda: cluster.Capacity((cluster.Node(2, 0),) * next(hosts, numbers[-1]))  # noqa: E731
+        monkeypatch.setattr(cluster, "_capacity", capacity)
+        monkeypatch.setattr(cluster, "_alive", lambda: [{"NodeManagerAddress": "10.0.0.1"}])
         cluster._gather(notes.append, fits)
         return notes
 
@@ -46,6 +49,35 @@ def test_it_does_not_wait_for_ever(joined, monkeypatch):
     waiting, going_on = joined(2)
     assert "waiting up to 15 min" in waiting
     assert "2 of 3" in going_on and "going on without the others" in going_on and "ray exec" in going_on
+
+
+@pytest.mark.parametrize(
+    ("wanted", "failing", "waits"), [(4, [3], False), (3, [3], True), (3, [2, 3], False), (4, [], True)],
+    ids=["one failed of all", "enough may still come", "too many failed", "none failed"],
+)  # fmt: skip
+def test_it_does_not_wait_for_hosts_on_which_ray_does_not_start(joined, monkeypatch, tmp_path, wanted, failing, waits):
+    hosts = [f"10.0.0.{i}" for i in range(1, 5)]
+    file = tmp_path / "bootstrap.yaml"
+    file.write_text(yaml.safe_dump({"provider": {"type": "local", "head_ip": hosts[0], "worker_ips": hosts[1:]}}))
+    monkeypatch.setattr(absent, "BOOTSTRAP", str(file))
+    monkeypatch.setattr(absent.probe, "given_up", lambda: [hosts[i] for i in failing])
+    monkeypatch.setenv("AVB_NODES", str(wanted))
+    notes = joined(2)
+    assert ("waiting up to 15 min" in notes[0]) == waits
+    said = [absent.line(hosts[i], [hosts[i]]) for i in failing]
+    assert waits or notes == [f"2 of {wanted} hosts have joined the cluster, with 4 CPUs and 0 GPUs; going on without "
+                              + "\n  ".join(["the others", *said])]  # fmt: skip
+
+
+def test_what_failed_in_another_cluster_counts_for_nothing(monkeypatch, tmp_path):
+    file = tmp_path / "bootstrap.yaml"
+    monkeypatch.setattr(absent, "BOOTSTRAP", str(file))
+    monkeypatch.setattr(absent.probe, "given_up", lambda: ["10.0.0.2"])
+    assert absent.failed(["10.0.0.1"]) == ([], None), "here is no head"
+    file.write_text(yaml.safe_dump({"provider": {"head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}}))
+    assert absent.failed(["10.0.0.1"]) == (["10.0.0.2"], 1)
+    assert absent.failed(["10.0.0.1", "10.0.0.2"]) == ([], 2)
+    assert absent.failed(["10.1.0.1"]) == ([], None)
 
 
 @pytest.mark.parametrize("given", [None, "1", "2"])
