@@ -116,7 +116,7 @@ def test_nobody_reads_without_a_login_and_the_password_is_not_shown(secrets, pas
             check_server(uri)
         monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
         monkeypatch.setenv("HOME", str(tmp_path))
-        with pytest.raises(UserError, match=f"asks for a login, and MLFLOW_TRACKING_PASSWORD is not set.*{here}"):
+        with pytest.raises(UserError, match=f"asks for a login: set MLFLOW_TRACKING_PASSWORD,.*{here}"):
             check_server(uri)
         (tmp_path / ".mlflow").mkdir()
         (tmp_path / ".mlflow" / "credentials").write_text("[mlflow]\nmlflow_tracking_password = old\n")

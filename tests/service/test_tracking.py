@@ -396,8 +396,8 @@ def test_a_server_that_answers_something_else_is_named(answer, message):
 @pytest.mark.parametrize(
     ("given", "host", "status", "answer", "says"),
     [
-        ({}, "127.0.0.1", 401, "", "_USERNAME and .*_PASSWORD is not set.*folder that `avb ui"),
-        ({"USERNAME": "avb"}, "mlflow.example.org", 401, "", "LOW_TRACKING_PASSWORD is not set.*runs mlflow.example"),
+        ({}, "127.0.0.1", 401, "", "set .*_USERNAME and .*_PASSWORD,.*folder that `avb ui"),
+        ({"USERNAME": "avb"}, "mlflow.example.org", 401, "", "set MLFLOW_TRACKING_PASSWORD,.*runs mlflow.example"),
         (WRONG, "127.0.0.1", 401, "", "'avb' that MLFLOW_TRACKING_PASSWORD holds.*folder that `avb ui"),
         (WRONG, "192.0.2.1", 401, "", "'avb' that MLFLOW_TRACKING_PASSWORD holds.*whoever runs 192.0.2.1"),
         (WRONG, "192.0.2.1", 403, "Permission denied", "'avb' and does not permit"),
