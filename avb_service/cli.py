@@ -75,7 +75,7 @@ def train(
 ) -> None:
     """Train one model on Ray, score it on held-out data and register it."""
     from avb_service.checkpoint import CheckpointStore
-    from avb_service.data.scale import caution
+    from avb_service.data.scale import introduction
     from avb_service.distributed.cluster import cluster, own_capacity
     from avb_service.distributed.progress import Bars, listening
     from avb_service.distributed.scoring import on_cluster
@@ -96,8 +96,7 @@ def train(
         here.models_at_a_time(config.scaling)
     with ExitStack() as held:
         held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
-        dataset = load_data(config)
-        for line in (dataset.description, *caution(dataset)):
+        for line in introduction(load_data(config)):
             _note(line)
         job = Job.alone(config, name, storage.absolute() / name, uri)
         capacity = held.enter_context(cluster(_note, lambda has: has.models_at_a_time(config.scaling)))

@@ -71,6 +71,11 @@ class Scale:
         return said
 
 
+def introduction(dataset: Dataset) -> list[str]:
+    """What a person is told of data before anything is trained on them: what was read, and whether it is far off."""
+    return [dataset.description, *caution(dataset)]
+
+
 def caution(dataset: Dataset) -> list[str]:
     """A line for each source of real values that are far from those that a network starts from."""
     scales = _scales(dataset) if dataset.spec.values == "real" else {}

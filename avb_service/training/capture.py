@@ -33,7 +33,6 @@ from avb_service.training.turn import Play, Played, Turn
 
 Run = Callable[..., Sequence[Tensor]]  # (*batch, *noise, *parameters and buffers) -> gradient, report, *statistics
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -64,9 +63,11 @@ class Draw:
 
     def alike(self, other: "Draw") -> bool:
         """Whether both draw from one law."""
-        pairs = list(zip(self.law, other.law, strict=False))
-        same = [torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs]
-        return self.operation == other.operation and len(self.law) == len(other.law) and all(same)
+        mine, its = self.law, other.law
+        return self.operation == other.operation and len(mine) == len(its) and all(
+            torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+            for a, b in zip(mine, its, strict=True)
+        )
 
 
 class Program:

@@ -5,6 +5,7 @@ Floor 4. What is one tensor is averaged, clipped and stepped by one operation.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,7 +82,6 @@ class Slots:
         by_shape = player.turn.optimizer in BY_SHAPE
         self._pieces = [_Piece(p, [p]) for p in self.parameters] if by_shape else _runs(self.parameters)
         self.optimizer = player.turn.build([piece.tensor for piece in self._pieces])
-        self._laid_out = self._state_laid_out()
 
     def step(self, gradient: Tensor) -> None:
         """Step by a gradient [P], laid out as `joined(parameters)`."""
@@ -119,7 +119,8 @@ class Slots:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
-    def _state_laid_out(self) -> set[str]:
+    @cached_property
+    def _laid_out(self) -> set[str]:
         """What the optimizer keeps a number of for each number of a run, and has to be cut as the run is."""
         if self._turn.optimizer in BY_SHAPE:
             return set()

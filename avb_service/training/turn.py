@@ -73,16 +73,13 @@ class Turn:
         self.terms: tuple[str, ...] = ()  # names, known once a slice was played
         self._names, self._weight, self._average = names, weight, average
 
-    def __call__(
-        self, slices: Iterable[tuple[int, Batch]], rate: float, broken: Tensor
-    ) -> Taken:
+    def __call__(self, slices: Iterable[tuple[int, Batch]], rate: float, broken: Tensor) -> Taken:
         """Take one step, unless something is broken already or this step's gradient is not finite.
 
         Args:
             slices: of the batch, each with the seed of its noise.
             rate: the learning rate.
             broken: 0, or 1 once a gradient was not finite, which this call may find; float32, on the device.
-
         """
         gradient, report, statistics = torch.zeros(()), torch.zeros(()), list[dict[str, Tensor]]()
         for seed, batch in slices:
@@ -113,9 +110,7 @@ class Turn:
             loss = self.player.objective(batch)
             gradients = torch.autograd.grad(loss.value * self._weight, own, allow_unused=True)
         if idle := [self._names[p] for p, gradient in zip(own, gradients, strict=True) if gradient is None]:
-            raise TypeError(
-                f"player '{self.player.name}' owns {', '.join(idle)}, but its objective does not use them"
-            )
+            raise TypeError(f"player '{self.player.name}' owns {', '.join(idle)}, but its objective does not use them")
         self.terms = tuple(loss.terms)
         report = torch.stack([loss.value.detach(), *loss.terms.values()])
         return Played(joined(gradients), report, dict(loss.statistics))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avb_service.data.datasets import DataConfig, Dataset, load
-from avb_service.data.scale import caution
+from avb_service.data.scale import introduction
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
@@ -76,7 +76,7 @@ def preflight(space: SpaceConfig, on_data: Callable[[str], None] = lambda descri
     for config in chain(space.bases(), drawn):
         if config.data not in loaded:
             loaded[config.data] = load(config.data)
-            for line in (loaded[config.data].description, *caution(loaded[config.data])):
+            for line in introduction(loaded[config.data]):
                 on_data(line)
         check_fit(config, loaded[config.data])
 

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,9 @@ def trained(runs, tmp_path_factory) -> dict[int, Path]:
 
 
 def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], kind: str, workers: int = 2) -> None:
-    """Halves and quarters are exact in binary; thirds round each gradient, and Adam makes the most of a small one."""
+    """Halves and quarters are exact in binary, thirds are not; in 32 bits Adam makes the most of a small gradient."""
     assert one.keys() == other.keys()
-    relative = 1e-3 if workers == UNEVEN else 1e-4
+    relative = 1e-3 if workers == UNEVEN else 5e-4
     for name in one:
         if kind == SGD:
             assert (one[name] - other[name]).abs().max() < 1e-10, name
@@ -264,7 +265,7 @@ def source(index: int, worker: int) -> tuple[Tensor, None]:
 
 
 def engine(algorithm: Algorithm, rank: int, workers: int, **options: Any) -> Engine:
-    mean = averaging if dist.is_initialized() else None
+    mean = partial(averaging, timeout_s=options.get("timeout_s", 60)) if dist.is_initialized() else None
     config = TrainingConfig(rounds=4, report_every=2, logical_workers=4, batch_size=12)
     return Engine(algorithm, options.get("source", source), config, averaging=mean, rank=rank, workers=workers)
 
@@ -279,6 +280,7 @@ def find_flaws(rank: int, workers: int) -> None:
         engine(Flawed(own_both=False, use_both=True), rank, workers)
     with pytest.raises(TypeError, match=r"player 'model' owns spare\.weight, spare\.bias, but its objective does not"):
         engine(Flawed(own_both=True, use_both=False), rank, workers).run(ignore)
+    torch.manual_seed(0)  # each rank has drawn noise of its own
     sound = engine(Flawed(own_both=True, use_both=True), rank, workers)
     sound.run(ignore)
     assert sound.round == 4
@@ -348,16 +350,16 @@ def hang(rank: int, workers: int, folder: Path) -> None:
         return source(index, worker)
 
     torch.manual_seed(0)
-    model = engine(Flawed(own_both=True, use_both=True), rank, workers, source=stuck)
-    with pytest.raises(RuntimeError, match="(?i)timed out" if rank == 0 else ""):
+    model = engine(Flawed(own_both=True, use_both=True), rank, workers, source=stuck, timeout_s=2)
+    with pytest.raises(RuntimeError, match="(?i)timed out" if rank == 0 else "waited for another|gloo|[Cc]onnection"):
         model.run(ignore)
     given_up.touch()
-    assert model.round == 1
+    assert model.round in ((1,) if rank == 0 else (1, 2))  # what rank 0 gave before it gave up is a step's worth
     os._exit(0)  # as Ray Train ends them; the group is broken and cannot be left in good order
 
 
 def test_a_rank_that_hangs_is_a_failure_of_the_others_and_not_a_wait(tmp_path):
-    spawn(tmp_path, (2, hang, (tmp_path,)), seconds=2)
+    spawn(tmp_path, (2, hang, (tmp_path,)))
     assert (tmp_path / "given up").exists()
 
 
