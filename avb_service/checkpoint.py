@@ -1,6 +1,7 @@
 """Checkpoints, from which training resumes, and model folders, which are published: checksummed, and free of pickle.
 
-Floor 4. Both are folders as storage.py writes them: whole or absent.
+Floor 4. Both are folders as storage.py writes them: whole or absent. Only what holds tensors needs torch, which takes a
+second to import: who looks into the registry does not wait for it.
 """
 
 import dataclasses
@@ -12,15 +13,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from avb_service.errors import DataError, UserError
 from avb_service.storage import MANIFEST, parse_json, put_back, read_file, read_folder, write_folder
 from avb_service.trees import Tree, parse_yaml, read_yaml, to_yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 State = dict[str, Any]  # nested; the leaves are tensors, JSON scalars or lists
 
@@ -43,7 +45,7 @@ class ModelFolder:
         more: further files by name, that go with it.
     """
 
-    weights: dict[str, Tensor]
+    weights: "dict[str, Tensor]"
     config: Tree
     card: str
     more: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
@@ -72,7 +74,7 @@ class ModelFolder:
         files = read_model_files(folder)
         weights, config, card = (files.pop(name) for name in MODEL_FILES)
         tree = parse_yaml(config.decode(), str(folder / "config.yaml"))
-        return cls(safetensors.torch.load(weights), tree, card.decode(), files)
+        return cls(_loaded(weights), tree, card.decode(), files)
 
 
 def model_folder(folder: Path, name: str | None = None) -> Path:
@@ -251,15 +253,17 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     files = read_folder(path, STATE_FILES)
     tensors, state, config, metrics = (files[name] for name in STATE_FILES)
     try:
-        merged = _merge(parse_json(path / "state.json", state), safetensors.torch.load(tensors))
+        merged = _merge(parse_json(path / "state.json", state), _loaded(tensors))
     except SafetensorError as error:
         raise DataError(f"{path / 'tensors.safetensors'} is not in the safetensors format: {error}") from error
     tree = parse_yaml(config.decode(), str(path / "config.yaml"))
     return Checkpoint(_round(path), merged, parse_json(path / "metrics.json", metrics), tree, path)
 
 
-def _split(node: Any, pointer: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
+def _split(node: Any, pointer: str, tensors: "dict[str, Tensor]") -> Any:  # noqa: ANN401
     """The JSON part of a state; its tensors go to a dictionary by JSON pointer (RFC 6901) and leave a null behind."""
+    from torch import Tensor
+
     if isinstance(node, Tensor):
         tensors[pointer] = node
         return None
@@ -273,7 +277,7 @@ def _split(node: Any, pointer: str, tensors: dict[str, Tensor]) -> Any:  # noqa:
     return node
 
 
-def _merge(node: Any, tensors: Mapping[str, Tensor], pointer: str = "") -> Any:  # noqa: ANN401
+def _merge(node: Any, tensors: "Mapping[str, Tensor]", pointer: str = "") -> Any:  # noqa: ANN401
     """The inverse of `_split`."""
     if pointer in tensors:
         return tensors[pointer]
@@ -288,9 +292,17 @@ def _below(pointer: str, key: str) -> str:
     return f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}"
 
 
-def _tensors(tensors: Mapping[str, Tensor]) -> bytes:
+def _tensors(tensors: "Mapping[str, Tensor]") -> bytes:
+    from safetensors.torch import save
+
     # Cloned, since safetensors refuses tensors that share memory, as tied weights do.
-    return safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    return save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+
+
+def _loaded(tensors: bytes) -> "dict[str, Tensor]":
+    from safetensors.torch import load
+
+    return load(tensors)
 
 
 def _yaml(tree: Tree) -> bytes:

@@ -132,6 +132,7 @@ def tune(
     from avb_service.tracking import check_server
     from avb_service.tracking import leaderboard as read
     from avb_service.tracking.publish import check_names
+    from avb_service.tracking.server import page
     from avb_service.tuning import record
     from avb_service.tuning.progress import ProgressCallback
     from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
@@ -172,7 +173,7 @@ def tune(
         server = uri if uri.startswith("http") else None
         pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@{best.alias} ./{best.alias}"
         print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}")
-        print(f"browse runs and figures: {server or 'avb ui'}")
+        print(f"browse runs and figures: {page(server, 'experiments') if server else 'avb ui'}")
         print(f"fetch the {best.alias}: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}")
 
 
@@ -352,13 +353,14 @@ def ui(
 ) -> None:
     """Serve the MLflow UI for the tracking file, or for the database in MLFLOW_TRACKING_URI."""
     from avb_service.tracking import check_server, server_command
-    from avb_service.tracking.server import check_port
+    from avb_service.tracking.server import check_port, page
 
     command = server_command(host, port, secrets=secrets, artifacts=artifacts)
     os.environ.update(command.environment)  # the way into the database may be among the secrets
     check_port(host, port)
-    row = {"url": f"http://{host}:{port}", "recorded_at": check_server()}
-    text = f"{row['url']} (MLflow opens on other things: switch to Model training at the upper left)"
+    url = f"http://{host}:{port}"
+    row = {"url": url, "runs": page(url, "experiments"), "models": page(url, "models"), "recorded_at": check_server()}
+    text = f"runs and figures: {row['runs']}\nmodels: {row['models']}"
     _say(as_json, row, partial(_note, text))
     sys.stdout.flush()
     os.dup2(2, 1)  # the server's log is no JSON

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from scipy.special import wrightomega
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -39,6 +38,8 @@ class Divergence:
 
 def _jeffrey_conjugate(t: Tensor) -> Tensor:
     """W(e^(1-t)) + 1 / W(e^(1-t)) + t - 2."""
+    from scipy.special import wrightomega  # slow to import, and one divergence's alone
+
     w = torch.as_tensor(wrightomega((1 - t).detach().double().cpu().numpy())).to(t)  # W(e^y), without overflow
     return w + 1 / w + t - 2
 

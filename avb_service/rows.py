@@ -61,7 +61,7 @@ def leaderboard(
 
 
 def _model(version: "RegisteredVersion") -> Row:
-    from avb_service.tracking.publish import HELD_OUT, SCORED_ON
+    from avb_service.tracking.registry import HELD_OUT, SCORED_ON
 
     metrics, tags = version.metrics, {key: value for key, value in version.tags.items() if value}
     return {

@@ -15,12 +15,19 @@ from avb_service.likelihood import Check, LikelihoodRecord, known, verdict
 from avb_service.model import load_model
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
-from avb_service.tracking.registry import RegisteredVersion, leaderboard, pull, register, set_alias
+from avb_service.tracking.registry import (
+    HELD_OUT,
+    SCORED_ON,
+    RegisteredVersion,
+    leaderboard,
+    pull,
+    register,
+    set_alias,
+)  # fmt: skip
 from avb_service.tracking.runs import Run, check_experiment
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-CONTENT, REASON, SCORED_ON = "sha256", "promotion", "scored_on"  # tags of a version
-HELD_OUT = "test/log_likelihood"  # the most believable figure, exact or a lower bound
+CONTENT, REASON = "sha256", "promotion"  # tags of a version
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 METRIC_TAG = "metric."
+SCORED_ON = "scored_on"  # a tag of a version
+HELD_OUT = "test/log_likelihood"  # the most believable figure, exact or a lower bound
 PARAMETERS: Mapping[str, str | int] = {"task": "reconstruct", "n": 16, "seed": 0, "dtype": ""}  # of a served model
 DESCRIPTION = 5000  # characters that MLflow's tables hold
 REQUIREMENTS = ("avb-service", "mlflow", "numpy", "safetensors", "torch")

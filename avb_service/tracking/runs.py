@@ -32,6 +32,7 @@ Picture = bytes | np.ndarray | Image.Image
 PARENT = "mlflow.parentRunId"
 RESUME_KEY = "avb.resume_key"
 REASON = "avb.reason"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on runs, and not on traces of prompts
 
 
 class Run:
@@ -220,7 +221,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> "Experiment":
     if experiment is None:
         root = artifact_root(uri)
         with existing_is_fine():
-            client.create_experiment(name, artifact_location=root.as_uri() if root else None)
+            client.create_experiment(name, artifact_location=root.as_uri() if root else None, tags=KIND)
         return _experiment(client, name, uri)
     _check_there(experiment, uri)
     return experiment

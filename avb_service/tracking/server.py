@@ -92,6 +92,11 @@ def check_server(uri: str | None = None) -> str:
     return uri
 
 
+def page(url: str, what: str) -> str:
+    """Where a browser finds a server's `experiments` or `models`; its own start page is for prompts and agents."""
+    return f"{url}/#/{what}?workflowType=machine_learning"
+
+
 def check_port(host: str, port: int) -> None:
     """Make sure that a server can listen; MLflow's would say so amid its log, and end as if all were well.
 

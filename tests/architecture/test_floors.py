@@ -168,6 +168,11 @@ def test_base_floors_run_without_ray_and_mlflow():
     assert done.stdout.strip() == "vae"
 
 
+def test_who_looks_into_the_registry_does_not_wait_for_torch():
+    code = "import sys, avb_service.cli, avb_service.tracking, avb_service.rows; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "algorithms").glob("*.py")), ids=lambda path: path.stem)
 def test_a_method_fits_on_three_screens(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= METHOD_LINES

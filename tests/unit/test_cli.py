@@ -125,7 +125,8 @@ def test_the_server_is_described_for_programs(capsys, monkeypatch):
         cli.main()
     told = json.loads(capsys.readouterr().out)
     assert left.value.code == 0 and str(port) in started[0]
-    assert told["url"] == f"http://127.0.0.1:{port}" and told["recorded_at"].startswith("sqlite:////")
+    assert told["url"] == f"http://127.0.0.1:{port}" and told["runs"].startswith(f"{told['url']}/#/experiments?")
+    assert told["recorded_at"].startswith("sqlite:////")
 
 
 def commands(group: TyperGroup, *names: str) -> dict[str, set[str]]:
