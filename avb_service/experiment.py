@@ -60,8 +60,8 @@ Heed = Callable[[Callable[[], None]], None]
 class Recorder(Protocol):
     """Where a run is recorded; MLflow's `Run` is one."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers at a round; those that are there already are left."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None) -> None:
+        """Numbers at a round; those that are there already are left. The tags are true of the run from then on."""
 
     def log_figure(self, name: str, picture: Any, step: int | None = None) -> None:  # noqa: ANN401
         """A PNG at a round; without one, the final picture of that name."""
@@ -129,9 +129,10 @@ class Experiment:
             UserError: the folder holds checkpoints of another configuration, or only damaged ones.
             DivergenceError: training left the finite numbers; names the last good state, which is in the store.
         """
+        resumed = self.resume(on_report)
         if self.recorder is not None:
             self.recorder.set_tags(self.tags())
-        if not self.resume(on_report):
+        if not resumed:
             self.save()  # so that there is a good state before the first report, too
         self._since = time.perf_counter()
 
@@ -276,9 +277,12 @@ class Experiment:
             "data_read": self.dataset.description,
             "code": code_version(),
             "parameters": str(sum(p.numel() for p in self.algorithm.parameters())),
-            "rounds": str(self.engine.round),
-            "train_seconds": f"{self.seconds:.1f}",
+            **self._progress(),
         }
+
+    def _progress(self) -> dict[str, str]:
+        """How far it is trained."""
+        return {"rounds": str(self.engine.round), "train_seconds": f"{self.seconds:.1f}"}
 
     def _fixed(self, dataset: Dataset, data: DataConfig, split: str, limit: int | None) -> tuple[Tensor, Tensor | None]:
         chosen: Split = getattr(dataset, split)
@@ -311,7 +315,7 @@ class Experiment:
         for name, value in metrics.items():
             self.history.setdefault(name, []).append([round_, value])
         if self.recorder is not None:
-            self.recorder.log_metrics(metrics, round_)
+            self.recorder.log_metrics(metrics, round_, self._progress())
             reports = round_ // self.config.training.report_every
             last = round_ == self.config.training.rounds
             if last or reports % self.config.tracking.figures_every == 0:

@@ -63,16 +63,20 @@ class Job:
         """The configuration, parsed."""
         return ExperimentConfig.parse(self.config, self.name)
 
-    def start_run(self) -> Run:
-        """Its MLflow run: a new one, or the one that was started before."""
+    def run(self, reopen: bool = False) -> Run:
+        """Its MLflow run: a new one, or the one that was started before.
+
+        Args:
+            reopen: whether it is running again, where it had ended.
+        """
         return Run.start(
-            self.settings.tracking.experiment, self.name, self.config,
-            parent=self.parent, tags=self.tags, resume_key=self.key, uri=self.tracking_uri,
+            self.settings.tracking.experiment, self.name, self.config, parent=self.parent, tags=self.tags,
+            resume_key=self.key, reopen=reopen, uri=self.tracking_uri,
         )  # fmt: skip
 
-    def outbox(self) -> Outbox:
+    def outbox(self, reopen: bool = False) -> Outbox:
         """A recorder for its run, that keeps what MLflow cannot take just now."""
-        return Outbox(Path(self.folder) / OUTBOX, self.start_run, self.tracking_uri)
+        return Outbox(Path(self.folder) / OUTBOX, partial(self.run, reopen), self.tracking_uri)
 
     def close(self, status: Status, reason: str) -> None:
         """Close its run in the place of workers that did not; that waits where MLflow does not answer."""
@@ -89,7 +93,7 @@ class Job:
         Raises:
             UserError: MLflow does not answer for minutes, or refuses; what it has to get is kept.
         """
-        deliver(Path(self.folder) / OUTBOX, self.start_run, self.tracking_uri, LAST, on_wait)
+        deliver(Path(self.folder) / OUTBOX, self.run, self.tracking_uri, LAST, on_wait)
 
     def trained(self) -> Experiment:
         """The best model that it has trained, to be scored and drawn."""
@@ -107,7 +111,7 @@ class Job:
 
     def publish(self, record: LikelihoodRecord, candidate: bool = True) -> Published:
         """Register that model with what `assess` gave; a candidate may become champion."""
-        return publish(self.trained(), record, self.start_run(), Path(self.folder) / "model", candidate)
+        return publish(self.trained(), record, self.run(), Path(self.folder) / "model", candidate)
 
     def check(self) -> None:
         """Make sure that it may be begun in its folder.
@@ -306,7 +310,7 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     hosts: list[str] = [""] * workers
     torch.distributed.all_gather_object(hosts, socket.gethostname())
-    box = job.outbox() if rank == 0 else None
+    box = job.outbox(reopen=True) if rank == 0 else None
     if box is not None:
         box.set_tags({HOSTS: ", ".join(sorted(set(hosts)))})
     try:

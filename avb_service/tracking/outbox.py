@@ -73,9 +73,10 @@ class Outbox:
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
         self._thread.start()
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers at a round."""
-        self._post(NUMBERS, {"metrics": {key: float(value) for key, value in metrics.items()}, "step": step})
+    def log_metrics(self, metrics: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None) -> None:
+        """Numbers at a round, and what is true of the run from then on."""
+        numbers = {key: float(value) for key, value in metrics.items()}
+        self._post(NUMBERS, {"metrics": numbers, "step": step, "tags": dict(tags or {})})
 
     def log_figure(self, name: str, picture: bytes, step: int | None = None) -> None:
         """A PNG at a round; without one, the final picture of that name."""
@@ -212,13 +213,13 @@ def deliver(
 def _hand_over(run: Run, letter: Mapping[str, Any]) -> None:
     match letter:
         case {"metrics": metrics, "step": step, "when": when}:
-            run.log_metrics(metrics, step, when)
+            run.log_metrics(metrics, step, letter.get("tags"), when)
         case {"figure": name, "png": png, "step": step, "when": when}:
             run.log_figure(name, base64.b64decode(png), step, when)
         case {"tags": tags}:
             run.set_tags(tags)
-        case {"status": status, "reason": reason}:
-            run.finish(status, reason)
+        case {"status": status, "reason": reason, "when": when}:
+            run.finish(status, reason, when)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

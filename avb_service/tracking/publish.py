@@ -16,6 +16,7 @@ from avb_service.model import load_model
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.registry import (
+    CONTENT,
     HELD_OUT,
     SCORED_ON,
     RegisteredVersion,
@@ -27,7 +28,7 @@ from avb_service.tracking.registry import (
 from avb_service.tracking.runs import Run, check_experiment
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-CONTENT, REASON = "sha256", "promotion"  # tags of a version
+REASON = "promotion"  # tag of a version
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,12 @@ def publish(
         alias, reason = _promotion(rows, record, uri)
     if before is None:
         _show(experiment, record, run)
-        tags = {**experiment.tags(), CONTENT: content, REASON: reason, SCORED_ON: record.scored_on,
-                "certificate": _verdict(record)}  # fmt: skip
-        version = register(
-            model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
-            tags=tags, uri=uri,
-        )  # fmt: skip
-    else:
-        version = before.version
-        run.log_metrics(metrics, experiment.engine.round)  # what that call had not come to
-        if alias is not None:
-            set_alias(model, alias, version, uri, tags={REASON: reason})
-    run.finish()
+    tags = {**experiment.tags(), CONTENT: content, REASON: reason, SCORED_ON: record.scored_on,
+            "certificate": _verdict(record)}  # fmt: skip
+    version = register(
+        model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
+        tags=tags, version=before.version if before else None, uri=uri,
+    )  # fmt: skip
     return Published(f"models:/{model}/{version}", alias, reason, metrics)
 
 
@@ -165,7 +160,12 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
     """
     if override is not None and not override.strip():
         raise UserError(f"--override: given {override!r}, expected a reason, which is kept with the model")
-    alias, reason = _promotion(_versions(name, uri), record_of(f"models:/{name}/{version}", uri), uri)
+    rows = _versions(name, uri)
+    row = next((row for row in rows if row.version == version), None)
+    if override is None and row is not None and CHAMPION in row.aliases:  # perhaps by a call that was cut off
+        set_alias(name, CHAMPION, version, uri, instead_of=CHALLENGER)
+        return row.tags.get(REASON, "it is champion already")
+    alias, reason = _promotion(rows, record_of(f"models:/{name}/{version}", uri), uri)
     if alias != CHAMPION:
         if override is None:
             raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")

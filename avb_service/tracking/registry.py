@@ -7,7 +7,6 @@ loaded without pickle. Its numbers are metrics of the logged model and tags of t
 import json
 import re
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,19 @@ from typing import TYPE_CHECKING
 
 from avb_service.checkpoint import LOADER, ModelFolder, model_folder, read_model_files
 from avb_service.errors import DataError, UserError
-from avb_service.storage import read_folder, write_folder
+from avb_service.storage import fingerprint, read_folder, write_folder
 from avb_service.tracking.runs import parameters
 from avb_service.tracking.server import check_server, connect, every, existing_is_fine, refusals, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
 METRIC_TAG = "metric."
 SCORED_ON = "scored_on"  # a tag of a version
+CONTENT = "sha256"  # another, and of its logged model
 HELD_OUT = "test/log_likelihood"  # the most believable figure, exact or a lower bound
 PARAMETERS: Mapping[str, str | int] = {"task": "reconstruct", "n": 16, "seed": 0, "dtype": ""}  # of a served model
 DESCRIPTION = 5000  # characters that MLflow's tables hold
@@ -72,9 +72,10 @@ def register(
     aliases: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
+    version: int | None = None,
     uri: str | None = None,
 ) -> int:
-    """Publish a model folder as the next version of a registered model.
+    """Publish a model folder as the next version of a registered model; go on where a call was cut off.
 
     Args:
         name: of the registered model; made if it does not exist.
@@ -84,6 +85,7 @@ def register(
         aliases: to give to the version.
         metrics: its numbers, shown on the page of the model and of the version.
         tags: what else a table of models should show.
+        version: one that such a call has made.
         uri: where, as `tracking_uri` reads it.
 
     Returns:
@@ -99,25 +101,31 @@ def register(
 
     numbers = {key: float(value) for key, value in (metrics or {}).items()}
     with refusals(f"cannot register {folder} as {name!r} at {where}"):
-        logged = _log_model(client, name, folder, model, run_id, step)
+        logged = _log_model(client, name, folder, model, run_id, step, version)
         with existing_is_fine():
             client.create_registered_model(name)
         described = {**(tags or {}), **{METRIC_TAG + key: repr(value) for key, value in numbers.items()}}
-        # The location and not models:/ID, which MLflow would look up at its global tracking URI.
-        published = client.create_model_version(
-            name,
-            logged.artifact_location,
-            run_id,
-            described,
-            description=model.card[:DESCRIPTION],
-            await_creation_for=0,
-            model_id=logged.model_id,
-        )
+        if version is None:
+            # The location and not models:/ID, which MLflow would look up at its global tracking URI.
+            published = client.create_model_version(
+                name,
+                logged.artifact_location,
+                run_id,
+                described,
+                description=model.card[:DESCRIPTION],
+                await_creation_for=0,
+                model_id=logged.model_id,
+            )
+        else:
+            published = client.get_model_version(name, str(version))
+            for key, value in described.items():
+                if published.tags.get(key) != value:
+                    client.set_model_version_tag(name, str(version), key, value)
         link = json.dumps([{"name": name, "version": int(published.version)}])
         client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
         for alias in aliases:
             client.set_registered_model_alias(name, alias, published.version)
-        _log_metrics(client, logged, run_id, numbers, step)  # last: a run has them once, however often this is begun
+        _log_metrics(client, logged, run_id, numbers, step, published.creation_timestamp)
     return int(published.version)
 
 
@@ -188,16 +196,31 @@ def pull(model: str, directory: Path, uri: str | None = None) -> Path:
     return write_folder(directory, files)
 
 
+def _begun(client: "MlflowClient", name: str, run: "Run", content: str, version: int | None) -> "LoggedModel | None":
+    """The model of a version, or without one what a call that was cut off has logged; None where there is none."""
+    versions = every(client.search_model_versions, f"run_id = '{run.info.run_id}'")
+    sources = {entry.source: int(entry.version) for entry in versions if entry.name == name}
+    same = f"name = '{name}' AND source_run_id = '{run.info.run_id}' AND tags.{CONTENT} = '{content}'"
+    logged = every(client.search_logged_models, [run.info.experiment_id], same)
+    return next((each for each in logged if sources.get(each.artifact_location) == version), None)
+
+
 def _log_model(
-    client: "MlflowClient", name: str, folder: Path, model: ModelFolder, run_id: str, step: int
+    client: "MlflowClient", name: str, folder: Path, model: ModelFolder, run_id: str, step: int, version: int | None
 ) -> "LoggedModel":
-    """Upload the folder as a model of the run."""
+    """Upload the folder as a model of the run, unless a call that was cut off has done so."""
     from mlflow.entities import LoggedModelOutput
 
-    experiment_id = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment_id, name, run_id, params=parameters(model.config))
+    run, content = client.get_run(run_id), fingerprint(folder)
+    logged = _begun(client, name, run, content, version)
+    if logged is None:
+        experiment_id, params = run.info.experiment_id, parameters(model.config)
+        logged = client.create_logged_model(experiment_id, name, run_id, {CONTENT: content}, params)
+    elif logged.status == "READY":
+        return logged
     try:
-        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+        if logged.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}:
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model"
             _save_pyfunc(path, folder, logged, run_id)
@@ -240,12 +263,12 @@ def _signature() -> "ModelSignature":
 
 
 def _log_metrics(
-    client: "MlflowClient", logged: "LoggedModel", run_id: str, metrics: Mapping[str, float], step: int
+    client: "MlflowClient", logged: "LoggedModel", run_id: str, metrics: Mapping[str, float], step: int, when: int
 ) -> None:
+    """Written twice at the same time they are there once."""
     from mlflow.entities import Metric
 
-    now = time.time_ns() // 1_000_000
-    points = [Metric(key, value, now, step, model_id=logged.model_id) for key, value in metrics.items()]
+    points = [Metric(key, value, when, step, model_id=logged.model_id) for key, value in metrics.items()]
     client.log_batch(run_id, metrics=points, synchronous=True)
 
 

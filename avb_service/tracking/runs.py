@@ -4,7 +4,7 @@ Floor 7.
 """
 
 import io
-import posixpath
+import json
 import re
 import tempfile
 import threading
@@ -23,7 +23,7 @@ from avb_service.trees import Tree, flatten, to_yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment
+    from mlflow.entities import Experiment, RunTag
     from mlflow.entities import Run as RunEntity
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -40,7 +40,8 @@ class Run:
 
     What a resumed run repeats is written once: a metric or a figure that the run has at a step is not written again
     at that step or an earlier one. What is tried again, because nobody learned that it had arrived, is the same to the
-    millisecond and to the name of its file, so it changes nothing.
+    millisecond and to the name of its file, so it changes nothing. A process may be killed between any two writes:
+    what belongs together is one of them, or begun again it is completed.
 
     Args:
         run_id: which.
@@ -71,6 +72,7 @@ class Run:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         resume_key: str | None = None,
+        reopen: bool = True,
         uri: str | None = None,
     ) -> "Run":
         """Start a run, or go on with the one that was started under the same key.
@@ -82,6 +84,7 @@ class Run:
             parent: id of the run that this one is shown below.
             tags: more about the run.
             resume_key: what stays the same when the same work is started again, such as a trial id.
+            reopen: whether a run that had ended is running again; otherwise only something is added to it.
             uri: where, as `tracking_uri` reads it.
 
         Raises:
@@ -92,19 +95,26 @@ class Run:
         with refusals(f"cannot start run {name!r} in experiment {experiment!r} at {where}"):
             experiment_id = _experiment(client, experiment, where).experiment_id
             marks = {PARENT: parent, RESUME_KEY: resume_key}
-            run = _find(client, experiment_id, resume_key) or client.create_run(experiment_id, run_name=name)
-            client.update_run(run.info.run_id, status="RUNNING")
-            if REASON in run.data.tags:
-                client.delete_tag(run.info.run_id, REASON)  # why it had ended
-            _describe(client, run, config, {**(tags or {}), **{key: value for key, value in marks.items() if value}})
+            described = {**(tags or {}), **{key: value for key, value in marks.items() if value}}
+            run = _find(client, experiment_id, resume_key)
+            if run is None:  # by one call, so that none is left that nobody finds again
+                run = client.create_run(experiment_id, tags=described, run_name=name)
+            elif reopen:
+                client.update_run(run.info.run_id, status="RUNNING")
+                if REASON in run.data.tags:
+                    client.delete_tag(run.info.run_id, REASON)  # why it had ended
+            _describe(client, run, config, described)
         return cls(run.info.run_id, where)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int, when: int | None = None) -> None:
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None, when: int | None = None
+    ) -> None:
         """Write the metrics at a step, in one request; those that the run has at this or a later step are skipped.
 
         Args:
             metrics: by name.
             step: the round.
+            tags: what is true of the run from that step on.
             when: they were measured, milliseconds since the epoch; now by default.
         """
         from mlflow.entities import Metric
@@ -113,7 +123,7 @@ class Run:
         with self._lock:
             fresh = {key: value for key, value in metrics.items() if step > self._metric_steps.get(key, -1)}
             points = [Metric(key, float(value), when, step) for key, value in fresh.items()]
-            self._client.log_batch(self.run_id, metrics=points, synchronous=True)
+            self._client.log_batch(self.run_id, metrics=points, tags=_tags(tags or {}), synchronous=True)
             self._metric_steps |= dict.fromkeys(fresh, step)
 
     def log_figure(self, name: str, picture: Picture, step: int | None = None, when: int | None = None) -> None:
@@ -141,6 +151,7 @@ class Run:
         from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 
         picture = convert_to_pil_image(image) if isinstance(image, np.ndarray) else image
+        self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, True)
         same = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.run_id}/{name}/{step}/{when}")
         stem = f"{_figure_key(name)}+step+{step}+timestamp+{when}+{same}"
         with tempfile.TemporaryDirectory() as folder:
@@ -148,40 +159,47 @@ class Run:
                 path = Path(folder) / f"{stem}{ending}"
                 part.save(path)
                 self._client.log_artifact(self.run_id, str(path), "images")
-        self._client.set_tag(self.run_id, MLFLOW_LOGGED_IMAGES, True)
 
     def log_table(self, name: str, columns: Mapping[str, Sequence[float | int | str]]) -> None:
-        """Write tables/NAME.json, columns of equal length; a table of that name is replaced."""
+        """Write tables/NAME.json, columns of equal length; a table of that name is replaced.
+
+        MLflow's log_table would append to it, and would not list one that a call which was cut off has left.
+        """
         import pandas
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
         file = f"tables/{name}.json"
-        if any(artifact.path == file for artifact in self._client.list_artifacts(self.run_id, posixpath.dirname(file))):
-            # MLflow's log_table would append to it.
-            text = pandas.DataFrame(dict(columns)).to_json(orient="split", index=False)
-            self._client.log_text(self.run_id, text, file)
-        else:
-            self._client.log_table(self.run_id, {key: list(column) for key, column in columns.items()}, file)
+        table = pandas.DataFrame({key: list(column) for key, column in columns.items()})
+        self._client.log_text(self.run_id, table.to_json(orient="split", index=False), file)
+        shown = json.loads(self._client.get_run(self.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        if (entry := {"path": file, "type": "table"}) not in shown:
+            self._client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*shown, entry]))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Add tags, or replace them."""
-        from mlflow.entities import RunTag
+        self._client.log_batch(self.run_id, tags=_tags(tags), synchronous=True)
 
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
-
-    def finish(self, status: Status = "FINISHED", reason: str | None = None) -> None:
+    def finish(self, status: Status = "FINISHED", reason: str | None = None, when: int | None = None) -> None:
         """Close the run.
 
         Args:
             status: how it ended.
             reason: why, for a run that did not finish; kept as the tag avb.reason.
+            when: it ended, milliseconds since the epoch; now by default.
         """
         if reason:
             self.set_tags({REASON: reason})
-        self._client.set_terminated(self.run_id, status)
+        self._client.set_terminated(self.run_id, status, when)
+
+    def last_sign(self) -> int | None:
+        """When it last recorded a number, milliseconds since the epoch; None where it never has."""
+        latest = self._client.get_run(self.run_id).data.metrics
+        points = (point for key in latest for point in self._client.get_metric_history(self.run_id, key))
+        return max((point.timestamp for point in points), default=None)
 
 
 def close_open_children(parent: str, status: Status = "KILLED", reason: str = "", uri: str | None = None) -> list[str]:
-    """Close the runs below a parent that nobody will close: those of trials that a search has stopped.
+    """Close the runs below a parent that nobody will close; each ended with its last sign of life.
 
     Returns:
         The ids of the runs that were still open.
@@ -193,7 +211,8 @@ def close_open_children(parent: str, status: Status = "KILLED", reason: str = ""
         below = f"tags.`{PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
         children = [run.info.run_id for run in every(client.search_runs, [experiment_id], below)]
     for child in children:
-        Run(child, where).finish(status, reason)
+        run = Run(child, where)
+        run.finish(status, reason, run.last_sign())
     return children
 
 
@@ -244,12 +263,17 @@ def _find(client: "MlflowClient", experiment_id: str, resume_key: str | None) ->
 
 def _describe(client: "MlflowClient", run: "RunEntity", config: Tree, tags: Mapping[str, str]) -> None:
     """Log what a run is of; parameters are immutable in MLflow, so a resumed run keeps those that it has."""
-    from mlflow.entities import Param, RunTag
+    from mlflow.entities import Param
 
     params = [Param(key, value) for key, value in parameters(config).items() if key not in run.data.params]
-    marks = [RunTag(key, value) for key, value in tags.items()]
-    client.log_batch(run.info.run_id, params=params, tags=marks, synchronous=True)
+    client.log_batch(run.info.run_id, params=params, tags=_tags(tags), synchronous=True)
     client.log_text(run.info.run_id, to_yaml(config), "config.yaml")
+
+
+def _tags(tags: Mapping[str, str]) -> "list[RunTag]":
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in tags.items()]
 
 
 def _now() -> int:

@@ -26,6 +26,7 @@ from avb_service.tuning.space import SpaceConfig
 SPACE, PUBLISHED = "space.yaml", "published.json"
 BRANCHED = "avb.branched_from"  # tag of a search
 TRIAL, BASELINE = "trial", "baseline"
+STOPPED = "stopped early by the scheduler"  # reason for which a run has ended
 
 
 @dataclass(frozen=True)

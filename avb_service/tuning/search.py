@@ -21,14 +21,14 @@ from avb_service.data.scale import introduction
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
-from avb_service.distributed.train import JOB, Job, train
+from avb_service.distributed.train import Job, train
 from avb_service.experiment import check_fit
 from avb_service.likelihood import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.tracking.publish import Published
 from avb_service.trees import override
-from avb_service.tuning.record import BASELINE, TRIAL, Search, Trial
+from avb_service.tuning.record import BASELINE, STOPPED, TRIAL, Search, Trial
 from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step
         UserError: a trial is larger than the cluster, no trial reached a figure, or MLflow is away for good.
     """
     for stage in _stages(search):
-        _run(_tuner(search, stage, capacity, callback), search)
+        _run(_tuner(search, stage, capacity, callback))
     for trial in search.trials():
         trial.job.deliver(on_step)
-    close_open_children(search.run.run_id, "FINISHED", "stopped early by the scheduler", search.tracking_uri)
+    close_open_children(search.run.run_id, "FINISHED", STOPPED, search.tracking_uri)  # by a command that was killed
 
 
 def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> list[Published]:  # noqa: ANN401
@@ -215,6 +215,8 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
     from ray import tune
     from ray.tune.search import BasicVariantGenerator
 
+    from avb_service.tuning.ending import EndingCallback
+
     space = search.space
     configs = {preset: space.trial(preset) for preset in stage.presets}
     trainable = tune.with_resources(
@@ -244,7 +246,8 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=path.name, storage_path=str(path.parent), verbose=0, callbacks=[callback],
+            name=path.name, storage_path=str(path.parent), verbose=0,
+            callbacks=[callback, EndingCallback(search.trial_folder)],
             failure_config=tune.FailureConfig(
                 max_failures=max(config.scaling.max_failures for config in configs.values())
             ),
@@ -276,15 +279,11 @@ def restorable(path: Path) -> bool:
         return False
 
 
-def _run(tuner: "Tuner", search: Search) -> None:
-    """Run to the end, and close the runs of trials whose processes failed for good."""
+def _run(tuner: "Tuner") -> None:
+    """Run to the end."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell people to restore with its own commands
     with reclaiming(), interruptible(), redirect_stdout(sys.stderr):  # what programs read is printed afterwards
-        grid = tuner.fit()
-    for result in (grid[index] for index in range(len(grid))):
-        folder = search.trial_folder / Path(result.path).name
-        if result.error is not None and (folder / JOB).exists():
-            Job.read(folder).close("FAILED", str(result.error))
+        tuner.fit()
 
 
 def _scheduler(space: SpaceConfig, preset: str) -> Any:  # noqa: ANN401

@@ -183,6 +183,10 @@ def test_every_trial_is_a_child_run_with_what_is_kept_of_it(runs, desk):
         assert run.data.params["training.rounds"] == "40"
         history = client.get_metric_history(run.info.run_id, OBJECTIVE)
         assert len({point.step for point in history}) == len(history), "no round is recorded twice"
+        last = max(history, key=lambda point: point.step)
+        assert run.data.tags["rounds"] == str(last.step)
+        assert run.data.tags["train_seconds"] == f"{run.data.metrics['time/train_seconds']:.1f}" != "0.0"
+        assert last.timestamp <= run.info.end_time <= parent.info.end_time
     best = client.get_run(parent.info.run_id).data.tags["avb.best_model"]
     assert best.startswith("models:/avb-digits/")
 

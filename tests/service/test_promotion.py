@@ -143,3 +143,14 @@ def test_the_card_names_the_model_as_it_can_be_loaded(register, uri, tmp_path):
     card = load_model(pull(published.uri, tmp_path / "by_version", uri)).card
     (named,) = re.findall(r'load\("(.*)"\)', card)
     assert pull(named, tmp_path / "by_version", uri), "the same files, else the folder would be refused"
+
+
+def test_a_promotion_that_was_cut_off_is_completed(register, uri):
+    from avb_service.tracking.server import connect
+
+    worse = register(record(VALUES - 200))
+    version = worse.uri.rsplit("/", 1)[1]
+    connect(uri).set_registered_model_alias("vae", "champion", version)  # and has not come to taking the other away
+    assert promote("vae", int(version), uri=uri) == worse.reason
+    (row,) = [row for row in leaderboard(uri) if row.uri == worse.uri]
+    assert row.aliases == ("champion",)

@@ -43,7 +43,7 @@ class FakeRun:
     def __init__(self, server: Server) -> None:
         self.server = server
 
-    def log_metrics(self, metrics, step, when):
+    def log_metrics(self, metrics, step, tags, when):
         self.server.write("metrics", step, tuple(metrics.items()), when)
 
     def log_figure(self, name, picture, step, when):
@@ -52,7 +52,7 @@ class FakeRun:
     def set_tags(self, tags):
         self.server.write("tags", *tags.items())
 
-    def finish(self, status, reason):
+    def finish(self, status, reason, when):
         self.server.write("finish", status, reason)
 
 

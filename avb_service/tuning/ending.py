@@ -1,0 +1,52 @@
+"""The runs of trials that end otherwise than by themselves.
+
+Floor 9. Ray Tune kills the workers of a trial that its scheduler stops, so they cannot say that it has ended.
+"""
+
+import logging
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from avb_service.distributed.train import JOB, Job, Outcome
+from avb_service.errors import UserError
+from avb_service.tracking import Status
+from avb_service.tuning.record import STOPPED
+
+LOGGER = logging.getLogger(__name__)
+
+
+class EndingCallback(Callback):
+    """Closes a trial's run at the moment at which it is stopped, or has failed for good.
+
+    Args:
+        folder: of the trials.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
+        """A trial finished, diverged or was stopped; its workers have said so, unless they were stopped."""
+        if Outcome.read(self._folder / trial.trial_id) is None:
+            self._close(trial, "FINISHED", STOPPED)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
+        """A trial's processes failed for good."""
+        self._close(trial, "FAILED", str(trial.get_pickled_error() or trial.get_error()))
+
+    def _close(self, trial: Trial, status: Status, reason: str) -> None:
+        """In a thread: MLflow may not answer, and the other trials go on."""
+        folder = self._folder / trial.trial_id
+        if (folder / JOB).exists():  # else it has no run
+            Thread(target=_close, args=(folder, status, reason), name=f"ending-{trial.trial_id}", daemon=True).start()
+
+
+def _close(folder: Path, status: Status, reason: str) -> None:
+    try:
+        Job.read(folder).close(status, reason)
+    except UserError as error:  # it is kept, and delivered at the end of the search
+        LOGGER.warning("the run of %s is not closed: %s", folder.name, error)

@@ -1,0 +1,103 @@
+"""What a run says of itself in MLflow is true whenever it is looked at: how far it is trained, whether it goes on."""
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from avb_service.distributed.train import Job
+from avb_service.experiment import Experiment
+from avb_service.tracking import Run, close_open_children
+from avb_service.tracking.runs import REASON
+from avb_service.tracking.server import connect
+from avb_service.tuning.ending import EndingCallback
+from avb_service.tuning.record import STOPPED
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+]
+
+
+class Stopped(BaseException):
+    """As the worker of a trial that is stopped ends: nothing of it is run any more."""
+
+
+@pytest.fixture
+def job(small, tmp_path) -> Job:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = small("vae", {"training.rounds": 6, "tracking.experiment": "truth", "tracking.model": "true"})
+    parent = Run.start("truth", "search", {}, uri=uri)
+    job = Job(config.tree(), str(tmp_path / "trials" / "a"), "a", "search/a", parent.run_id, uri, {"avb.kind": "trial"})
+    job.begin()
+    return job
+
+
+def seen(job: Job):
+    (run,) = connect(job.tracking_uri).search_runs(["1"], "attributes.run_name = 'a'")
+    return run
+
+
+def train(job: Job, stop: int | None = None) -> list[int]:
+    """Train on, and look at each report; stopped at that of a round. Gives the rounds."""
+    reports = []
+
+    def look(round_: int, metrics: dict[str, float]) -> None:
+        run = seen(job)
+        assert run.info.status == "RUNNING"
+        assert run.data.tags["rounds"] == str(round_)
+        assert run.data.tags["train_seconds"] == f"{run.data.metrics['time/train_seconds']:.1f}"
+        reports.append(round_)
+        if round_ == stop:
+            raise Stopped
+
+    Experiment(job.settings, job.checkpoints, recorder=job.run(reopen=True)).fit(look)
+    return reports
+
+
+def test_at_every_report_a_run_says_how_far_it_is_and_when_it_is_stopped_that_it_is(job):
+    with pytest.raises(Stopped):
+        train(job, stop=4)
+    before = time.time_ns() // 1_000_000
+    trial = SimpleNamespace(trial_id="a")
+    EndingCallback(Path(job.folder).parent).on_trial_complete(0, [trial], trial)
+    for thread in threading.enumerate():
+        if thread.name == "ending-a":
+            thread.join()
+    run = seen(job)
+    assert (run.info.status, run.data.tags[REASON], run.data.tags["rounds"]) == ("FINISHED", STOPPED, "4")
+    assert before <= run.info.end_time <= time.time_ns() // 1_000_000
+    assert close_open_children(job.parent, "KILLED", uri=job.tracking_uri) == []
+
+
+def test_a_trial_that_failed_for_good_says_so_when_it_has(job):
+    with pytest.raises(Stopped):
+        train(job, stop=2)
+    trial = SimpleNamespace(trial_id="a", get_pickled_error=lambda: None, get_error=lambda: RuntimeError("no more"))
+    EndingCallback(Path(job.folder).parent).on_trial_error(0, [trial], trial)
+    for thread in threading.enumerate():
+        if thread.name == "ending-a":
+            thread.join()
+    assert (seen(job).info.status, seen(job).data.tags[REASON]) == ("FAILED", "no more")
+
+
+def test_a_run_that_nobody_has_closed_ended_with_its_last_report(job):
+    run, hour_ago = job.run(), time.time_ns() // 1_000_000 - 3_600_000
+    run.log_metrics({"loss": 1.0}, 2, {"rounds": "2"}, hour_ago)
+    run.log_metrics({"other": 1.0}, 1, {}, hour_ago - 1)
+    assert close_open_children(job.parent, "KILLED", "interrupted", job.tracking_uri) == [run.run_id]
+    assert (seen(job).info.status, seen(job).info.end_time) == ("KILLED", hour_ago)
+
+
+def test_a_run_that_goes_on_is_as_far_as_its_checkpoint_and_publishing_it_changes_nothing_of_how_it_ended(job):
+    with pytest.raises(Stopped):
+        train(job, stop=4)
+    job.close("KILLED", "interrupted")
+    assert train(job) == [4, 6], "the last one is told again"
+    job.close("FINISHED", "")
+    ended = seen(job)
+    assert (ended.info.status, ended.data.tags["rounds"], REASON in ended.data.tags) == ("FINISHED", "6", False)
+    job.publish(job.assess())
+    assert (seen(job).info.status, seen(job).info.end_time) == ("FINISHED", ended.info.end_time)
