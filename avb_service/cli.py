@@ -45,7 +45,7 @@ DataRoot = Annotated[
 ]
 # Of the likelihood floor, which takes seconds to import; a test holds them to it.
 Estimator = StrEnum("Estimator", [
-    "quadrature", "enumeration", "ppca", "ais", "ais_doubled", "ais_prior", "bdmc", "iwae_refined", "iwae", "elbo",
+    "quadrature", "enumeration", "ppca", "ais", "ais_doubled", "ais_prior", "bdmc", "iwae_mixture", "iwae", "elbo",
     "elbo_adversarial", "elbo_corrected", "elbo_ceiling", "parzen",
 ])  # fmt: skip
 Budget = Literal["quick", "standard", "certified"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-REFINED = r"test/log_likelihood\.iwae_refined_\d+\.lower_bound"
+BOUND = r"test/log_likelihood\.{}_\d+\.lower_bound"  # of an estimator, with its draws
 
 
 def as_json(rows: object) -> str:
@@ -61,7 +61,7 @@ def leaderboard(
 
 
 def _model(version: "RegisteredVersion") -> Row:
-    from avb_service.tracking.registry import HELD_OUT, SCORED_ON
+    from avb_service.tracking.registry import FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL
 
     metrics, tags = version.metrics, {key: value for key, value in version.tags.items() if value}
     return {
@@ -75,7 +75,11 @@ def _model(version: "RegisteredVersion") -> Row:
         "latent_dim": _number(tags, "latent_dim", int),
         "log_likelihood": metrics.get(HELD_OUT),
         "log_likelihood_stderr": metrics.get(f"{HELD_OUT}.stderr"),
-        "iwae_refined": next((value for name, value in sorted(metrics.items()) if re.fullmatch(REFINED, name)), None),
+        "log_likelihood_by": tags.get(FIGURE),
+        "shortfall": metrics.get(SHORTFALL),
+        "shortfall_by": tags.get(HIGHER),
+        "iwae_mixture": _bound(metrics, "iwae_mixture"),
+        "iwae_refined": _bound(metrics, "iwae_refined"),
         "elbo_adversarial": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
         "parzen": metrics.get("test/parzen"),
         "parzen_training": metrics.get("test/parzen_training"),
@@ -86,6 +90,11 @@ def _model(version: "RegisteredVersion") -> Row:
         "parameters": _number(tags, "parameters", int),
         "train_seconds": _number(tags, "train_seconds", float),
     }
+
+
+def _bound(metrics: Mapping[str, float], estimator: str) -> float | None:
+    """What an estimator has found, with however many draws."""
+    return next((value for name, value in metrics.items() if re.fullmatch(BOUND.format(estimator), name)), None)
 
 
 def _number(tags: Mapping[str, str], name: str, kind: type[int] | type[float]) -> float | None:
@@ -107,12 +116,16 @@ def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int) ->
     """
     from avb_service.likelihood import HOLDS, verdict
 
-    doubts, certificate = record.doubts, record.certificate
+    doubts, certificate, figure, higher = record.doubts, record.certificate, record.held_out, record.shortfall
     return {
         "model": model,
         "data": data,
         "split": "test",
         "n_data": count,
+        "figure": figure and {"estimator": figure.name, "value": figure.value, "stderr": figure.stderr},
+        "shortfall": higher and {
+            "estimator": higher.bound, "difference": higher.difference, "n_data": higher.data, "reason": str(higher),
+        },
         "estimates": [estimate(each) for each in record.estimates],
         "certificate": {
             "passed": certificate.passed, "verdict": certificate.verdict, "meaning": HOLDS,

@@ -28,7 +28,7 @@ DETAILS = ("params", "train", "drawn <=", "data", "gap", "IWAE", "log p(x) ~", "
 APART = "Between two lines: scored on the same data, by the same measure; only such figures can be compared."
 NOTES = {
     "model": "*: new.  ±: standard error over data.",
-    "IWAE": "IWAE: iwae_refined, a looser lower bound on the same data; searches compare by it on validation data.",
+    "IWAE": "IWAE: iwae_mixture, another lower bound on the same data; searches compare by it on validation data.",
     "log p(x) ~": "~: what an adversary believes; it bounds nothing.",
     "drawn <=": "drawn <=: upper bound on data that the model drew itself.",
     "gap": "gap: between the two bounds on such data, plus 2 s.e.",
@@ -91,6 +91,8 @@ def estimates(record: "LikelihoodRecord", title: str) -> None:
         for e in record.estimates if e.quantity == "simulated"
     ]  # fmt: skip
     lines(rows, title)
+    if record.shortfall is not None:
+        out.print(f"{record.shortfall}.", markup=False)
     if record.certificate is not None:
         _checks(record.certificate.checks, f"Certificate of ais: {record.certificate.verdict}")
         out.print(HOLDS, markup=False)
@@ -147,6 +149,8 @@ def leaderboard(rows: "Sequence[Mapping[str, Any]]") -> None:
         names = [name for name in names if name != detail]
     out.print(_board(names, cells, ends))
     notes = [note for name, note in NOTES.items() if name in names]
+    notes += [f"!: {row['model']} has a figure that is too low, by {row['shortfall']:.2f} at least, as "
+              f"{row['shortfall_by']} shows." for row in rows if row["shortfall"] is not None]  # fmt: skip
     out.print("\n".join([*notes, *([APART] if any(ends) else [])]), markup=False)
 
 
@@ -169,8 +173,8 @@ def _cells(row: "Mapping[str, Any]") -> dict[str, str]:
         "method": row["method"] or "",
         "data": row["data"] or "",
         "d": _number(row["latent_dim"], "{}"),
-        "log p(x) >=": _number(row["log_likelihood"]) + error,
-        "IWAE": _number(row["iwae_refined"]),
+        "log p(x) >=": _number(row["log_likelihood"]) + error + ("" if row["shortfall"] is None else " !"),
+        "IWAE": _number(row["iwae_refined"] if row["iwae_mixture"] is None else row["iwae_mixture"]),
         "log p(x) ~": _number(row["elbo_adversarial"]),
         "Parzen (training)": _number(row["parzen"], "{:.1f}") + _number(row["parzen_training"], " ({:.1f})"),
         "drawn <=": _number(row["simulated_upper"]),

@@ -147,7 +147,7 @@ def main() -> None:
     x = x[:100]
     table = Table("", "nats per datum", "ms a datum", title=f"log p(x) of {len(x)} data, VAE of {ROUNDS} rounds")
     evaluator = Evaluator(model, LikelihoodConfig())
-    for name in ("iwae", "iwae_refined", "ais"):
+    for name in ("iwae", "iwae_mixture", "ais"):
         start = clock(device)
         found = evaluator.score(name, x)
         table.add_row(found.name, f"{found.value:.3f}", f"{(clock(device) - start) / len(x) * 1e3:.0f}")

@@ -27,7 +27,8 @@ ELBOS = {
     "elbo_ceiling": "ceiling: q as a Gaussian",
 }  # fmt: skip
 LIKELIHOODS = {
-    "iwae_refined": "IWAE, refined start", "iwae": "IWAE", "ais_prior": "AIS from the prior",
+    "iwae_mixture": "IWAE, mixture", "iwae_refined": "IWAE, refined start", "iwae": "IWAE",
+    "ais_prior": "AIS from the prior",
     "ais_doubled": "AIS, twice as long", "ais_own": "AIS from q's own Gaussian", "ais": "AIS",
     "quadrature": "quadrature", "enumeration": "enumeration",
     "ppca": "closed form",

@@ -166,7 +166,7 @@ def excess(adversarial: Estimate, bound: Estimate) -> Excess:
         DataError: they are of different data.
         UserError: the second is no lower bound.
     """
-    if bound.kind not in ("lower_bound", "exact") or bound.quantity != "log_likelihood":
+    if not bound.valid:
         raise UserError(
             f"an ELBO is held against a lower bound on log p(x), or its value; {bound.name} is an {bound.meaning}: use "
             "ais"

@@ -4,7 +4,7 @@ Floor 5. Chains that have not mixed look well: their own spread is small, and th
 is data drawn from the model itself, for which the truth can be bracketed, and a second start for real data.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from avb_service.config import Config
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
+from avb_service.likelihood.shortfall import TOLERANCE, shortfall
 
 ENOUGH = 200  # simulated data, fewer of which say little of the 95th percentile
 ENOUGH_REAL = 50  # real data, fewer of which do not excuse a drift by its standard error
@@ -32,6 +33,8 @@ class CertificateConfig(Config):
         drift: limit on the change when the number of temperatures is doubled; two standard errors where they are more,
             and at least 50 real data make them.
         starts: limit on the difference between chains from the prior and from the refined Gaussian.
+        shortfall: limit on how far any other lower bound on the same data is above; three standard errors of their own
+            draws where they are more.
     """
 
     simulated: Annotated[int, Field(ge=2)] = ENOUGH
@@ -40,6 +43,7 @@ class CertificateConfig(Config):
     gap_95: Annotated[float, Field(gt=0, le=1.0)] = 1.0
     drift: Annotated[float, Field(gt=0, le=0.05)] = 0.05
     starts: Annotated[float, Field(gt=0, le=0.2)] = 0.2
+    shortfall: Annotated[float, Field(gt=0, le=TOLERANCE)] = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ class Certificate:
         return {**figures, **bounds, "certificate/passed": float(self.passed)}
 
 
-def certify(score: Score, x: Tensor, chains: int, config: CertificateConfig) -> Certificate:
+def certify(
+    score: Score, x: Tensor, chains: int, config: CertificateConfig, known: Sequence[Estimate] = ()
+) -> Certificate:
     """Put the recipe of `ais` to the test.
 
     Args:
@@ -126,6 +132,7 @@ def certify(score: Score, x: Tensor, chains: int, config: CertificateConfig) -> 
         x: real data [n, ...], of which the first `config.real` are used.
         chains: C of the recipe.
         config: the limits.
+        known: of these data already; a lower bound among them that is higher refutes `ais`.
 
     Source: Grosse, Ancha & Roy 2016 for the two bounds; the limits are docs/likelihoods.md's.
     """
@@ -135,6 +142,8 @@ def certify(score: Score, x: Tensor, chains: int, config: CertificateConfig) -> 
     gap, gap_error = mean_and_stderr(simulated.columns["gap"])
     drift, drift_error = mean_and_stderr(doubled.per_datum - ais.per_datum)
     starts, _ = mean_and_stderr(prior.per_datum - ais.per_datum)
+    figure = next((each for each in known if each.name == ais.name), ais)  # on all data, where there is one
+    higher = shortfall(figure, (*known, doubled, prior), config.shortfall)
     allowed = max(config.drift, 2 * drift_error) if len(x) >= ENOUGH_REAL else config.drift
     return Certificate(
         (
@@ -145,6 +154,8 @@ def certify(score: Score, x: Tensor, chains: int, config: CertificateConfig) -> 
             Check("drift", abs(drift), "<=", allowed, "change under twice the temperatures"),
             Check("starts", abs(starts), "<=", config.starts, "chains from the prior against the refined start"),
             Check("ess", ais.columns["ess"].mean().item(), ">=", max(chains / 2, 2.0), "effective chains"),
+            *([Check("shortfall", higher.difference, "<=", higher.limit, f"{higher.bound} above {figure.name}")]
+              if higher else []),
         ),
         simulated.value,
         simulated.diagnostics["upper"],

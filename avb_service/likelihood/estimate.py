@@ -126,6 +126,11 @@ class Estimate:
         return math.nan if variance is None else variance.sum().sqrt().item() / len(variance)
 
     @property
+    def valid(self) -> bool:
+        """Whether it bounds log p(x) from below: a lower bound, or the value itself."""
+        return self.quantity == "log_likelihood" and self.kind in ("exact", "lower_bound")
+
+    @property
     def title(self) -> str:
         """Names its tables and metrics: `log_likelihood.iwae_256`; what is no log-likelihood is not called one."""
         return f"log_likelihood.{self.name}" if self.quantity == "log_likelihood" else self.name

@@ -3,7 +3,7 @@
 Floor 5.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +23,10 @@ from avb_service.likelihood.corrected import elbo_corrected
 from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
 from avb_service.likelihood.estimate import Estimate, Kind, Progress, Runner, Scorer, Task, estimate, serially
 from avb_service.likelihood.exact import enumeration, ppca, quadrature
-from avb_service.likelihood.importance import iwae
+from avb_service.likelihood.importance import iwae, iwae_mixture
 from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.parzen import Windows, parzen_rows
-from avb_service.likelihood.proposals import from_prior, own, refined
+from avb_service.likelihood.proposals import from_prior, mixed, own, refined
 from avb_service.likelihood.record import LikelihoodRecord
 from avb_service.training.loop import TrainingConfig
 
@@ -39,21 +39,24 @@ ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Score
     "ais_doubled": lambda model, c: ais(model, refined(model, c.pilot), _doubled(c.ais), name="ais_doubled"),
     "ais_prior": lambda model, c: ais(model, from_prior(model), c.ais_prior, "sigmoid", name="ais_prior"),
     "bdmc": lambda model, c: bdmc(model, refined(model, c.pilot), c.ais),
-    "iwae_refined": lambda model, c: iwae(model, refined(model, c.search), c.importance_draws, "iwae_refined"),
+    "iwae_mixture": lambda model, c: iwae_mixture(
+        model, mixed(model, c.search, c.proposal_draws, c.inflate), 2 * c.importance_draws
+    ),
     "iwae": lambda model, c: iwae(model, own(model, c.proposal_draws, c.inflate), c.importance_draws),
     "elbo": lambda model, c: elbo(model, c.elbo_draws),
     "elbo_adversarial": lambda model, c: elbo_adversarial(model, c.elbo_draws, c.seed),
     "elbo_corrected": lambda model, c: elbo_corrected(model, c.corrected),
     "elbo_ceiling": lambda model, c: elbo_ceiling(model, c.proposal_draws),
 }
-QUICK = ("iwae_refined", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "quadrature", "enumeration", "ppca")
+QUICK = ("iwae_mixture", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "quadrature", "enumeration", "ppca")
 BUDGETS: Mapping[Budget, tuple[str, ...]] = {
     "quick": QUICK, "standard": ("ais", *QUICK), "certified": ("ais", *QUICK),
 }  # fmt: skip
 OF_ADVERSARIES = ("elbo_corrected",)  # what the certified budget buys besides, where the KL is an adversary's
 DIAGNOSIS_DRAWS = 512
 KINDS: tuple[Kind, ...] = ("exact", "lower_bound", "estimate")  # of log p(x), from the one that says the most
-OBJECTIVES = ("iwae_refined", "enumeration", "iwae")  # what searches compare by: the first that applies
+REPLACED = {"iwae_refined": "iwae_mixture"}  # names that records of older versions have
+OBJECTIVES = ("iwae_mixture", "enumeration", "iwae")  # what searches compare by: the first that applies
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class Evaluator:
         """
         if name == "parzen":
             raise UserError("parzen asks for training data besides, and scores no model by itself: use `parzen(x)`")
+        if name in REPLACED:
+            raise UserError(f"{name} is no more: {REPLACED[name]} has taken its place; use that")
         if name not in ESTIMATORS:
             raise UserError(f"no estimator {name!r}; there are {', '.join(ESTIMATORS)} and parzen")
         Make(name, self.config)(self.model)
@@ -163,26 +168,30 @@ class Evaluator:
         Raises:
             UserError: as for `evaluate`.
         """
-        record = LikelihoodRecord(basis or {}, tuple(self.evaluate(x, budget)), diagnosis=self.diagnosis(x))
-        if budget == "certified" and self.applies("ais"):
-            record = replace(record, certificate=self.certify(x, record.named("ais")))
-        return record
+        estimates = tuple(self.evaluate(x, budget))
+        annealed = budget == "certified" and self.applies("ais")
+        certificate = self.certify(x, estimates) if annealed else None
+        return LikelihoodRecord(basis or {}, estimates, certificate, self.diagnosis(x))
 
-    def certify(self, x: Given, known: Estimate | None = None) -> Certificate:
+    def certify(self, x: Given, known: Sequence[Estimate] = ()) -> Certificate:
         """Whether `ais` on such data can be believed.
 
         Args:
             x: data [n, ...].
-            known: `ais` on these very data, where it is there already.
+            known: what `evaluate` has found on these very data, `ais` among it; by default, it is asked to.
 
         Raises:
             UserError: the model cannot be annealed.
         """
+        self.require("ais")
+        x = self.check(x)
+        known = known or self.evaluate(x[: self.config.certificate.real], "standard")
+        annealed, *_ = (each for each in known if each.name.partition(".")[0] == "ais")
 
         def score(name: str, part: Tensor) -> Estimate:
-            return known.first(len(part)) if known is not None and name == "ais" else self._score(name, part)
+            return annealed.first(len(part)) if name == "ais" else self._score(name, part)
 
-        return certify(score, self.check(x), self.config.ais.chains, self.config.certificate)
+        return certify(score, x, self.config.ais.chains, self.config.certificate, known)
 
     def diagnosis(self, x: Given) -> Diagnosis | None:
         """What speaks against the model's adversary on data [n, ...]; None where it has none that can be diagnosed."""

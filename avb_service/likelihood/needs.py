@@ -19,6 +19,15 @@ def some_posterior(model: LatentVariableModel) -> Distribution | ImplicitPosteri
         return model.posterior(like.new_zeros(1, *model.spec.shape))
 
 
+def has_posterior(model: LatentVariableModel) -> bool:
+    """Whether the model has a q(z|x); one that was put around a generator has none."""
+    try:
+        some_posterior(model)
+    except UserError:
+        return False
+    return True
+
+
 def has_density(model: LatentVariableModel) -> bool:
     """Whether log q(z|x) can be computed."""
     return isinstance(some_posterior(model), Distribution)
@@ -34,9 +43,7 @@ def gaussian_marginals(distribution: Distribution) -> Normal | None:
 def others(model: LatentVariableModel) -> str:
     """What to use in place of an estimator that does not fit the prior."""
     discrete = getattr(model.prior().support, "is_discrete", False)
-    try:
-        some_posterior(model)
-    except UserError:
+    if not has_posterior(model):
         return "parzen" if discrete else "ais"  # which ask for no posterior
     return "enumeration, iwae or elbo" if discrete else "ais or iwae"
 

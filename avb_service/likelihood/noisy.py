@@ -57,5 +57,5 @@ class NoisyModel(LatentVariableModel):
         """
         raise UserError(
             f"{self.config.name} has no posterior q(z|x) under this noise: use ais, ais_prior or "
-            "iwae_refined, which ask for none"
+            "iwae_mixture, which ask for none"
         )

@@ -1,4 +1,4 @@
-"""Gaussians r(z|x) from which importance weights and annealing start.
+"""Densities r(z|x) from which importance weights and annealing start.
 
 Floor 5. Whatever r is, the estimate stays a lower bound, as long as r was not fitted to the draws that are weighed;
 what a poor one costs is tightness.
@@ -20,12 +20,13 @@ from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
 from avb_service.likelihood.anneal import AnnealConfig, Path, pilot_chains, temperatures, transition
 from avb_service.likelihood.estimate import Recipe, evaluating
-from avb_service.likelihood.needs import others, prior_name, some_posterior
-from avb_service.maths import cholesky, fit_gaussian
+from avb_service.likelihood.gaussians import by_moments, by_scores
+from avb_service.likelihood.needs import has_posterior, others, prior_name, some_posterior
+from avb_service.maths import fit_gaussian
 from avb_service.seeding import seeded
 
 PRIOR_DRAWS = 4096
-RIDGE = 1e-4  # of the mean variance, so that a covariance always has a factor
+PER_LATENT = 1.5  # states of pilot chains at least, so that scores at them tell every direction
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Proposal:
     """Where draws and chains start.
 
     Attributes:
-        propose: data [b, ...] -> r(z|x), batch shape [b], event shape [D].
+        propose: data [b, ...] -> r(z|x), batch shape [b], or none if it is the same for all data; event shape [D].
         rows: evaluations of a network that a datum needs at a time for it, to bound the memory.
         recipe: how it is found.
     """
@@ -51,8 +52,8 @@ class PilotConfig(AnnealConfig):
     """Pilot chains from the prior, and the Gaussian that is fitted to where they go at the end.
 
     Attributes:
-        rest: moves of each chain once it has arrived; the fit is to all of them.
-        inflate: factor on the standard deviations.
+        rest: moves of each chain once it has arrived, and more where latents are many; the fit is to all of them.
+        inflate: factor on the standard deviations; less of it where latents are many.
     """
 
     temperatures: Annotated[int, Field(ge=2)] = 250
@@ -70,7 +71,7 @@ def own(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
     if not isinstance(some_posterior(model), ImplicitPosterior):
         return Proposal(lambda x: cast(Distribution, model.posterior(x)), recipe={"start": "posterior"})
     recipe: Recipe = {"start": "fitted", "fitted_to": draws, "inflate": inflate}
-    return Proposal(lambda x: fit_gaussian(model.posterior(x).sample((draws,)), inflate), draws, recipe)
+    return Proposal(lambda x: by_moments(model.posterior(x).sample((draws,)), inflate), draws, recipe)
 
 
 def from_prior(model: LatentVariableModel) -> Proposal:
@@ -93,48 +94,39 @@ def from_prior(model: LatentVariableModel) -> Proposal:
 
 
 def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
-    """A Gaussian fitted to weighted pilot chains that were annealed from the prior.
+    """A Gaussian fitted to where pilot chains go that were annealed from the prior, and to the scores there.
 
-    It does not ask the model's own posterior, which may have collapsed where the true one has not.
+    It does not ask the model's own posterior, which may have collapsed where the true one has not. Nor does it weigh
+    the chains: the weights of a few leave one of them.
     """
-    start = from_prior(model)
+    start, dim = from_prior(model), model.prior().event_shape[0]
+    rest = max(recipe.rest, math.ceil(PER_LATENT * dim / recipe.chains))
 
     def propose(x: Tensor) -> Distribution:
         path = Path(model, x, start(x))
         pilot = pilot_chains(path, temperatures(recipe.temperatures, "sigmoid", path.mean), recipe)
-        state, visited = pilot.state, [pilot.state.u]
-        for _ in range(recipe.rest):
-            state, _ = transition(path, state, 1.0, pilot.steps[-1], recipe.leapfrog)
-            visited.append(state.u)
-        z = path.z(torch.cat(visited))
-        return weighted_gaussian(z, pilot.log_weights.repeat(len(visited), 1), recipe.inflate)
+        visited = [pilot.state]
+        for _ in range(rest):
+            visited.append(transition(path, visited[-1], 1.0, pilot.steps[-1], recipe.leapfrog)[0])
+        u, scores = (torch.cat([getattr(state, name) for state in visited]) for name in ("u", "gradient"))
+        fit = by_scores(u, scores, recipe.inflate)
+        (mean,), factor = path.z(fit.loc[None]), path.factor @ fit.scale_tril
+        return MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
-    codes = recipe.chains * (recipe.rest + 1) * model.prior().event_shape[0]  # numbers, four times over at the fit
-    rows = 2 * recipe.chains + math.ceil(codes / math.prod(model.spec.shape))
-    return Proposal(propose, rows, {"start": "refined", **{f"pilot_{k}": v for k, v in recipe.tree().items()}})
+    numbers = 3 * recipe.chains * (rest + 1) * dim + 5 * dim**2  # at the fit, in float64
+    rows = 2 * recipe.chains + math.ceil(numbers / math.prod(model.spec.shape))
+    told = {f"pilot_{key}": value for key, value in (recipe.tree() | {"rest": rest}).items()}
+    return Proposal(propose, rows, {"start": "refined", **told})
 
 
-def weighted_gaussian(z: Tensor, log_weights: Tensor, inflate: float) -> MultivariateNormal:
-    """The moments of weighted draws; few of them say little of correlations, so these are shrunk.
-
-    Weights are truncated at sqrt(S) times their mean, so that no draw stands for all.
+def mixed(model: LatentVariableModel, recipe: PilotConfig, draws: int, inflate: float) -> tuple[Proposal, ...]:
+    """What a mixture is made of: the refined Gaussian, the model's own posterior where it has one, and the prior.
 
     Args:
-        z: draws [S, b, D].
-        log_weights: [S, b].
-        inflate: factor on the standard deviations.
-
-    Source: Ionides 2008, "Truncated importance sampling", for the weights.
+        model: with a continuous latent space.
+        recipe: of the first.
+        draws: as for `own`.
+        inflate: as for `own`.
     """
-    log_limit = torch.logsumexp(log_weights, 0) - 0.5 * math.log(len(z))
-    weights = torch.softmax(torch.minimum(log_weights, log_limit), 0).to(z.dtype)
-    effective = 1 / weights.square().sum(0)
-    mean = torch.einsum("cb,cbi->bi", weights, z)
-    centred = z - mean
-    unbiased = (effective / (effective - 1).clamp(min=0.5))[:, None, None]
-    covariance = unbiased * torch.einsum("cb,cbi,cbj->bij", weights, centred, centred)
-    variance = covariance.diagonal(dim1=-2, dim2=-1)
-    variance = variance + RIDGE * variance.mean(-1, keepdim=True).clamp(min=1e-6)
-    shrinkage = ((z.shape[-1] + 1) / (effective + z.shape[-1] + 1))[:, None, None]
-    covariance = ((1 - shrinkage) * covariance).diagonal_scatter(variance, dim1=-2, dim2=-1)
-    return MultivariateNormal(mean, scale_tril=inflate * cholesky(covariance), validate_args=False)
+    prior = Proposal(lambda x: model.prior(), recipe={"start": "prior"})
+    return refined(model, recipe), *([own(model, draws, inflate)] if has_posterior(model) else []), prior

@@ -16,8 +16,10 @@ from avb_service.errors import DataError, UserError
 from avb_service.likelihood.adversary import Diagnosis, Excess, excess
 from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
+from avb_service.likelihood.shortfall import Shortfall, shortfall
 
-MOST_BELIEVED = ("enumeration", "ppca", "ais", "iwae_refined", "iwae", "elbo")  # but for draws and noise
+# Whose bound is the figure of a model that has no exact value: settled before looking, but for draws and noise.
+BOUNDS = ("ais", "iwae_mixture", "iwae_refined", "iwae", "elbo")  # the third is by older versions
 STANDARD_ERRORS = 2.0  # a difference of fewer is no difference
 
 
@@ -70,15 +72,28 @@ class LikelihoodRecord:
         return ", ".join(f"{key} {value}" for key, value in sorted(self.basis.items()))
 
     @property
+    def figures(self) -> tuple[Estimate, ...]:
+        """What can stand for log p(x) of all data: exact values, then bounds in an order that no value has a say in."""
+        data = max((len(each.per_datum) for each in self.estimates), default=0)
+        exact = (each for each in self.estimates if each.valid and each.kind == "exact")
+        bounds = (self.named(name) for name in BOUNDS)
+        return tuple(each for each in (*exact, *bounds) if each is not None and len(each.per_datum) == data)
+
+    @property
     def held_out(self) -> Estimate | None:
-        """The most believable of those estimates that are exact or a lower bound, on all data."""
-        return next((estimate for name in MOST_BELIEVED if (estimate := self.named(name)) is not None), None)
+        """The model's figure: the first of these."""
+        return next(iter(self.figures), None)
+
+    @property
+    def shortfall(self) -> Shortfall | None:
+        """Which other valid bound shows that figure to be too low, if one does."""
+        found = self.held_out and shortfall(self.held_out, self.estimates)
+        return found if found and found.proven else None
 
     def named(self, name: str) -> Estimate | None:
         """The first estimate of log p(x) by that estimator, if it is exact or a lower bound: `iwae` is `iwae_256`."""
-        sound = (each for each in self.estimates
-                 if each.quantity == "log_likelihood" and each.kind in ("exact", "lower_bound"))  # fmt: skip
-        return next((each for each in sound if re.fullmatch(rf"{name}(_\d+)?(\.noise_.+)?", each.name)), None)
+        valid = (each for each in self.estimates if each.valid)
+        return next((each for each in valid if re.fullmatch(rf"{name}(_\d+)?(\.noise_.+)?", each.name)), None)
 
     @property
     def objection(self) -> str | None:
@@ -86,6 +101,8 @@ class LikelihoodRecord:
         best = self.held_out
         if best is None:
             return "it defines no p(x|z), so it has no held-out likelihood"
+        if self.shortfall:
+            return str(self.shortfall)
         if best.kind == "exact":
             return None
         if self.certificate is None:
@@ -99,11 +116,12 @@ class LikelihoodRecord:
 
     @property
     def excess(self) -> Excess | None:
-        """The adversary's ELBO against the most believable figure; None where there are not both."""
+        """The adversary's ELBO against the figure, or the highest bound where that is too low; None without both."""
         adversarial = next((each for each in self.estimates if each.name == "elbo_adversarial"), None)
         if adversarial is None or self.held_out is None:
             return None
-        return excess(adversarial, self.held_out)
+        bound = max(self.figures, key=lambda each: each.value) if self.shortfall else self.held_out
+        return excess(adversarial, bound)
 
     @property
     def doubts(self) -> tuple[Check, ...]:
@@ -130,8 +148,7 @@ class LikelihoodRecord:
             raise UserError("the two were scored on different data, or by another measure, so a difference would mean "
                             "nothing; " + ", ".join(lines))  # fmt: skip
         pairs = [(self.held_out, other.held_out)] if self.objection is None and other.objection is None else [
-            (mine, theirs) for name in MOST_BELIEVED
-            if (mine := self.named(name)) and (theirs := other.named(name)) and mine.name == theirs.name
+            (mine, theirs) for mine in self.figures for theirs in other.figures if mine.name == theirs.name
         ]  # fmt: skip
         for mine, theirs in pairs:
             if mine is not None and theirs is not None:

@@ -17,8 +17,11 @@ from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.registry import (
     CONTENT,
+    FIGURE,
     HELD_OUT,
+    HIGHER,
     SCORED_ON,
+    SHORTFALL,
     RegisteredVersion,
     leaderboard,
     pull,
@@ -67,6 +70,8 @@ def publish(
     metrics = record.metrics("test")
     if record.held_out is not None:
         metrics |= known({HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr})
+    if record.shortfall is not None:
+        metrics[SHORTFALL] = record.shortfall.difference
     experiment.publish(folder, card(experiment, record, run.run_id), record)
     content = fingerprint(folder)
     rows = _versions(model, uri)
@@ -81,7 +86,7 @@ def publish(
     if before is None:
         _show(experiment, record, run)
     tags = {**experiment.tags(), CONTENT: content, REASON: reason, SCORED_ON: record.scored_on,
-            "certificate": _verdict(record)}  # fmt: skip
+            "certificate": _verdict(record), **_figure(record)}  # fmt: skip
     version = register(
         model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
         tags=tags, version=before.version if before else None, uri=uri,
@@ -199,7 +204,7 @@ Log-likelihood of held-out data, nats per datum; ± is the standard error over d
 |---|---|---|---|
 {chr(10).join(rows)}
 
-{_certificate(record)}
+{_shortfall(record)}{_certificate(record)}
 
 {_adversary(record)}```python
 import avb_service
@@ -207,6 +212,17 @@ model = avb_service.load("runs:/{run_id}/{config.tracking.model}")
 images = model.sample(16, seed=0)
 ```
 """
+
+
+def _figure(record: LikelihoodRecord) -> dict[str, str]:
+    """Tags: by which estimator the figure is, and by which it is shown to be too low."""
+    figure = {} if record.held_out is None else {FIGURE: record.held_out.name}
+    return figure if record.shortfall is None else {**figure, HIGHER: record.shortfall.bound}
+
+
+def _shortfall(record: LikelihoodRecord) -> str:
+    """Nothing of a figure that no other bound shows to be too low."""
+    return "" if record.shortfall is None else f"**{record.shortfall}.**\n\n"
 
 
 def _certificate(record: LikelihoodRecord) -> str:
@@ -243,7 +259,7 @@ def _checks(checks: Sequence[Check]) -> str:
 def _verdict(record: LikelihoodRecord) -> str:
     """For a column of a table."""
     best = record.held_out
-    if best is not None and best.kind == "exact":
+    if best is not None and best.kind == "exact" and record.shortfall is None:
         return "exact"
     return record.certificate.verdict if record.certificate else "none"
 

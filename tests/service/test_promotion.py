@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from avb_service import rows
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import Certificate, Check, Diagnosis, Estimate, LikelihoodRecord
@@ -128,6 +129,41 @@ def test_an_override_needs_a_reason_and_is_recorded(register, uri):
     (row,) = [row for row in leaderboard(uri) if row.uri == worse.uri]
     assert row.aliases == ("champion",), "no challenger any more"
     assert row.tags["promotion"].startswith("overridden (its samples are sharper), although no better than")
+
+
+def test_a_figure_that_is_too_low_is_registered_as_such_and_never_champion(register, uri, experiment):
+    made = record(VALUES + 20)
+    higher = Estimate.of("iwae_256", "lower_bound", {"nats": VALUES + 25, "variance": torch.zeros(30)})
+    low = Estimate.of("ais", "lower_bound", {"nats": VALUES + 20, "variance": torch.zeros(30)})
+    short = dataclasses.replace(made, estimates=(low, higher))
+    registered = register(short)
+    assert registered.alias == "challenger"
+    assert registered.reason == "ais is too low: iwae_256, as valid a bound, is 5.00 nats above it on the same 30 data"
+    (row,) = (row for row in rows.leaderboard(leaderboard(uri)) if row["model"] == registered.uri)
+    assert (row["log_likelihood"], row["log_likelihood_by"]) == (pytest.approx(-5), "ais")
+    assert (row["shortfall"], row["shortfall_by"]) == (pytest.approx(5), "iwae_256")
+    assert f"**{registered.reason}.**" in card(experiment, short, "run") and "too low" not in card(experiment, made, "")
+
+
+def test_a_champion_of_an_older_version_stays_champion_until_a_better_one_comes(register, uri):
+    """Scored by iwae_refined beside ais, where newer ones have iwae_mixture."""
+    def with_bound(values: torch.Tensor, name: str) -> LikelihoodRecord:
+        made = record(values, data="of then")
+        return dataclasses.replace(made, estimates=(
+            *made.estimates, Estimate.of(name, "lower_bound", {"nats": values - 0.1})
+        ))  # fmt: skip
+
+    older = register(with_bound(VALUES, "iwae_refined_256"))
+    promote("vae", int(older.uri.rsplit("/", 1)[1]), override="other data", uri=uri)
+    assert record_of(older.uri, uri).objection is None
+    level = register(with_bound(VALUES, "iwae_mixture_512"))
+    assert (level.alias, champion(uri)) == ("challenger", older.uri)
+    assert "by ais on 30 data" in level.reason
+    shown = {row["model"]: row for row in rows.leaderboard(leaderboard(uri))}
+    assert shown[older.uri]["iwae_refined"] == shown[level.uri]["iwae_mixture"] == pytest.approx(-25.1)
+    assert shown[older.uri]["iwae_mixture"] is shown[level.uri]["iwae_refined"] is None
+    better = register(with_bound(VALUES + 1, "iwae_mixture_512"))
+    assert champion(uri) == better.uri
 
 
 def test_the_figures_of_every_datum_travel_with_the_model(register, uri):

@@ -333,7 +333,27 @@ def test_two_chains_give_no_certificate():
     assert [check.name for check in certificate.checks if not check.passed] == ["ess"]
 
 
-@pytest.mark.parametrize("limit", ["gap", "gap_95", "drift", "starts"])
+def test_a_bound_that_is_higher_on_the_same_data_refutes_the_figure():
+    def of(name: str, value: float) -> Estimate:
+        return Estimate.of(name, "lower_bound", {"nats": torch.full((60,), value), "ess": torch.full((60,), 8.0)})
+
+    def score(name: str, x: Tensor) -> Estimate:
+        if name == "bdmc":
+            zero = torch.zeros(200)
+            return Estimate.of(name, "lower_bound", {"nats": zero, "gap": zero, "upper": zero}, "simulated")
+        return of(name, -3.0)
+
+    x = torch.zeros(60)
+    for others, passed in (([], True), ([of("iwae_256", -2.9)], False), ([of("iwae_256", -2.96)], True)):
+        certificate = certify(score, x, 8, CertificateConfig(), [of("ais", -3.0), *others])
+        assert certificate.passed == passed
+    certificate = certify(score, x, 8, CertificateConfig(), [of("ais", -3.0), of("iwae_256", 0.0)])
+    assert [check.name for check in certificate.checks if not check.passed] == ["shortfall"]
+    assert certificate.reason == "iwae_256 above ais: 3, expected <= 0.05"
+    assert certificate.verdict == "lower bound only"
+
+
+@pytest.mark.parametrize("limit", ["gap", "gap_95", "drift", "starts", "shortfall"])
 def test_a_limit_can_be_tightened_and_not_loosened(limit):
     usual = getattr(CertificateConfig(), limit)
     assert getattr(CertificateConfig.parse({limit: usual / 2}), limit) == usual / 2

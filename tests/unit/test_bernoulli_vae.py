@@ -138,7 +138,7 @@ def test_what_applies_to_binary_codes_and_what_refuses():
     assert evaluator.assess(x, "certified").certificate is None
     assert (found["elbo"].per_datum < total + 0.5).all() and found["elbo"].value < found["iwae_2000"].value
     torch.testing.assert_close(found["iwae_2000"].per_datum, total, rtol=0, atol=0.3)
-    for name in ("ais", "ais_prior", "bdmc", "iwae_refined", "quadrature", "ppca", "elbo_corrected", "elbo_ceiling"):
+    for name in ("ais", "ais_prior", "bdmc", "iwae_mixture", "quadrature", "ppca", "elbo_corrected", "elbo_ceiling"):
         with pytest.raises(UserError, match=rf"{name.split('_')[0]}|annealing.*: use .*(enumeration|iwae|elbo)"):
             evaluator.score(name, x)
     assert surgery(made, x, 50, 0).kl == pytest.approx(kl_divergence(made.posterior(x), made.prior()).mean().item())

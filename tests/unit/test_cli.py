@@ -431,6 +431,18 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     assert ("-22.21" in row) == ("IWAE" not in absent) and "-23.50" not in row
 
 
+def test_a_figure_that_is_too_low_is_marked_and_the_mark_explained(monkeypatch):
+    low = RegisteredVersion("low", 3, (), None, 0.0, {"method": "vae", "data": "digits", "shortfall_by": "iwae_256"},
+                            {"test/log_likelihood": -43.6, "test/log_likelihood.shortfall": 15.62,
+                             "test/log_likelihood.iwae_mixture_512.lower_bound": -27.97})  # fmt: skip
+    sound = RegisteredVersion("sound", 1, (), None, 0.0, {"method": "vae"}, {"test/log_likelihood": -27.98})
+    monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
+    tables.leaderboard(rows.leaderboard([low, sound]))
+    told = tables.out.file.getvalue()
+    assert "-43.60 !" in told and "-27.97" in told and "-27.98 !" not in told
+    assert "!: models:/low/3 has a figure that is too low, by 15.62 at least, as iwae_256 shows." in told
+
+
 def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
     versions = [
         RegisteredVersion(name, 1, (), None, 0.0, {"method": "vae", "data": "digits", "scored_on": on},

@@ -135,7 +135,7 @@ def test_what_applies_to_categorical_codes_and_what_refuses():
         total += made.likelihood(torch.cat(choice)[None]).log_prob(x).exp().detach() / 9
     torch.testing.assert_close(found["enumeration"].per_datum, total.log(), rtol=0, atol=1e-9)
     torch.testing.assert_close(found["iwae_2000"].per_datum, total.log(), rtol=0, atol=0.3)
-    for name in ("ais", "iwae_refined", "quadrature", "ppca", "elbo_corrected", "elbo_ceiling"):
+    for name in ("ais", "iwae_mixture", "quadrature", "ppca", "elbo_corrected", "elbo_ceiling"):
         with pytest.raises(UserError, match="use .*(enumeration|iwae|elbo)"):
             evaluator.score(name, x)
     with pytest.raises(UserError, match=r"has 10\^80 = 1000"):

@@ -90,7 +90,7 @@ FEW = {"chains": 2, "temperatures": 2, "leapfrog": 1}
         ("ais", {"ais": {**FEW, "chains": 32}, "pilot": {**FEW, "chains": 4}}),
         ("ais_prior", {"ais_prior": {**FEW, "chains": 32}}),
         ("bdmc", {"ais": FEW, "pilot": {**FEW, "chains": 32}}),
-        ("iwae_refined", {"importance_draws": 2, "search": {**FEW, "chains": 32}}),
+        ("iwae_mixture", {"importance_draws": 2, "search": {**FEW, "chains": 32}}),
         ("iwae", {"importance_draws": 64, "proposal_draws": 16}),
         ("elbo_ceiling", {"proposal_draws": 64}),
     ],
@@ -231,7 +231,7 @@ def test_estimators_that_do_not_apply_say_so():
         Evaluator(vae(8), settings()).score("aiz", x)
 
 
-ALWAYS = {"iwae_64", "iwae_refined_64", "elbo_ceiling"}
+ALWAYS = {"iwae_64", "iwae_mixture_128", "elbo_ceiling"}
 
 
 @pytest.mark.parametrize(
@@ -257,6 +257,6 @@ def test_every_estimator_that_applies_is_computed_and_orders_as_its_kind_says(mo
         assert by_name["elbo_ceiling"] == pytest.approx(by_name["elbo"], abs=0.1)
     if "quadrature" in by_name:
         assert by_name["iwae_64"] == pytest.approx(by_name["quadrature"], abs=0.1)
-        assert by_name["iwae_refined_64"] == pytest.approx(by_name["quadrature"], abs=0.1)
+        assert by_name["iwae_mixture_128"] == pytest.approx(by_name["quadrature"], abs=0.1)
     if "ppca" in by_name:
         assert by_name["ppca"] == pytest.approx(by_name["quadrature"], abs=1e-6)

@@ -73,7 +73,7 @@ def test_data_that_do_not_fit_are_named_whatever_they_are_given_to(binary, x, me
 @pytest.mark.parametrize("value", [math.nan, 1.5])
 def test_data_are_checked_under_a_noise_too(gan, value):
     with pytest.raises(DataError, match=f"datum 2 holds {value:g}"):
-        gan.evaluator(noise=0.1).score("iwae_refined", broken(value))
+        gan.evaluator(noise=0.1).score("iwae_mixture", broken(value))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1.7, -0.1])

@@ -55,7 +55,7 @@ def x() -> Tensor:
     return data(GENERATOR.linear, 40)
 
 
-@pytest.mark.parametrize("name", ["ais", "ais_prior", "iwae_refined"])
+@pytest.mark.parametrize("name", ["ais", "ais_prior", "iwae_mixture"])
 def test_annealing_finds_the_likelihood_that_the_noise_makes(name, x):
     estimate = Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).score(name, x)
     exact = GENERATOR.linear.exact(x)
@@ -66,18 +66,18 @@ def test_annealing_finds_the_likelihood_that_the_noise_makes(name, x):
 def test_what_applies_is_found_and_names_the_noise_everywhere(x):
     estimates = Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).evaluate(x, "standard")
     assert {each.name for each in estimates} == {
-        "ais.noise_0.7", "iwae_refined_64.noise_0.7", "quadrature.noise_0.7", "ppca.noise_0.7",
+        "ais.noise_0.7", "iwae_mixture_128.noise_0.7", "quadrature.noise_0.7", "ppca.noise_0.7",
     }  # fmt: skip
     by_name = {each.name: each for each in estimates}
     assert "test/log_likelihood.ais.noise_0.7.lower_bound" in by_name["ais.noise_0.7"].metrics("test")
     torch.testing.assert_close(by_name["ppca.noise_0.7"].per_datum, GENERATOR.linear.exact(x), rtol=0, atol=1e-6)
     shown = [text.get_text() for text in bounds(estimates).axes[0].texts]
-    assert {"AIS, noise 0.7", "IWAE, refined start, 64 draws, noise 0.7"} <= set(shown)
+    assert {"AIS, noise 0.7", "IWAE, mixture, 128 draws, noise 0.7"} <= set(shown)
 
 
 def test_figures_under_different_noise_are_not_compared(x):
     one, other = (
-        LikelihoodRecord({}, (Evaluator(NoisyModel(GENERATOR, noise), CONFIG).score("iwae_refined", x),))
+        LikelihoodRecord({}, (Evaluator(NoisyModel(GENERATOR, noise), CONFIG).score("iwae_mixture", x),))
         for noise in (0.7, 0.8)
     )
     with pytest.raises(UserError, match="no exact figure or lower bound in common"):
@@ -97,7 +97,7 @@ def test_a_generator_gets_its_certificate_for_which_nothing_is_annealed_twice(x)
 
 @pytest.mark.parametrize("name", ["iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "elbo_corrected"])
 def test_what_asks_for_a_posterior_is_refused_with_what_does_not(name, x):
-    message = r"generator has no posterior q\(z\|x\) under this noise: use ais, ais_prior or iwae_refined"
+    message = r"generator has no posterior q\(z\|x\) under this noise: use ais, ais_prior or iwae_mixture"
     with pytest.raises(UserError, match=message):
         Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).score(name, x)
 
@@ -110,7 +110,7 @@ def test_what_does_not_fit_the_prior_is_refused_with_what_asks_for_no_posterior(
         (wide, "quadrature", "at most 2 latent dimensions, this model has 3: use ais$"),
         (wide, "enumeration", "finitely many codes.*: use ais$"),
         (bits, "ais", "need continuous codes.*: use parzen$"),
-        (bits, "iwae_refined", "need continuous codes.*: use parzen$"),
+        (bits, "iwae_mixture", "need continuous codes.*: use parzen$"),
     ):
         with pytest.raises(UserError, match=message):
             Evaluator(NoisyModel(generator, NOISE), CONFIG).score(name, x)

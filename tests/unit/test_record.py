@@ -90,6 +90,75 @@ def test_what_can_be_believed_of_either_is_compared_and_not_a_bound_that_is_loos
     assert (loose.estimator, loose.difference) == ("iwae_256", pytest.approx(-8)), "what both have, draw for draw"
 
 
+def test_an_exact_value_of_all_data_is_the_figure_and_one_of_some_is_not():
+    bound, few = estimate(HARD - 0.02), estimate(HARD[:10], "quadrature", "exact")
+    whole = estimate(HARD, "quadrature", "exact")
+    assert record(HARD, estimates=(bound, few)).held_out.name == "ais"
+    made = record(HARD, estimates=(bound, whole), certificate=None)
+    assert made.held_out == whole and made.objection is None
+    unsettled = estimate(HARD, "quadrature", "estimate")
+    assert record(HARD, estimates=(unsettled, bound)).held_out == bound
+
+
+def test_which_bound_is_the_figure_does_not_depend_on_how_high_it_is():
+    names = ["elbo", "iwae_256", "iwae_mixture_512", "ais"]
+    for best in range(4):
+        values = [HARD - abs(best - number) for number in range(4)]
+        made = [estimate(each, name) for each, name in zip(values, names, strict=True)]
+        for count in range(1, 5):
+            assert record(HARD, estimates=tuple(made[:count])).held_out.name == names[count - 1]
+
+
+def test_a_figure_that_another_valid_bound_is_above_is_not_believed_and_that_is_said():
+    """Weak pilots: iwae agrees with what is exact on some of the data, and ais is a thousand nats below."""
+    low, high = (estimate(HARD - below, name, variance=torch.ones(40)) for below, name in ((1e3, "ais"), (0, "iwae_9")))
+    exact, belief = estimate(HARD[:10], "quadrature", "exact"), estimate(HARD + 5e3, "elbo_adversarial", "estimate")
+    made = record(HARD, estimates=(low, high, exact, belief))
+    assert made.held_out.name == "ais" and made.certificate.passed
+    assert made.objection == "ais is too low: iwae_9, as valid a bound, is 1000.00 nats above it on the same 40 data"
+    few = record(HARD, estimates=(low, exact, belief)).shortfall
+    assert (few.bound, few.data, few.difference) == ("quadrature", 10, pytest.approx(1000))
+    assert made.standing < record(HARD - 2000).standing
+    assert made.excess.bound == "iwae_9", "an adversary is held against what is known, and not against that figure"
+    assert record(HARD).shortfall is None
+
+
+@pytest.mark.parametrize(("difference", "variance", "short"), [
+    (0.04, 0.0, False), (0.06, 0.0, True), (0.06, 1.0, False), (0.6, 1.0, False), (0.7, 1.0, True), (-1.0, 0.0, False),
+])  # fmt: skip
+def test_a_bound_that_is_above_by_luck_shows_nothing(difference, variance, short):
+    """Of 40 data, each with that variance by either estimator: three standard errors are 3 sqrt(2 / 40) = 0.67."""
+    own = torch.full((40,), variance)
+    made = record(HARD, estimates=(
+        estimate(HARD, variance=own), estimate(HARD + difference, "iwae_mixture_512", variance=own),
+    ))  # fmt: skip
+    assert (made.shortfall is not None) == short
+    assert (made.objection is None) != short
+
+
+def test_a_bound_whose_own_error_nobody_knows_has_that_of_the_data():
+    made = [record(HARD, estimates=(estimate(HARD), estimate(HARD + above, "elbo"))) for above in (1.0, 30.0)]
+    assert [each.shortfall is None for each in made] == [True, False]
+
+
+def older() -> LikelihoodRecord:
+    """As a version wrote it that knew no mixture: under the certificate's checks of then."""
+    return record(HARD, estimates=(
+        estimate(HARD), estimate(HARD - 0.1, "iwae_refined_256"), estimate(HARD - 0.3, "iwae_256"),
+    ))  # fmt: skip
+
+
+def test_a_record_of_an_older_version_is_read_believed_and_compared():
+    read = LikelihoodRecord.from_json(older().to_json())
+    assert read.objection is None and read.named("iwae_refined").name == "iwae_refined_256"
+    newer = record(HARD, estimates=(estimate(HARD - 1), estimate(HARD - 1, "iwae_mixture_512"),
+                                    estimate(HARD - 1.3, "iwae_256")))  # fmt: skip
+    assert read.against(newer).estimator == "ais" and read.against(newer).difference == pytest.approx(1)
+    quick = [record(HARD, estimates=made.estimates[1:], certificate=None) for made in (read, newer)]
+    assert quick[0].against(quick[1]).estimator == "iwae_256", "which both have"
+    assert quick[0].against(quick[0]).estimator == "iwae_refined_256"
+
+
 def test_an_estimator_is_named_in_full():
     made = record(HARD, estimates=(estimate(HARD, "ais_prior"), estimate(HARD - 1, "iwae_refined_9"),
                                    estimate(HARD - 2, "iwae_9.noise_0.1")))  # fmt: skip

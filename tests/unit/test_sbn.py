@@ -162,7 +162,7 @@ def test_what_applies_and_what_refuses(kind):
     found = {estimate.name: estimate for estimate in evaluator.evaluate(x, "certified")}
     assert set(found) == {"iwae_4000", "elbo", "enumeration"}
     assert found["elbo"].value < found["iwae_4000"].value < found["enumeration"].value + 0.3
-    for name in ("ais", "bdmc", "iwae_refined", "quadrature", "ppca", "elbo_corrected", "elbo_ceiling"):
+    for name in ("ais", "bdmc", "iwae_mixture", "quadrature", "ppca", "elbo_corrected", "elbo_ceiling"):
         with pytest.raises(UserError, match="use .*(enumeration|iwae|elbo)"):
             evaluator.score(name, x)
     assert surgery(made, x, 50, 0).kl > 0
