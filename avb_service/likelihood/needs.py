@@ -11,6 +11,8 @@ from avb_service.errors import UserError
 from avb_service.likelihood.estimate import evaluating
 from avb_service.seeding import seeded
 
+PROBABILITIES = "probabilities of levels"
+
 
 def some_posterior(model: LatentVariableModel) -> Distribution | ImplicitPosterior:
     """The posterior of a datum that is all zeros, to see of what kind the model's posteriors are."""
@@ -76,4 +78,4 @@ def on_a_grid(model: LatentVariableModel) -> bool:
 
 def measure(model: LatentVariableModel) -> str:
     """What p(x|z) is for data on a grid {0, 1, ..., L} / L: probabilities, or a density, larger by log L a pixel."""
-    return "probabilities of levels" if on_a_grid(model) else "a density"
+    return PROBABILITIES if on_a_grid(model) else "a density"

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from avb_service.errors import DataError, UserError
 from avb_service.likelihood.adversary import Diagnosis, Excess, excess
 from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
+from avb_service.likelihood.needs import PROBABILITIES
 from avb_service.likelihood.shortfall import Shortfall, shortfall
 
 # Whose bound is the figure of a model that has no exact value: settled before looking, but for draws and noise.
 BOUNDS = ("ais", "iwae_mixture", "iwae_refined", "iwae", "elbo")  # the third is by older versions
 STANDARD_ERRORS = 2.0  # a difference of fewer is no difference
+INFINITE = ("-Infinity", "Infinity")
 
 
 @dataclass(frozen=True)
@@ -143,15 +146,15 @@ class LikelihoodRecord:
         if None in (self.held_out, other.held_out):
             raise UserError("one of the two has no exact figure or lower bound of log p(x) to be compared by; a method "
                             "that defines no p(x|z) has none, and is seen by its Parzen windows")  # fmt: skip
-        if lines := [f"{key}: {self.basis.get(key)} and {other.basis.get(key)}"
-                     for key in {**self.basis, **other.basis} if self.basis.get(key) != other.basis.get(key)]:
+        # of binary data nothing else can be had, and only older versions, to which masks were levels, say so
+        first, second = ({"measure": PROBABILITIES, **each.basis} for each in (self, other))
+        if lines := [f"{key}: {first.get(key)} and {second.get(key)}"
+                     for key in first | second if first.get(key) != second.get(key)]:
             raise UserError("the two were scored on different data, or by another measure, so a difference would mean "
                             "nothing; " + ", ".join(lines))  # fmt: skip
-        pairs = [(self.held_out, other.held_out)] if self.objection is None and other.objection is None else [
-            (mine, theirs) for mine in self.figures for theirs in other.figures if mine.name == theirs.name
-        ]  # fmt: skip
-        for mine, theirs in pairs:
-            if mine is not None and theirs is not None:
+        believed = self.objection is None and other.objection is None
+        for mine, theirs in product(self.figures, other.figures):
+            if believed or mine.name == theirs.name:
                 difference, stderr = mean_and_stderr(mine.per_datum - theirs.per_datum)
                 names = " and ".join(dict.fromkeys((mine.name, theirs.name)))
                 return Comparison(names, difference, stderr, len(mine.per_datum))
@@ -171,20 +174,22 @@ class LikelihoodRecord:
             "certificate": asdict(self.certificate) if self.certificate else None,
             "diagnosis": asdict(self.diagnosis) if self.diagnosis else None,
         }  # fmt: skip
-        return json.dumps(tree, sort_keys=True).encode()  # the same bytes, whether just found or read from its store
+        strict = _finite(tree)
+        return json.dumps(strict, sort_keys=True, allow_nan=False).encode()  # the same, just found or read from a store
 
     @classmethod
     def from_json(cls, content: bytes) -> "LikelihoodRecord":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; older versions wrote NaN and Infinity as they are, which is no JSON.
 
         Raises:
             DataError: it is something else.
         """
         try:
             tree = json.loads(content)
-            certificate = tree["certificate"] and Certificate.from_tree(tree["certificate"])
-            diagnosis = Diagnosis(**tree["diagnosis"]) if tree.get("diagnosis") else None  # older ones have none
-            return cls(tree["basis"], tuple(map(_estimate, tree["estimates"])), certificate, diagnosis)
+            estimates = tuple(map(_estimate, _numbers(tree["estimates"])))
+            certificate = Certificate.from_tree(_numbers(tree["certificate"])) if tree["certificate"] else None
+            diagnosis = Diagnosis(**_numbers(tree["diagnosis"])) if tree.get("diagnosis") else None  # older: none
+            return cls(tree["basis"], estimates, certificate, diagnosis)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"no record of likelihoods: {error!r}") from error
 
@@ -194,6 +199,26 @@ def _tree(estimate: Estimate) -> dict[str, Any]:
     tree = {**asdict(estimate), "columns": {name: column.tolist() for name, column in estimate.columns.items()}}
     del tree["seconds"]
     return tree
+
+
+def _finite(node: Any) -> Any:  # noqa: ANN401  any JSON value
+    """With null for what is no number, and a word for what is infinite: JSON has neither."""
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_finite(value) for value in node]
+    if not isinstance(node, float) or math.isfinite(node):
+        return node
+    return None if math.isnan(node) else INFINITE[node > 0]
+
+
+def _numbers(node: Any) -> Any:  # noqa: ANN401  any JSON value
+    """The inverse of `_finite`, where null is no absence."""
+    if isinstance(node, Mapping):
+        return {key: _numbers(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_numbers(value) for value in node]
+    return math.nan if node is None else float(node) if node in INFINITE else node
 
 
 def _estimate(tree: Mapping[str, Any]) -> Estimate:

@@ -13,7 +13,7 @@ from avb_service.algorithm import Algorithm, AlgorithmConfig, Player
 from avb_service.algorithms.avb import AVB, AVBConfig
 from avb_service.algorithms.avb_ac import AVBAC, AVBACConfig
 from avb_service.algorithms.vae import VAE, VAEConfig
-from avb_service.errors import UserError
+from avb_service.errors import DataError, UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig, latent_variable_model
 from avb_service.likelihood.estimate import BLOCK, NATS, Columns, Estimate, Scorer, Task, estimate
 from avb_service.likelihood.proposals import PilotConfig, own, refined
@@ -229,6 +229,15 @@ def test_estimators_that_do_not_apply_say_so():
         Evaluator(vae(8), settings()).score("parzen", x)
     with pytest.raises(UserError, match="no estimator 'aiz'; there are quadrature.*and parzen"):
         Evaluator(vae(8), settings()).score("aiz", x)
+
+
+def test_nothing_is_scored_for_a_certificate_of_no_data():
+    model, told = PCA(2), []
+    evaluator = Evaluator(model, settings(), progress=lambda name: told.append(name) or (lambda done, total: None))
+    for certify in (evaluator.certify, lambda x: evaluator.assess(x, "certified")):
+        with pytest.raises(DataError, match="no data to score"):
+            certify(data(model, 2)[:0])
+    assert set(told) == {"ais"}, "the first of them, which refuses"
 
 
 ALWAYS = {"iwae_64", "iwae_mixture_128", "elbo_ceiling"}

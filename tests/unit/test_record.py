@@ -67,6 +67,13 @@ def test_logs_of_probabilities_and_of_a_density_are_not_compared(small, tmp_path
     assert "measure" not in Experiment(small("vae"), tmp_path / "binary").assess().basis, "binary data have but one"
 
 
+def test_masks_that_were_levels_to_an_older_version_are_compared():
+    older = record(HARD, basis={**BASIS, "measure": "probabilities of levels"})
+    assert older.against(record(HARD - 1)).difference == record(HARD).against(record(HARD - 1)).difference == 1
+    with pytest.raises(UserError, match="measure: probabilities of levels and a density"):
+        record(HARD).against(record(HARD, basis={**BASIS, "measure": "a density"}))
+
+
 def test_models_without_a_common_figure_are_not_compared():
     other = record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),), basis={})
     with pytest.raises(UserError, match="one of the two has no exact figure or lower bound of log p"):
@@ -198,6 +205,30 @@ def test_a_record_survives_its_file_to_the_bit():
     assert dataclasses.replace(one, columns={}) == dataclasses.replace(other, columns={})
     assert torch.equal(one.per_datum, other.per_datum)
     assert torch.equal(one.columns["ess"], other.columns["ess"])
+
+
+def test_the_file_is_json_also_of_what_is_no_number_and_older_files_are_read():
+    odd = torch.tensor([math.nan, math.inf, -math.inf, 1.5], dtype=torch.float64)
+    diagnosis = Diagnosis(10.0, 12.5, 2.5, math.nan, 0.3, 0.9, 0.05)
+    made = record(HARD, gap=math.nan, estimates=(estimate(HARD[:4], "ais", doubling=odd), estimate(HARD[:1], "elbo")),
+                  diagnosis=diagnosis)  # fmt: skip
+
+    def refuse(literal: str) -> float:
+        raise AssertionError(f"{literal} is no JSON")
+
+    tree = json.loads(made.to_json(), parse_constant=refuse)
+    assert tree["estimates"][0]["columns"]["doubling"] == [None, "Infinity", "-Infinity", 1.5]
+    older = tree | {"estimates": json.loads(json.dumps(tree["estimates"]).replace("null", "NaN").replace(
+        '"Infinity"', "Infinity").replace('"-Infinity"', "-Infinity"))}  # fmt: skip
+    for content in (made.to_json(), json.dumps(older).encode()):
+        read = LikelihoodRecord.from_json(content)
+        assert torch.equal(read.estimates[0].columns["doubling"].nan_to_num(7), odd.nan_to_num(7))
+        assert math.isnan(read.estimates[1].stderr) and math.isnan(read.certificate.checks[0].value)
+        assert math.isnan(read.diagnosis.floor_stderr) and read.diagnosis.kl == 10.0
+        assert read.to_json() == made.to_json()
+    assert record(HARD, certificate=None).to_json() == LikelihoodRecord.from_json(
+        record(HARD, certificate=None).to_json()
+    ).to_json()
 
 
 DIAGNOSIS = Diagnosis(10.0, 12.5, 2.5, 0.1, 0.3, 0.9, 0.05)
