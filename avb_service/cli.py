@@ -234,7 +234,8 @@ def evaluate(
     loaded = avb_service.load(model)
     likelihood = read_likelihood(loaded.config.likelihood, settings, budget)
     loaded = replace(loaded, config=loaded.config.model_copy(update={"likelihood": likelihood}))
-    x, _ = loaded.data("test", limit, data_root)
+    dataset = loaded.dataset(data_root)
+    x, _ = loaded.data("test", limit, dataset=dataset)
     with _runner(workers) as run, _progress(as_json) as progress:
         evaluator = loaded.evaluator(noise=noise, run=run, store=keep, progress=progress)
         names = [each.value for each in estimator or []]
@@ -248,8 +249,9 @@ def evaluate(
         else:
             record = evaluator.assess(x, likelihood.budget)
     data = loaded.config.data.name
-    title = f"{model} on {len(x)} test data of {data}"
-    _say(as_json, rows.evaluation(record, model, data, len(x)), partial(tables.estimates, record, title))
+    title, other = f"{model} on {len(x)} test data of {data}", loaded.other_data(dataset)
+    shown = partial(tables.estimates, record, title, other)
+    _say(as_json, rows.evaluation(record, model, data, len(x), other), shown)
     if figure is not None:
         from avb_service.figures import bounds, caption, to_png
 

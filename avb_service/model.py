@@ -13,7 +13,7 @@ from torch import Tensor
 from avb_service.algorithm import Algorithm, DataSpec, DecodingModel, EncodingModel, LatentVariableModel
 from avb_service.algorithms import TABLE
 from avb_service.checkpoint import ModelFolder
-from avb_service.data.datasets import load
+from avb_service.data.datasets import Dataset, load
 from avb_service.data.files import Levels
 from avb_service.data.inputs import Given, refuse_first, seen
 from avb_service.data.stream import fixed
@@ -68,23 +68,46 @@ class LoadedModel:
         """The model in words, for plots: its method, of which data, how many latents, after how many rounds."""
         return self.config.subject(self.round)
 
-    def data(self, split: str, limit: int | None = None, root: str | None = None) -> tuple[Tensor, Tensor | None]:
+    def dataset(self, root: str | None = None) -> Dataset:
+        """The data set of the model's configuration, as it is here.
+
+        Args:
+            root: folder of the data here.
+
+        Raises:
+            UserError: the data are missing or damaged.
+        """
+        return load(self.config.data.model_copy(update={"root": root, "levels": self._levels}))
+
+    def other_data(self, dataset: Dataset) -> str | None:
+        """That a data set is not the one that the model was trained on and its record is of, if so, in a line."""
+        recorded = self.likelihood.basis.get("data_sha256") if self.likelihood else None
+        if recorded in (None, dataset.sha256):
+            return None
+        return (
+            f"these are other data than the model was trained and first scored on (sha256 {dataset.sha256[:12]} here, "
+            f"{recorded[:12]} then): no figure here is to be held against its record"
+        )
+
+    def data(
+        self, split: str, limit: int | None = None, root: str | None = None, dataset: Dataset | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Data [n, C, H, W] and labels of a split, as the model was evaluated on them.
 
         Args:
             split: train, validation or test.
             limit: only so many; of the test data as many as configured where not given.
             root: folder of the data here.
+            dataset: what `dataset(root)` gives, where it is there already.
 
         Raises:
-            UserError: the data are missing or damaged.
+            UserError: as for `dataset`.
         """
-        config = self.config.data.model_copy(update={"root": root, "levels": self._levels})
-        dataset = load(config)
-        seed = self.config.likelihood.seed
+        dataset, binarisation = dataset or self.dataset(root), self.config.data.binarisation
+        likelihood = self.config.likelihood
         if split == "test":
-            limit = limit or self.config.likelihood.test_data
-        return fixed(getattr(dataset, split), dataset.spec, config.binarisation, seed, limit=limit)
+            limit = limit or likelihood.test_data
+        return fixed(getattr(dataset, split), dataset.spec, binarisation, likelihood.seed, limit=limit)
 
     @property
     def _levels(self) -> Levels | None:

@@ -105,7 +105,9 @@ def _number(tags: Mapping[str, str], name: str, kind: type[int] | type[float]) -
         return None
 
 
-def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int) -> Row:
+def evaluation(
+    record: "LikelihoodRecord", model: str, data: str, count: int, other_data: str | None = None
+) -> Row:
     """What was found of a model's likelihood.
 
     Args:
@@ -113,6 +115,7 @@ def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int) ->
         model: as it was named.
         data: the data set's name.
         count: how many test data were scored.
+        other_data: that they are of other data than the model's own, if so.
     """
     from avb_service.likelihood import HOLDS, verdict
 
@@ -122,6 +125,7 @@ def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int) ->
         "data": data,
         "split": "test",
         "n_data": count,
+        "other_data": other_data,
         "figure": figure and {"estimator": figure.name, "value": figure.value, "stderr": figure.stderr},
         "shortfall": higher and {
             "estimator": higher.bound, "difference": higher.difference, "n_data": higher.data, "reason": str(higher),

@@ -75,8 +75,14 @@ def settings(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
     out.print(table, highlight=False)
 
 
-def estimates(record: "LikelihoodRecord", title: str) -> None:
-    """Likelihoods, each with its kind and error bar; what the certificate says; what speaks against an adversary."""
+def estimates(record: "LikelihoodRecord", title: str, other_data: str | None = None) -> None:
+    """Likelihoods, each with its kind and error bar; what the certificate says; what speaks against an adversary.
+
+    Args:
+        record: all of it.
+        title: of the table.
+        other_data: that they are of other data than the model's own, if so.
+    """
     from avb_service.likelihood import HOLDS, verdict
 
     rows = [
@@ -91,6 +97,8 @@ def estimates(record: "LikelihoodRecord", title: str) -> None:
         for e in record.estimates if e.quantity == "simulated"
     ]  # fmt: skip
     lines(rows, title)
+    if other_data is not None:
+        out.print(f"{other_data}.", markup=False)
     if record.shortfall is not None:
         out.print(f"{record.shortfall}.", markup=False)
     if record.certificate is not None:

@@ -143,8 +143,21 @@ def test_evaluations(model, options):
     assert [each["estimator"] for each in found["seconds"]] == [each["estimator"] for each in found["estimates"]]
     assert (found["certificate"] is not None) == ("certified" in options)
     assert (found["adversary"] is not None) == model.startswith("avb")
+    assert found["other_data"] is None
     if model == "avb_joint":
         assert {each["stderr"] for each in found["estimates"]} == {None}, "a single datum has no standard error"
+
+
+def test_an_evaluation_says_whose_figure_is_the_models_and_whether_it_is_too_low():
+    def of(name: str, nats: float) -> Estimate:
+        return Estimate.of(name, "lower_bound", {"nats": torch.full((9,), nats), "variance": torch.zeros(9)})
+
+    sound, low = (LikelihoodRecord({}, (of("ais", -3.0), of("iwae_256", nats))) for nats in (-3.1, -1.0))
+    found = [told("evaluate", rows.as_json(rows.evaluation(each, "m", "digits", 9))) for each in (sound, low)]
+    assert [each["figure"]["estimator"] for each in found] == ["ais", "ais"] and found[0]["shortfall"] is None
+    assert found[1]["shortfall"]["estimator"] == "iwae_256" and found[1]["shortfall"]["difference"] == 2.0
+    nothing = told("evaluate", rows.as_json(rows.evaluation(LikelihoodRecord({}, ()), "m", "digits", 9, "others")))
+    assert nothing["figure"] is None and nothing["other_data"] == "others"
 
 
 def test_what_is_not_finite_is_null():

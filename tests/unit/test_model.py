@@ -1,17 +1,20 @@
 """What a loaded model refuses to score, and how it says so."""
 
+import io
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from avb_service import tables
 from avb_service.checkpoint import ModelFolder
 from avb_service.errors import DataError, UserError
 from avb_service.experiment import load_data
-from avb_service.likelihood import LikelihoodRecord
+from avb_service.likelihood import Evaluator, LikelihoodRecord
 from avb_service.model import LoadedModel, build, load_model, write_model
 
 SHAPE = (1, 8, 8)
@@ -138,6 +141,26 @@ def test_a_model_of_masks_can_be_used_for_its_own_data(small, masks, observation
         assert model.encode(x).shape == (len(x), 8) and model.reconstruct(x).shape == x.shape
         assert all(math.isfinite(estimate.value) for estimate in model.log_likelihood(x))
         assert torch.equal(model.encode(raw), model.encode(raw / 255))
+
+
+def test_data_that_are_not_the_models_own_are_told(small, tmp_path):
+    path = tmp_path / "data.npy"
+    values = np.random.default_rng(0).standard_normal((60, 8, 8))
+    np.save(path, values)
+    config = small("vae", {"data": {"name": "file", "path": str(path), "binarisation": "none"},
+                           "algorithm.observation": {"name": "gaussian"}})  # fmt: skip
+    algorithm, sha256 = build(config, load_data(config).spec), load_data(config).sha256
+    model = LoadedModel(algorithm, config, "# card", LikelihoodRecord({"data_sha256": sha256}, ()))
+    assert model.other_data(model.dataset()) is None
+    assert LoadedModel(algorithm, config, "# card").other_data(model.dataset()) is None, "nobody knows"
+    np.save(path, values + 1)
+    assert f"{sha256[:12]} then" in model.other_data(model.dataset())
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "out", Console(file=shown, width=200, color_system=None))
+        record = LikelihoodRecord({}, (Evaluator(algorithm, config.likelihood).score("elbo", model.data("test")[0]),))
+        tables.estimates(record, "title", model.other_data(model.dataset()))
+    assert "these are other data than the model was trained and first scored on" in shown.getvalue()
 
 
 def test_what_a_model_is_given_may_be_an_array_wherever_it_is_given(binary, gan):
