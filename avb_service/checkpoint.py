@@ -202,6 +202,17 @@ class CheckpointStore:
         ranked = self._ranked()
         return _metric(ranked[0], self.best_by) if ranked and self.best_by else None
 
+    def last_report(self) -> tuple[int, dict[str, float]]:
+        """The newest round that was reported, and its figures, without reading tensors; round 0 where there is none."""
+        for path in reversed(self._paths()):
+            try:
+                metrics = parse_json(path / "metrics.json", read_file(path / "metrics.json"))
+            except DataError:  # reading it as a checkpoint says what is wrong
+                continue
+            if metrics:  # else it was made between two reports
+                return _round(path), metrics
+        return 0, {}
+
     def _paths(self) -> list[Path]:
         return sorted((p for p in self.folder.glob("round-*") if re.fullmatch(r"round-\d{8,}", p.name)), key=_round)
 

@@ -169,12 +169,21 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        status: refused, where something is to be put right before it can go on.
+        status: refused, where something is to be put right before it can go on; stopped by a scheduler, or failed by
+            the death of its processes, where it goes on if it is begun again.
         reason: why it did not finish.
     """
 
-    status: Literal["finished", "diverged", "refused"]
+    status: Literal["finished", "diverged", "refused", "stopped", "failed"]
     reason: str = ""
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.status} {self.reason}".strip()
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the folder of its job."""
+        write_json(folder / OUTCOME, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Outcome | None":
@@ -205,7 +214,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     job.begin()
     folder, scaling = Path(job.folder), job.settings.scaling
     if (ended := Outcome.read(folder)) is not None:
-        return ended
+        if ended.status in ("finished", "diverged"):
+            return ended
+        (folder / OUTCOME).unlink()
     watching: list[Any] = [*(callbacks or []), StartsInTime(ROOM + scaling.collective_timeout_s)]
     resources = {"CPU": worker_cpus(scaling)}
     if scaling.gpus_per_worker:
@@ -234,7 +245,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
     if outcome.status == "refused":
         raise UserError(outcome.reason)
-    write_json(folder / OUTCOME, asdict(outcome))
+    outcome.write(folder)
     return outcome
 
 

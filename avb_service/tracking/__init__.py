@@ -5,10 +5,10 @@ Floor 7, and the only importer of mlflow. It is imported when first used, so tha
 
 from avb_service.tracking.outbox import Outbox, deliver
 from avb_service.tracking.registry import RegisteredVersion, leaderboard, pull, register, set_alias
-from avb_service.tracking.runs import Run, Status, close_open_children
+from avb_service.tracking.runs import NOTE, Run, Status, close_open_children
 from avb_service.tracking.server import ServerCommand, check_server, server_command, tracking_uri
 
 __all__ = [
-    "Outbox", "RegisteredVersion", "Run", "ServerCommand", "Status", "check_server", "close_open_children", "deliver",
-    "leaderboard", "pull", "register", "server_command", "set_alias", "tracking_uri",
+    "NOTE", "Outbox", "RegisteredVersion", "Run", "ServerCommand", "Status", "check_server", "close_open_children",
+    "deliver", "leaderboard", "pull", "register", "server_command", "set_alias", "tracking_uri",
 ]

@@ -33,6 +33,7 @@ PARENT = "mlflow.parentRunId"
 RESUME_KEY = "avb.resume_key"
 REASON = "avb.reason"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on runs, and not on traces of prompts
+NOTE = "mlflow.note.content"  # tag: the description on a run's page, Markdown
 
 
 class Run:
@@ -228,10 +229,10 @@ def check_experiment(name: str, uri: str | None = None) -> None:
 
 
 def parameters(config: Tree) -> dict[str, str]:
-    """The configuration as MLflow's parameters, dotted path to text, no longer than MLflow takes."""
+    """What a configuration says as MLflow's parameters, dotted path to text, no longer than MLflow takes."""
     from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, MAX_PARAM_VAL_LENGTH
 
-    leaves = flatten(config).items()
+    leaves = [(path, value) for path, value in flatten(config).items() if value is not None]
     return {path[:MAX_ENTITY_KEY_LENGTH]: str(value)[:MAX_PARAM_VAL_LENGTH] for path, value in leaves}
 
 

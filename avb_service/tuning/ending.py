@@ -1,9 +1,10 @@
-"""The runs of trials that end otherwise than by themselves.
+"""The end of trials that do not end by themselves.
 
 Floor 9. Ray Tune kills the workers of a trial that its scheduler stops, so they cannot say that it has ended.
 """
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,13 +15,13 @@ from ray.tune.experiment import Trial
 from avb_service.distributed.train import JOB, Job, Outcome
 from avb_service.errors import UserError
 from avb_service.tracking import Status
-from avb_service.tuning.record import STOPPED
+from avb_service.tuning.trials import STOPPED
 
 LOGGER = logging.getLogger(__name__)
 
 
 class EndingCallback(Callback):
-    """Closes a trial's run at the moment at which it is stopped, or has failed for good.
+    """Notes that a trial is stopped, or has failed for good, and closes its run, at that moment.
 
     Args:
         folder: of the trials.
@@ -32,16 +33,19 @@ class EndingCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished, diverged or was stopped; its workers have said so, unless they were stopped."""
         if Outcome.read(self._folder / trial.trial_id) is None:
-            self._close(trial, "FINISHED", STOPPED)
+            self._close(trial, STOPPED, "FINISHED", str(STOPPED))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial's processes failed for good."""
-        self._close(trial, "FAILED", str(trial.get_pickled_error() or trial.get_error()))
+        reason = str(trial.get_pickled_error() or trial.get_error())
+        self._close(trial, Outcome("failed", reason), "FAILED", reason)
 
-    def _close(self, trial: Trial, status: Status, reason: str) -> None:
+    def _close(self, trial: Trial, outcome: Outcome, status: Status, reason: str) -> None:
         """In a thread: MLflow may not answer, and the other trials go on."""
         folder = self._folder / trial.trial_id
         if (folder / JOB).exists():  # else it has no run
+            with suppress(OSError):  # it is for people to read
+                outcome.write(folder)
             Thread(target=_close, args=(folder, status, reason), name=f"ending-{trial.trial_id}", daemon=True).start()
 
 

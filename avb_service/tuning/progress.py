@@ -52,7 +52,7 @@ class ProgressCallback(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished, diverged or was stopped."""
         outcome = Outcome.read(self._folder / trial.trial_id)
-        if outcome is None:
+        if outcome is None or outcome.status == "stopped":
             self._end(trials, trial, "stopped early")
         else:
             self._end(trials, trial, outcome.status, outcome.reason)

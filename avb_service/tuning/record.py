@@ -11,49 +11,19 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from avb_service.checkpoint import CheckpointStore
-from avb_service.distributed.train import Job, Outcome
 from avb_service.errors import UserError
-from avb_service.experiment import objective_of
 from avb_service.provenance import code_version
-from avb_service.settings import ExperimentConfig
 from avb_service.storage import write_file, write_json
-from avb_service.tracking import Run, Status, close_open_children
+from avb_service.tracking import NOTE, Run, Status, close_open_children
 from avb_service.tracking.publish import Published
+from avb_service.tracking.server import refusals
 from avb_service.trees import Tree, must_match, read_yaml, to_yaml
+from avb_service.tuning.description import description, table
 from avb_service.tuning.space import SpaceConfig
+from avb_service.tuning.trials import TRIAL, Trial
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
 BRANCHED = "avb.branched_from"  # tag of a search
-TRIAL, BASELINE = "trial", "baseline"
-STOPPED = "stopped early by the scheduler"  # reason for which a run has ended
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial that has begun.
-
-    Attributes:
-        job: what it trains.
-        stage: `trial` or `baseline`.
-        objective: the best validation figure that it has reached, None where none.
-        outcome: how it ended; None while it has not, or where the scheduler stopped it.
-    """
-
-    job: Job
-    stage: str
-    objective: float | None
-    outcome: Outcome | None
-
-    @property
-    def config(self) -> ExperimentConfig:
-        """What it is trained with."""
-        return self.job.settings
-
-    @property
-    def status(self) -> str:
-        """For people."""
-        return "stopped early" if self.outcome is None else f"{self.outcome.status} {self.outcome.reason}".strip()
 
 
 @dataclass(frozen=True)
@@ -81,11 +51,24 @@ class Search:
         """Close the runs of a search that does not go on just now, so far as MLflow answers."""
         with suppress(UserError):
             close_open_children(self.run.run_id, status, reason, self.tracking_uri)
+            self.tell()
             self.run.finish(status, reason)
+
+    def tell(self) -> None:
+        """Show in MLflow what is searched, and what has come of it by now.
+
+        Raises:
+            UserError: MLflow refuses, or does not answer.
+        """
+        trials, published = self.trials(), self.published()
+        with refusals(f"cannot describe the search at {self.tracking_uri}"):
+            if trials:
+                self.run.log_table("trials", table(self.space, trials, published))
+            self.run.set_tags({NOTE: description(self.space, self.folder, trials, published)})
 
     def trials(self) -> list[Trial]:
         """All trials that have begun, best first."""
-        found = [_read_trial(path.parent) for path in sorted(self.trial_folder.glob("*/job.json"))]
+        found = [Trial.read(path.parent) for path in sorted(self.trial_folder.glob("*/job.json"))]
         return sorted(found, key=lambda trial: -math.inf if trial.objective is None else trial.objective, reverse=True)
 
     def best(self) -> Trial:
@@ -123,7 +106,9 @@ def open_search(space: SpaceConfig, folder: Path, tracking_uri: str, origin: Pat
     experiment = space.trial(space.presets[0]).tracking.experiment
     tags = {"avb.kind": "search", **({BRANCHED: origin.name} if origin else {})}
     run = Run.start(experiment, folder.name, space.tree(), resume_key=folder.name, uri=tracking_uri, tags=tags)
-    return Search(space, folder, tracking_uri, run)
+    search = Search(space, folder, tracking_uri, run)
+    search.tell()
+    return search
 
 
 def new_folder(space: SpaceConfig, storage: Path) -> Path:
@@ -190,9 +175,3 @@ def branch(space: SpaceConfig, name: str) -> SpaceConfig:
 def _begun_with(space: SpaceConfig) -> Tree:
     """What must not change while a search goes on."""
     return {**space.resolved(), "code": code_version()}
-
-
-def _read_trial(folder: Path) -> Trial:
-    job = Job.read(folder)
-    objective = CheckpointStore(job.checkpoints, best_by=objective_of(job.config["algorithm"]["name"])).best_metric()
-    return Trial(job, job.tags["avb.kind"], objective, Outcome.read(folder))

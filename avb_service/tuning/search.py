@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avb_service.data.datasets import DataConfig, Dataset, load
-from avb_service.data.scale import introduction
+from avb_service.data.scale import caution
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
@@ -28,8 +28,9 @@ from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.tracking.publish import Published
 from avb_service.trees import override
-from avb_service.tuning.record import BASELINE, STOPPED, TRIAL, Search, Trial
+from avb_service.tuning.record import Search
 from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
+from avb_service.tuning.trials import BASELINE, STOPPED, TRIAL, Trial
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
@@ -76,7 +77,7 @@ def preflight(space: SpaceConfig, on_data: Callable[[str], None] = lambda descri
     for config in chain(space.bases(), drawn):
         if config.data not in loaded:
             loaded[config.data] = load(config.data)
-            for line in introduction(loaded[config.data]):
+            for line in (loaded[config.data].description, *caution(loaded[config.data])):
                 on_data(line)
         check_fit(config, loaded[config.data])
 
@@ -113,7 +114,8 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step
         _run(_tuner(search, stage, capacity, callback))
     for trial in search.trials():
         trial.job.deliver(on_step)
-    close_open_children(search.run.run_id, "FINISHED", STOPPED, search.tracking_uri)  # by a command that was killed
+    close_open_children(search.run.run_id, "FINISHED", str(STOPPED), search.tracking_uri)  # a killed command left them
+    search.tell()
 
 
 def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> list[Published]:  # noqa: ANN401
@@ -139,6 +141,7 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
         records = _assess([*contenders, *leaders.values()], on_step, scoring)
         best = max(contenders, key=lambda trial: records[trial.job.name].standing)
         _register(search, _leaders([best, *reached]).values(), best, records)
+    search.tell()
     search.run.finish()
     return list(search.published().values())
 

@@ -22,17 +22,23 @@ from avb_service import figures, storage
 from avb_service.distributed.train import OUTBOX, OUTCOME, Job
 from avb_service.experiment import Experiment
 from avb_service.storage import write_json
-from avb_service.tracking import Outbox, Run, close_open_children, publish
+from avb_service.tracking import Outbox, close_open_children, publish
 from avb_service.tracking.outbox import letters
 from avb_service.tracking.runs import PARENT, RESUME_KEY
 from avb_service.tracking.server import connect, every
-from avb_service.tuning.record import TRIAL, Search
+from avb_service.tuning.record import open_search
 from avb_service.tuning.search import conclude
+from avb_service.tuning.space import SpaceConfig
+from avb_service.tuning.trials import STOPPED, TRIAL
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
+SPACE = SpaceConfig.parse({
+    "name": "cut", "preset": "vae_digits", "trials": 2, "set": {"tracking.experiment": "cut"},
+    "space": {"algorithm.latent_dim": {"choice": [2, 8]}},
+})  # fmt: skip
 LONG = 120  # seconds: nothing here waits for so long unless it has failed
 DATABASE = "mlflow.db"
 
@@ -105,7 +111,7 @@ def begun(small, tmp_path, monkeypatch) -> tuple[Place, list[Job]]:
     for name, seed in (("a", 0), ("b", 1)):
         config = small("vae", {"training.seed": seed, "tracking.experiment": "cut", "tracking.model": "made"})
         folder = place.folder / "trials" / name
-        jobs.append(Job(config.tree(), str(folder), name, f"search/{name}", None, place.uri, {"avb.kind": TRIAL}))
+        jobs.append(Job(config.tree(), str(folder), name, f"place/{name}", None, place.uri, {"avb.kind": TRIAL}))
         trained[name] = Experiment(config, tmp_path / "checkpoints" / name)
         trained[name].fit()
         shutil.copytree(tmp_path / "checkpoints" / name, folder / "checkpoints")
@@ -129,9 +135,8 @@ def png(shade: int) -> bytes:
 
 def work(place: Place, jobs: list[Job]) -> None:
     """What a search, its workers and who promotes a model have MLflow keep; begun as often as it takes."""
-    tags = {"avb.kind": "search"}
-    parent = Run.start("cut", "search", {"trials": 2}, resume_key="search", tags=tags, uri=place.uri)
-    for job in (Job(**{**vars(job), "parent": parent.run_id}) for job in jobs):
+    search = open_search(SPACE, place.folder, place.uri)
+    for job in (Job(**{**vars(job), "parent": search.run.run_id}) for job in jobs):
         job.begin()
         if (Path(job.folder) / OUTCOME).exists():
             continue
@@ -144,8 +149,7 @@ def work(place: Place, jobs: list[Job]) -> None:
         box.close(LONG)
         if job.name == "a":
             write_json(Path(job.folder) / OUTCOME, {"status": "finished"})
-    search = Search(None, place.folder, place.uri, parent)
-    close_open_children(parent.run_id, "FINISHED", "stopped early by the scheduler", place.uri)
+    close_open_children(search.run.run_id, "FINISHED", str(STOPPED), place.uri)
     conclude(search, lambda step: None)
     publish.promote("made", 1, override="its samples are sharper", uri=place.uri)
 
@@ -201,9 +205,9 @@ def test_work_that_is_cut_off_before_any_write_ends_like_work_that_is_not(begun,
         work(place, jobs)
     undisturbed = kept(place)
     assert [run[:4] for run in undisturbed["runs"]] == [
-        [key, name, "FINISHED", True] for key, name in (("search", "search"), ("search/a", "a"), ("search/b", "b"))
+        [key, name, "FINISHED", True] for key, name in (("place", "place"), ("place/a", "a"), ("place/b", "b"))
     ]
-    assert undisturbed["runs"][1][4][PARENT] == "search" and undisturbed["runs"][1][4]["rounds"] == "4"
+    assert undisturbed["runs"][1][4][PARENT] == "place" and undisturbed["runs"][1][4]["rounds"] == "4"
     assert undisturbed["aliases"] == [["made", {"champion": 1}]]
     assert {"commit", "log_artifact", "log_artifacts", "_move", "_discard"} == set(place.writes)
     for number, write in enumerate(place.writes):

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from avb_service.distributed.train import Job
+from avb_service.distributed.train import Job, Outcome
 from avb_service.experiment import Experiment
 from avb_service.tracking import Run, close_open_children
 from avb_service.tracking.runs import REASON
 from avb_service.tracking.server import connect
 from avb_service.tuning.ending import EndingCallback
-from avb_service.tuning.record import STOPPED
+from avb_service.tuning.trials import STOPPED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -67,7 +67,8 @@ def test_at_every_report_a_run_says_how_far_it_is_and_when_it_is_stopped_that_it
         if thread.name == "ending-a":
             thread.join()
     run = seen(job)
-    assert (run.info.status, run.data.tags[REASON], run.data.tags["rounds"]) == ("FINISHED", STOPPED, "4")
+    assert (run.info.status, run.data.tags[REASON], run.data.tags["rounds"]) == ("FINISHED", str(STOPPED), "4")
+    assert Outcome.read(Path(job.folder)) == STOPPED
     assert before <= run.info.end_time <= time.time_ns() // 1_000_000
     assert close_open_children(job.parent, "KILLED", uri=job.tracking_uri) == []
 

@@ -297,6 +297,16 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path, name):
         read_folder(folder)
 
 
+def test_the_last_report_is_that_of_the_newest_checkpoint_that_was_made_at_one(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    assert store.last_report() == (0, {})
+    save(store, 1, loss=2.0)
+    save(store, 2)  # between two reports
+    assert store.last_report() == (1, {"loss": 2.0})
+    (tmp_path / "checkpoints" / "round-00000002" / "metrics.json").write_text("{")
+    assert store.last_report() == (1, {"loss": 2.0})
+
+
 def test_a_folder_that_holds_something_is_not_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

@@ -1,0 +1,94 @@
+"""What a search shows of itself in MLflow: a description, and a table of its trials.
+
+Floor 9.
+"""
+
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from avb_service.tracking.publish import Published
+from avb_service.trees import flatten
+from avb_service.tuning.space import DomainConfig, SpaceConfig
+from avb_service.tuning.trials import TRIAL, Trial
+
+CELL = float | int | str
+
+
+def command() -> str:
+    """The line that began the search, as it would be given again."""
+    program, *words = sys.argv
+    return shlex.join([Path(program).name, *(word for word in words if word not in ("--resume", "--json"))])
+
+
+def description(
+    space: SpaceConfig, folder: Path, trials: Sequence[Trial], published: Mapping[str, Published]
+) -> str:
+    """Of a search, for its page, Markdown.
+
+    Args:
+        space: what is searched.
+        folder: of the search.
+        trials: that have begun, best first.
+        published: those that are registered, by trial.
+    """
+    asha, settings = space.scheduler.asha, ", ".join(f"`{path}` = {value}" for path, value in space.set.items())
+    stopping = f"stopped early by halving (grace {asha.grace}, reduction {asha.reduction:g})" if asha else "all trained"
+    lines = [
+        f"{space.trials} trials of {', '.join(space.presets)}, {stopping}, compared by `{space.objective.metric}`"
+        + (f"; beside them, {', '.join(space.baselines)}" if space.baselines else "")
+        + (f". For all of them, {settings}" if settings else "")
+        + ". Searched:",
+        "",
+        *(f"- `{path}`: {_domain(domain)}" for path, domain in space.space.items()),
+        "",
+        "```",
+        command(),
+        "```",
+        "",
+        f"`--resume` continues it. What is kept is in `{folder}`; each trial is a run below this one.",
+    ]
+    best = next((trial for trial in trials if trial.stage == TRIAL and trial.objective is not None), None)
+    if best is not None:
+        given = ", ".join(f"`{path}` = {value}" for path, value in _given(space, best).items())
+        lines += ["", f"Best trial on validation data: **{best.job.name}**, {best.objective:.2f}, with {given}."]
+    for name, model in published.items():
+        lines += ["", f"**{model.uri}** is {name}, {model.alias or 'no candidate'}: {model.reason}."]
+    if trials:
+        lines += ["", "All trials are in the table `trials` (Artifacts, tables/trials.json)."]
+    return "\n".join(lines)
+
+
+def table(
+    space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, Published]
+) -> dict[str, Sequence[CELL]]:
+    """The trials by columns, best first: how each ended, how far it came, what was searched, its model.
+
+    Args:
+        space: what is searched.
+        trials: that have begun, best first.
+        published: those that are registered, by trial.
+    """
+    rows = [
+        {
+            "trial": trial.job.name, "stage": trial.stage, "method": trial.config.algorithm.name,
+            space.objective.metric: math.nan if trial.objective is None else trial.objective, "status": trial.status,
+            "rounds": trial.rounds, "train_seconds": trial.seconds,
+            **{path: _given(space, trial).get(path, "") for path in space.space},
+            "model": published[trial.job.name].uri if trial.job.name in published else "",
+        } for trial in trials
+    ]  # fmt: skip
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def _domain(domain: DomainConfig) -> str:
+    name, values = domain.given()
+    return f"{name} of {', '.join(map(str, values))}" if name == "choice" else f"{name} from {values[0]} to {values[1]}"
+
+
+def _given(space: SpaceConfig, trial: Trial) -> dict[str, CELL]:
+    """What was drawn for a trial."""
+    leaves = flatten(trial.job.config)
+    return {path: leaves[path] for path in space.space if path in leaves}

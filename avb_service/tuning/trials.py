@@ -1,0 +1,55 @@
+"""A trial of a search, as its folder tells of it. Knows nothing of Ray Tune.
+
+Floor 9.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from avb_service.checkpoint import CheckpointStore
+from avb_service.distributed.train import Job, Outcome
+from avb_service.experiment import objective_of
+from avb_service.settings import ExperimentConfig
+
+TRIAL, BASELINE = "trial", "baseline"
+STOPPED = Outcome("stopped", "early by the scheduler")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has begun.
+
+    Attributes:
+        job: what it trains.
+        stage: `trial` or `baseline`.
+        objective: the best validation figure that it has reached, None where none.
+        rounds: that it had trained at its last report.
+        seconds: that these took.
+        outcome: how it ended; None while it has not.
+    """
+
+    job: Job
+    stage: str
+    objective: float | None
+    rounds: int
+    seconds: float
+    outcome: Outcome | None
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """What it is trained with."""
+        return self.job.settings
+
+    @property
+    def status(self) -> str:
+        """For people."""
+        return "not at its end" if self.outcome is None else str(self.outcome)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Trial":
+        """The trial that has begun in a folder."""
+        job = Job.read(folder)
+        store = CheckpointStore(job.checkpoints, best_by=objective_of(job.config["algorithm"]["name"]))
+        rounds, metrics = store.last_report()
+        seconds = metrics.get("time/train_seconds", 0.0)
+        return cls(job, job.tags["avb.kind"], store.best_metric(), rounds, seconds, Outcome.read(folder))
