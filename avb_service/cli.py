@@ -50,6 +50,17 @@ Estimator = StrEnum("Estimator", [
 ])  # fmt: skip
 Budget = Literal["quick", "standard", "certified"]
 
+
+def _estimator(name: str) -> Estimator:
+    """The estimator of a name; one that went by another is answered with its new one."""
+    if name == "iwae_refined":
+        raise typer.BadParameter(f"{name} is no more: {Estimator.iwae_mixture} has taken its place; use that")
+    try:
+        return Estimator(name)
+    except ValueError:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(Estimator)}") from None
+
+
 RUNS = Path("runs")
 
 clusters = typer.Typer(help="Look at the hosts of a cluster.", no_args_is_help=True)
@@ -206,7 +217,9 @@ def evaluate(
     model: Model,
     estimator: Annotated[
         list[Estimator] | None,
-        typer.Option(metavar="NAME", help=f"Only this estimator; repeatable. Names: {', '.join(Estimator)}."),
+        typer.Option(
+            metavar="NAME", parser=_estimator, help=f"Only this estimator; repeatable. Names: {', '.join(Estimator)}."
+        ),
     ] = None,
     budget: Annotated[
         Budget | None, typer.Option(help="quick unless given; standard: annealing too; certified: a certificate, too.")

@@ -54,7 +54,7 @@ def by_scores(u: Tensor, scores: Tensor, inflate: float = 1.0) -> MultivariateNo
 
     Args:
         u: draws [S, b, D], S > 1, in coordinates in which the start of the chains is N(0, I).
-        scores: the gradient of log p(x,u) by u there, [S, b, D].
+        scores: the gradient of log p(x,u) by u there, [S, b, D]; draws where it is not finite are left out.
         inflate: as for `inflation`.
 
     Returns:
@@ -63,9 +63,9 @@ def by_scores(u: Tensor, scores: Tensor, inflate: float = 1.0) -> MultivariateNo
     Source: Martinsson & Tropp 2020, "Randomized numerical linear algebra", section 14, for the completion.
     """
     dtype, dim = u.dtype, u.shape[-1]
-    draws, slopes = u.double().transpose(0, 1), (scores + u).double().transpose(0, 1)  # [b, S, D], less N(0, I)
-    mean_draw, mean_slope = draws.mean(1, keepdim=True), slopes.mean(1, keepdim=True)
-    draws, slopes = draws - mean_draw, slopes - mean_slope
+    sound = (u + scores).isfinite().all(-1, keepdim=True)
+    mean_draw, draws = _centred(u, sound)
+    mean_slope, slopes = _centred(scores + u, sound)  # without that of N(0, I)
     gram, eye = draws.mT @ draws, torch.eye(dim, dtype=torch.float64, device=u.device)
     ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=TINY)[:, None, None]
     span, image = torch.linalg.solve(gram + ridge * eye, torch.cat([gram, -draws.mT @ slopes], -1)).split(dim, -1)
@@ -85,6 +85,13 @@ def inflation(inflate: float, dim: int) -> float:
     (s^4 / (2 s^2 - 1))^(D/2), which s^2 - 1 <= 2 / sqrt(D) keeps below e^2.
     """
     return math.sqrt(1 + min(inflate**2 - 1, 2 / math.sqrt(dim)))
+
+
+def _centred(values: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+    """Means [b, 1, D] of the sound ones of values [S, b, D], and the distances from it [b, S, D], 0 of the others."""
+    values, sound = values.double().transpose(0, 1), sound.transpose(0, 1)
+    mean = torch.where(sound, values, 0.0).sum(1, keepdim=True) / sound.sum(1, keepdim=True)
+    return mean, torch.where(sound, values - mean, 0.0)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -165,6 +165,9 @@ def test_estimators_and_budgets_that_the_command_names_are_those_that_there_are(
 def test_an_estimator_that_there_is_none_of_is_refused_with_those_that_there_are(capsys, monkeypatch):
     message = refused(capsys, monkeypatch, "evaluate", "models:/none@champion", "--estimator", "iwea")
     assert "iwea" in message and all(name.value in message for name in cli.Estimator)
+    message = refused(capsys, monkeypatch, "evaluate", "models:/none@champion", "--estimator", "iwae_refined")
+    message = " ".join(message.replace("│", " ").split())  # out of its box
+    assert "iwae_refined is no more: iwae_mixture has taken its place" in message
     helped = CliRunner().invoke(cli.app, ["evaluate", "--help"]).output
     assert all(name.value in helped for name in cli.Estimator)
 

@@ -7,7 +7,7 @@ import torch
 from known_adversary import BASIS, BINARY, INPUT, SMALL
 from linear_gaussian import PCA, data, implicit, mean_field
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, MultivariateNormal
 
 from avb_service.algorithm import Algorithm, AlgorithmConfig, Player
 from avb_service.algorithms.avb import AVB, AVBConfig
@@ -229,6 +229,42 @@ def test_estimators_that_do_not_apply_say_so():
         Evaluator(vae(8), settings()).score("parzen", x)
     with pytest.raises(UserError, match="no estimator 'aiz'; there are quadrature.*and parzen"):
         Evaluator(vae(8), settings()).score("aiz", x)
+
+
+class Bent(PCA):
+    """With a decoder that is not linear, data that leave little doubt of z, and a posterior that is about right."""
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        return super().likelihood(z + 0.3 * torch.sin(3 * z))
+
+    def posterior(self, x: Tensor) -> Distribution:
+        straight = self.exact_posterior(x)
+        low, high = straight.loc - 0.5, straight.loc + 0.5
+        for _ in range(40):  # z + 0.3 sin(3 z) grows with z
+            middle = (low + high) / 2
+            above = middle + 0.3 * torch.sin(3 * middle) > straight.loc
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        slope = (1 + 0.9 * torch.cos(3 * low)).diag_embed()
+        return MultivariateNormal(low, precision_matrix=slope @ straight.precision_matrix @ slope)
+
+
+def test_weak_pilots_make_no_figure_that_is_believed():
+    """Chains that are too few and too short leave ais hundreds of nats below; iwae and quadrature agree."""
+    model = Bent(2, noise=0.02, pixels=30)
+    x = data(model, 40)
+    weak = settings(
+        pilot={"temperatures": 2, "chains": 4, "rest": 1, "leapfrog": 1}, ais={"temperatures": 2, "chains": 2},
+        ais_prior={"temperatures": 2, "chains": 2}, importance_draws=256, certificate={"real": 20, "simulated": 20},
+    )  # fmt: skip
+    whole = Evaluator(model, weak).assess(x, "certified")
+    value = {each.name: each.value for each in whole.estimates}
+    assert whole.held_out.name == "quadrature" and whole.held_out.kind == "exact" and whole.objection is None
+    assert value["iwae_256"] == pytest.approx(value["quadrature"], abs=0.1)
+    assert value["ais"] < value["quadrature"] - 10
+    assert "shortfall" in {check.name for check in whole.certificate.checks if not check.passed}
+    some = Evaluator(model, weak.model_copy(update={"quadrature_data": 10})).assess(x, "certified")
+    assert some.held_out.name == "ais" and some.shortfall.difference > 10
+    assert "ais is too low" in some.objection and not some.certificate.passed
 
 
 def test_nothing_is_scored_for_a_certificate_of_no_data():

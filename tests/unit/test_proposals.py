@@ -76,6 +76,19 @@ def test_scores_tell_a_gaussian_posterior_from_draws_that_are_elsewhere_and_too_
     assert divergence.max() < 0.01
 
 
+def test_draws_without_a_score_are_left_out_and_where_none_has_one_there_is_no_gaussian():
+    model = pca(5)
+    x, exact = data(model, 2), model.exact_posterior(data(model, 2))
+    with seeded("scores"), torch.enable_grad():
+        u = torch.randn(20, 2, 5, dtype=torch.float64).requires_grad_()
+        (scores,) = torch.autograd.grad(model.log_joint(x, u).sum(), u)
+    scores[3, 0, 1], scores[:, 1] = math.nan, math.inf
+    fitted = by_scores(u.detach(), scores)
+    assert torch.allclose(fitted.loc[0], exact.loc[0], atol=0.01)
+    assert torch.allclose(fitted.covariance_matrix[0], exact.covariance_matrix[0], atol=0.01)
+    assert fitted.loc[1].isnan().all(), "so that the datum is named"
+
+
 def test_scores_of_no_gaussian_at_all_make_one():
     with seeded("noise"):
         u, scores = torch.randn(2, 12, 4, 30)
