@@ -27,11 +27,11 @@ class LikelihoodConfig(Config):
     Attributes:
         budget: what the final figures are worth: quick (no annealing), standard (annealing), certified (and a
             certificate, without which no model becomes champion).
-        importance_draws: K of iwae_K.
+        importance_draws: K of iwae_K; iwae_mixture, which has more to draw from, draws twice as many.
         proposal_draws: draws of an implicit posterior that its Gaussian proposal is fitted to.
-        inflate: factor on that Gaussian's standard deviations.
+        inflate: factor on that Gaussian's standard deviations; less of it where latents are many.
         elbo_draws: draws of the posterior for the ELBOs.
-        search: pilot chains of the proposal for the figure that searches compare by.
+        search: pilot chains of the mixture's Gaussian, for the figure that searches compare by.
         pilot: pilot chains of the proposal that annealing starts from.
         ais: chains from that proposal.
         ais_prior: chains from the prior, which the certificate compares with.

@@ -66,8 +66,7 @@ def _compared(figure: Estimate, other: Estimate, tolerance: float) -> Shortfall:
 
 
 def _error(estimate: Estimate) -> float:
-    """By an estimator's own draws; where that is not known, what other data would make, which holds it."""
+    """By an estimator's own draws; where that is not known, what other data would make, which holds it, if that is."""
     if estimate.kind == "exact":
         return 0.0
-    known = estimate.own_error
-    return estimate.stderr if math.isnan(known) else known
+    return next((error for error in (estimate.own_error, estimate.stderr) if not math.isnan(error)), math.inf)

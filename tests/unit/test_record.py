@@ -146,6 +146,8 @@ def test_a_bound_that_is_above_by_luck_shows_nothing(difference, variance, short
 def test_a_bound_whose_own_error_nobody_knows_has_that_of_the_data():
     made = [record(HARD, estimates=(estimate(HARD), estimate(HARD + above, "elbo"))) for above in (1.0, 30.0)]
     assert [each.shortfall is None for each in made] == [True, False]
+    single = record(HARD, estimates=(estimate(HARD[:1], variance=torch.zeros(1)), estimate(HARD[:1] + 9, "elbo")))
+    assert single.shortfall is None, "of one datum that is not known either"
 
 
 def older() -> LikelihoodRecord:
