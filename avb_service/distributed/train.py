@@ -63,20 +63,21 @@ class Job:
         """The configuration, parsed."""
         return ExperimentConfig.parse(self.config, self.name)
 
-    def run(self, reopen: bool = False) -> Run:
+    def run(self, begun: int | None = None, reopen: bool = False) -> Run:
         """Its MLflow run: a new one, or the one that was started before.
 
         Args:
+            begun: when a new one has, milliseconds since the epoch; now by default.
             reopen: whether it is running again, where it had ended.
         """
         return Run.start(
             self.settings.tracking.experiment, self.name, self.config, parent=self.parent, tags=self.tags,
-            resume_key=self.key, reopen=reopen, uri=self.tracking_uri,
+            resume_key=self.key, reopen=reopen, begun=begun, uri=self.tracking_uri,
         )  # fmt: skip
 
     def outbox(self, reopen: bool = False) -> Outbox:
         """A recorder for its run, that keeps what MLflow cannot take just now."""
-        return Outbox(Path(self.folder) / OUTBOX, partial(self.run, reopen), self.tracking_uri)
+        return Outbox(Path(self.folder) / OUTBOX, partial(self.run, reopen=reopen), self.tracking_uri)
 
     def close(self, status: Status, reason: str) -> None:
         """Close its run in the place of workers that did not; that waits where MLflow does not answer."""

@@ -27,6 +27,8 @@ HEAD_START = 5  # seconds that training has the interpreter to itself, before th
 FIGURE, NUMBERS, MARK = "0-figure", "1-numbers", "2-mark"  # in the order in which they give way; a mark never does
 DROPPED = "avb.dropped"
 
+Opener = Callable[[int | None], Run]
+
 _log = logging.getLogger(__name__)
 
 
@@ -56,12 +58,13 @@ class Outbox:
 
     Args:
         folder: of this run alone.
-        open_run: finds or makes the run; called in the thread, and again after each failure.
+        open_run: finds the run, or makes one that has begun at a time (milliseconds since the epoch), that of the first
+            letter; called in the thread, and again after each failure.
         uri: where that is.
         limit: bytes that may wait; beyond it the oldest figures give way, then the oldest numbers.
     """
 
-    def __init__(self, folder: Path, open_run: Callable[[], Run], uri: str, limit: int = LIMIT) -> None:
+    def __init__(self, folder: Path, open_run: Opener, uri: str, limit: int = LIMIT) -> None:
         self.folder, self._open, self._uri, self._limit = folder, open_run, uri, limit
         self._waiting = [Letter.at(path) for path in letters(folder)]
         self._number = int(self._waiting[-1].path.name.split(".")[0]) + 1 if self._waiting else 0
@@ -155,13 +158,13 @@ class Outbox:
             self._news.wait_for(lambda: self._closing, HEAD_START)
         while (letter := self._next()) is not None:
             try:
+                content = _read(letter.path)
                 if run is None:
                     check_server(self._uri)  # says within seconds that nobody answers; MLflow would try for minutes
-                    run = self._open()
+                    run = self._open(content["when"] if content else None)
                 if self._dropped > told:
                     run.set_tags({DROPPED: str(self._dropped)})
                     told = self._dropped
-                content = _read(letter.path)
                 if content is not None:
                     _hand_over(run, content)
             except Exception as error:  # whatever it is, training goes on
@@ -194,7 +197,7 @@ def letters(folder: Path) -> list[Path]:
 
 
 def deliver(
-    folder: Path, open_run: Callable[[], Run], uri: str, patience: float, on_wait: Callable[[str], None]
+    folder: Path, open_run: Opener, uri: str, patience: float, on_wait: Callable[[str], None]
 ) -> None:
     """Deliver what a run that has ended left behind.
 

@@ -74,6 +74,7 @@ class Run:
         tags: Mapping[str, str] | None = None,
         resume_key: str | None = None,
         reopen: bool = True,
+        begun: int | None = None,
         uri: str | None = None,
     ) -> "Run":
         """Start a run, or go on with the one that was started under the same key.
@@ -86,6 +87,7 @@ class Run:
             tags: more about the run.
             resume_key: what stays the same when the same work is started again, such as a trial id.
             reopen: whether a run that had ended is running again; otherwise only something is added to it.
+            begun: when the work was, milliseconds since the epoch; now by default.
             uri: where, as `tracking_uri` reads it.
 
         Raises:
@@ -99,7 +101,7 @@ class Run:
             described = {**(tags or {}), **{key: value for key, value in marks.items() if value}}
             run = _find(client, experiment_id, resume_key)
             if run is None:  # by one call, so that none is left that nobody finds again
-                run = client.create_run(experiment_id, tags=described, run_name=name)
+                run = client.create_run(experiment_id, begun, described, name)
             elif reopen:
                 client.update_run(run.info.run_id, status="RUNNING")
                 if REASON in run.data.tags:

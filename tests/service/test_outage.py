@@ -68,8 +68,8 @@ def test_what_is_recorded_while_the_server_is_away_is_there_once_and_in_order_wh
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # so that the gap is ours to bridge, and not MLflow's
     monkeypatch.setattr(outbox, "PAUSE", 0.1)
 
-    def open_run() -> Run:
-        return Run.start("outage", "trial", {"rounds": 9}, resume_key="trial", uri=server.uri)
+    def open_run(begun: int | None) -> Run:
+        return Run.start("outage", "trial", {"rounds": 9}, resume_key="trial", begun=begun, uri=server.uri)
 
     def record(box: Outbox, rounds) -> None:
         for round_ in rounds:

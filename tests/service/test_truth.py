@@ -73,6 +73,19 @@ def test_at_every_report_a_run_says_how_far_it_is_and_when_it_is_stopped_that_it
     assert close_open_children(job.parent, "KILLED", uri=job.tracking_uri) == []
 
 
+def test_a_run_has_begun_when_its_work_did_and_not_when_mlflow_learned_of_it(job):
+    before = time.time_ns() // 1_000_000
+    box = job.outbox()
+    box.set_tags({"first": "word"})
+    box.finish()
+    after = time.time_ns() // 1_000_000
+    while time.time_ns() // 1_000_000 <= after:
+        pass
+    box.close(60)
+    info = seen(job).info
+    assert before <= info.start_time <= info.end_time <= after
+
+
 def test_a_trial_that_failed_for_good_says_so_when_it_has(job):
     with pytest.raises(Stopped):
         train(job, stop=2)

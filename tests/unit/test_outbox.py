@@ -73,7 +73,7 @@ def folder(tmp_path):
 @pytest.fixture
 def make(server, folder):
     def build(**options) -> Outbox:
-        return Outbox(folder, lambda: FakeRun(server), URI, **options)
+        return Outbox(folder, lambda when: FakeRun(server), URI, **options)
 
     return build
 
@@ -154,12 +154,12 @@ def test_a_command_that_continues_delivers_what_was_left_and_says_what_it_waits_
     assert box.close(0.05) == 1
     said: list[str] = []
     with pytest.raises(UserError, match=f"does not answer; 1 records are kept in {folder}.*--resume"):
-        deliver(folder, lambda: FakeRun(server), URI, 0.1, said.append)
+        deliver(folder, lambda when: FakeRun(server), URI, 0.1, said.append)
     assert said and said[0].startswith(f"1 records of trial wait for MLflow at {URI}")
     server.away = False
-    deliver(folder, lambda: FakeRun(server), URI, LONG, said.append)
+    deliver(folder, lambda when: FakeRun(server), URI, LONG, said.append)
     assert steps(server) == [("metrics", 1)]
-    deliver(folder, lambda: pytest.fail("nothing is left"), URI, LONG, said.append)
+    deliver(folder, lambda when: pytest.fail("nothing is left"), URI, LONG, said.append)
 
 
 def test_a_refusal_is_an_error_and_loses_nothing(make, server, folder):
