@@ -12,7 +12,8 @@ from torch.distributions import MultivariateNormal
 
 from avb_service.maths import cholesky
 
-TINY = 1e-12  # variance of a code that all draws agree on
+SPREAD = 1e-5  # standard deviation of a code that all draws agree on
+TINY = 1e-12  # in the place of zero, where it would divide
 RIDGE = 1e-3  # of the mean variance of draws: along what no draw has tried, nothing is learned
 RESOLVED = 1e-3  # of the largest curvature: a smaller one is not told from what is no Gaussian about the posterior
 
@@ -31,7 +32,7 @@ def by_moments(z: Tensor, inflate: float = 1.0) -> MultivariateNormal:
     for many dimensions, as scikit-learn has it; of draws brought to variance 1, as Schäfer & Strimmer 2005 do.
     """
     count, _, dim = z.shape
-    mean, scale = z.mean(0), z.std(0).clamp(min=math.sqrt(TINY))
+    mean, scale = z.mean(0), z.std(0).clamp(min=SPREAD)
     white = (z - mean) / scale
     correlation = torch.einsum("sbi,sbj->bij", white, white) / count
     squares = correlation.square().sum((-2, -1))  # tr S^2
@@ -39,7 +40,7 @@ def by_moments(z: Tensor, inflate: float = 1.0) -> MultivariateNormal:
     unlike = (count + 1) * (squares - trace.square() / dim)
     wanted = (squares + trace.square()) / unlike.clamp(min=TINY)
     shrinkage = torch.where(unlike > TINY, wanted, 1.0).clamp(max=1.0)[:, None, None]
-    target = (trace / dim).clamp(min=TINY)[:, None, None] * torch.eye(dim).to(z)
+    target = torch.where(trace > 0, trace / dim, 1.0)[:, None, None] * torch.eye(dim).to(z)
     factor = scale[..., None] * cholesky((1 - shrinkage) * correlation + shrinkage * target)
     return MultivariateNormal(mean, scale_tril=inflation(inflate, dim) * factor, validate_args=False)
 

@@ -61,7 +61,9 @@ def test_correlations_are_shrunk_as_by_scikit_learn(draws, dim):
 
 def test_draws_that_agree_make_a_gaussian_all_the_same():
     for draws in (torch.ones(10, 2, 3), torch.ones(10, 2, 1)):
-        assert torch.isfinite(by_moments(draws).sample()).all()
+        fitted = by_moments(draws)
+        assert torch.allclose(fitted.stddev, torch.full_like(draws[0], 1e-5)), "a point, nearly"
+        assert torch.isfinite(fitted.log_prob(fitted.sample() + 1)).all()
 
 
 @pytest.mark.parametrize(("dim", "draws"), [(1, 2), (5, 20), (64, 40), (256, 60)])
