@@ -18,7 +18,7 @@ from avb_service.data.datasets import DataConfig
 from avb_service.errors import UserError
 from avb_service.faults import hint
 from avb_service.likelihood import LikelihoodConfig
-from avb_service.training.loop import TrainingConfig
+from avb_service.training.config import TrainingConfig
 from avb_service.trees import Tree, flatten, override, read_yaml
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from avb_service.errors import UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.likelihood.anneal import Path, anneal, temperatures
 from avb_service.networks.trunks import MLPConfig
-from avb_service.training.loop import Engine, TrainingConfig
+from avb_service.training.config import TrainingConfig
+from avb_service.training.loop import Engine
 
 CHAINS, TEMPERATURES, LEAPFROG, REPEATS, ROUNDS = 8, 100, 2, 5, 2000
 

@@ -33,7 +33,8 @@ from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.distributed.averaging import averaging
 from avb_service.distributed.cluster import cluster
 from avb_service.networks.trunks import MLPConfig
-from avb_service.training.loop import Engine, Report, TrainingConfig
+from avb_service.training.config import TrainingConfig
+from avb_service.training.loop import Engine, Report
 from avb_service.training.turn import Average
 
 LAPS, ROUNDS, BATCH, SHAPE = 16, 100, 256, (1, 28, 28)

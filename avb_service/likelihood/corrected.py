@@ -25,7 +25,8 @@ from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
 from avb_service.optim import Positive, ScheduleConfig, TurnConfig
 from avb_service.seeding import generator
-from avb_service.training.loop import Engine, TrainingConfig
+from avb_service.training.config import TrainingConfig
+from avb_service.training.loop import Engine
 
 LARGEST = 5000  # data that one adversary is trained for
 CODES = 2**16  # drawn at a time

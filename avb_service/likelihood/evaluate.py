@@ -28,7 +28,7 @@ from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.parzen import Windows, parzen_rows
 from avb_service.likelihood.proposals import from_prior, mixed, own, refined
 from avb_service.likelihood.record import LikelihoodRecord
-from avb_service.training.loop import TrainingConfig
+from avb_service.training.config import TrainingConfig
 
 # From the one that says the most. What does not apply to a model is left out.
 ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Scorer]] = {

@@ -4,66 +4,31 @@ Floor 4. It knows of no device and of no network between workers: a turn is a fu
 `averaging` gives the mean over the workers, which is all that is data-parallel.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal, cast
+from typing import cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from avb_service.algorithm import Algorithm, Batch, Shared
-from avb_service.config import Config
 from avb_service.errors import DivergenceError, UserError
-from avb_service.optim import Positive
 from avb_service.seeding import derive_seed, reseed
 from avb_service.training.agreement import check_agreement, gathered, in_order, origin, together
-from avb_service.training.capture import check_compiler, compiled
+from avb_service.training.capture import PREPARE
+from avb_service.training.config import TrainingConfig
 from avb_service.training.flat import State, flatten, owned
+from avb_service.training.manner import AUTO, Manner, fastest
+from avb_service.training.precision import in_precision
 from avb_service.training.turn import Average, Play, Turn
 
+TRIED = 5  # rounds, of which the fastest counts, where it is tried how to play
 HEED_EVERY = 10  # rounds between two moments at which the caller may interfere without a report
 
 Source = Callable[[int, int], tuple[Tensor, Tensor | None]]  # (index of the global batch, logical worker) -> x, labels
-
-
-class TrainingConfig(Config):
-    """How long, how large, from which seed, in which precision.
-
-    Attributes:
-        rounds: in each of which every player has its turn.
-        batch_size: data in a step, of all workers together.
-        seed: of the weights, the order of the data and all noise.
-        logical_workers: V slices of a batch, with a noise stream each; N workers share them out, and N has to divide V.
-        report_every: rounds between two reports, at which the model is evaluated and saved.
-        ema: decay of the weights' moving average, which is evaluated and published in their place; none by default.
-        dtype: of data and weights.
-        matmul_precision: torch's, of float32 products on GPUs: high is TF32 where they have it.
-        capture: compile has torch's compiler make one program of a player's forward and backward pass, which takes
-            about half a minute at the beginning and pays where networks are small; its numbers differ in the last
-            digits. off plays each operation as the method has written it.
-    """
-
-    rounds: Positive = 5000
-    batch_size: Positive = 128
-    seed: Annotated[int, Field(ge=0)] = 0
-    logical_workers: Positive = 1
-    report_every: Positive = 500
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    dtype: Literal["float32", "float64"] = "float32"
-    matmul_precision: Literal["highest", "high", "medium"] = "high"
-    capture: Literal["off", "compile"] = "off"
-
-    def problems(self) -> Iterator[str]:
-        """The global batch is cut into equal slices."""
-        yield from super().problems()
-        if self.batch_size % self.logical_workers:
-            yield (
-                f"logical_workers: {self.logical_workers} do not divide training.batch_size {self.batch_size}; "
-                "choose a divisor"
-            )
 
 
 @dataclass(frozen=True)
@@ -92,7 +57,7 @@ class Engine:
         workers: number of physical workers, no more than the logical ones; fastest where it divides them.
 
     Raises:
-        UserError: more workers than logical ones, or no compiler where one is asked for.
+        UserError: more workers than logical ones, or a capture or precision that the device lacks something for.
         TypeError: a parameter that no player owns.
     """
 
@@ -108,7 +73,10 @@ class Engine:
         workers: int = 1,
     ) -> None:
         self.algorithm, self.source, self.other, self.config = algorithm, source, other, config
-        self.players = algorithm.players()
+        self.manner = Manner(config.capture, config.precision)
+        lowered = partial(in_precision, lambda: self.manner.precision)
+        self.players = [replace(player, objective=lowered(player.objective)) for player in algorithm.players()]
+        self._shared = lowered(algorithm.shared)
         self._check_ownership()
         if config.logical_workers < workers:
             raise UserError(
@@ -119,15 +87,13 @@ class Engine:
                        for r in range(workers)]  # fmt: skip
         self.mine = self.shares[rank]
         device = next(algorithm.parameters()).device
-        if config.capture == "compile":
-            with together(device):
-                check_compiler(device)
+        with together(device):
+            self._check_manner(device)
         whole = flatten(self.players)
         average = averaging(whole) if averaging else _alone
-        prepare = _as_written if config.capture == "off" else partial(compiled, algorithm)
         names = {parameter: name for name, parameter in algorithm.named_parameters()}
         weight = workers / config.logical_workers
-        self.turns = [Turn(player, names, weight, average, prepare) for player in self.players]
+        self.turns = [Turn(player, names, weight, average, self._prepare) for player in self.players]
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
@@ -153,6 +119,9 @@ class Engine:
             DivergenceError: a gradient was not finite; neither that step nor any after it was taken.
         """
         check_agreement(self.algorithm, self.round)
+        if AUTO in self.manner:
+            left = self.config.rounds - self.round
+            self._settle(fastest(self.manner, self._now.device, left, self._seconds_a_round))
         while self.round < self.config.rounds:
             self._play_round()
             reporting = self.round % self.config.report_every == 0 or self.round == self.config.rounds
@@ -169,14 +138,22 @@ class Engine:
         state: State = {
             "round": self.round, "algorithm": self.algorithm.state_dict(),
             "optimizers": {turn.player.name: turn.slots.state() for turn in self.turns}, "terms": dict(self._pooled),
+            "manner": self.manner._asdict(),
         }  # fmt: skip
         if self.average is not None:
             state["average"] = self.average.state_dict()
         return state
 
     def load(self, state: State) -> None:
-        """Continue from a state; schedules and options come from the configuration."""
+        """Continue from a state; schedules and options come from the configuration.
+
+        Raises:
+            UserError: this device lacks what the run was begun with.
+        """
         self.round = state["round"]
+        if "manner" in state:
+            self._settle(Manner(**state["manner"]))
+            self._check_manner(self._now.device)
         self._taken.clear()
         self._broken.zero_()
         terms = state.get("terms", {})
@@ -207,9 +184,7 @@ class Engine:
         """Every player's turn, each step on a fresh batch."""
         self._now.fill_(self.round)
         index = self.round * sum(player.turn.steps for player in self.players)
-        reseed(self._now.device, derive_seed(self.config.seed, "shared", index))
-        with torch.no_grad():
-            shared = self.algorithm.shared()
+        shared = self._draw_shared(index)
         for turn in self.turns:
             for _ in range(turn.player.turn.steps):
                 self._step(turn, index, shared)
@@ -217,6 +192,40 @@ class Engine:
         self.round += 1
         if self.average is not None:
             self.average.update_parameters(self.algorithm)
+
+    def _draw_shared(self, index: int) -> Shared:
+        reseed(self._now.device, derive_seed(self.config.seed, "shared", index))
+        with torch.no_grad():
+            return self._shared()
+
+    def _seconds_a_round(self, manner: Manner) -> float:
+        """What a round's gradients take, played in that manner on the slowest worker; no step is taken."""
+        self._settle(manner)
+        taken = []
+        for _ in range(1 + TRIED):
+            start = time.perf_counter()
+            shared = self._draw_shared(0)
+            for turn in self.turns:
+                for _ in range(turn.player.turn.steps):
+                    gradient = turn.gradient(self._slices(0, shared)).gradient
+            gradient.sum().item()  # all that was queued on a GPU has been done then
+            taken.append(time.perf_counter() - start)
+        least = torch.tensor(min(taken[1:]), dtype=torch.float64, device=self._now.device)
+        return max(each.item() for each in gathered(least))
+
+    def _settle(self, manner: Manner) -> None:
+        """Play in that manner from now on."""
+        if manner != self.manner:
+            self.manner = manner
+            for turn in self.turns:
+                turn.play = None
+
+    def _prepare(self, turn: Turn, batch: Batch) -> Play:
+        return PREPARE[self.manner.capture](self.algorithm, turn, batch)
+
+    def _check_manner(self, device: torch.device) -> None:
+        if obstacles := [*self.manner.obstacles(device)]:
+            raise UserError("; ".join(obstacles))
 
     def _step(self, turn: Turn, index: int, shared: Shared) -> None:
         """One step, on the batch of that index."""
@@ -272,11 +281,6 @@ class Engine:
         known = {parameter for player in self.players for parameter in owned(player)}
         if stray := [name for name, parameter in self.algorithm.named_parameters() if parameter not in known]:
             raise TypeError(f"{type(self.algorithm).__name__}: no player owns {', '.join(stray)}")
-
-
-def _as_written(turn: Turn, batch: Batch) -> Play:
-    """A turn that plays as its method has written it."""
-    return turn.eager
 
 
 def _alone(gradient: Tensor) -> None:

@@ -19,12 +19,12 @@ Average = Callable[[Tensor], None]  # replaces a tensor by its mean over all wor
 
 
 class Played(NamedTuple):
-    """What playing a slice gives.
+    """What playing a slice gives, or all slices of a worker.
 
     Attributes:
-        gradient: of the slice's share of the loss, [P] as `Slots` lays it out.
-        report: the loss and the terms, [1 + T].
-        statistics: what the player's `absorb` learns from, by name.
+        gradient: of the slice's share of the loss, [P] as `Slots` lays it out; of all, their sum.
+        report: the loss and the terms, [1 + T]; of all, this worker's share of their mean.
+        statistics: what the player's `absorb` learns from, by name; of all, stacked.
     """
 
     gradient: Tensor
@@ -81,6 +81,17 @@ class Turn:
             rate: the learning rate.
             broken: 0, or 1 once a gradient was not finite, which this call may find; float32, on the device.
         """
+        gradient, report, statistics = self.gradient(slices)
+        self._average(gradient)
+        norm = torch.linalg.vector_norm(gradient)
+        torch.maximum(broken, (~norm.isfinite()).to(broken), out=broken)
+        if self.player.turn.clip_norm is not None:
+            gradient.mul_((self.player.turn.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._step(gradient, rate, broken)
+        return Taken(norm, report, statistics)
+
+    def gradient(self, slices: Iterable[tuple[int, Batch]]) -> Played:
+        """Play all slices of this worker: the sum of their gradients and reports, and their statistics [V, ...]."""
         gradient, report, statistics = torch.zeros(()), torch.zeros(()), list[dict[str, Tensor]]()
         for seed, batch in slices:
             if self.play is None:
@@ -91,13 +102,7 @@ class Turn:
             report = report + played.report if statistics else played.report
             statistics.append(played.statistics)
         stacked = {name: torch.stack([each[name] for each in statistics]) for name in statistics[0]}
-        self._average(gradient)
-        norm = torch.linalg.vector_norm(gradient)
-        torch.maximum(broken, (~norm.isfinite()).to(broken), out=broken)
-        if self.player.turn.clip_norm is not None:
-            gradient.mul_((self.player.turn.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        self._step(gradient, rate, broken)
-        return Taken(norm, report * self._weight, stacked)
+        return Played(gradient, report * self._weight, stacked)
 
     def eager(self, batch: Batch) -> Played:
         """Play a slice as the method has written it.

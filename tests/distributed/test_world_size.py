@@ -32,7 +32,8 @@ from avb_service.model import build
 from avb_service.optim import TurnConfig
 from avb_service.settings import ExperimentConfig
 from avb_service.training.agreement import check_agreement
-from avb_service.training.loop import HEED_EVERY, Engine, TrainingConfig
+from avb_service.training.config import TrainingConfig
+from avb_service.training.loop import HEED_EVERY, Engine
 from avb_service.trees import Tree, override
 
 WORLDS = (1, 2, 4)

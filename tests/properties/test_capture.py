@@ -5,12 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player
-from avb_service.errors import UserError
 from avb_service.experiment import Experiment
 from avb_service.optim import TurnConfig
 from avb_service.seeding import reseed
-from avb_service.training.capture import Program, Uncapturable
-from avb_service.training.loop import Engine, TrainingConfig
+from avb_service.training.capture import Graph, Program
+from avb_service.training.config import TrainingConfig
+from avb_service.training.loop import Engine
+from avb_service.training.recording import Uncapturable
 
 CPU = torch.device("cpu")
 CHANGING = {  # what makes a loss depend on the round, for the methods that have it
@@ -96,7 +97,7 @@ def test_what_cannot_be_recorded_is_named_and_played_as_it_is_written(law, reaso
         Program(captured.turns[0], captured.algorithm, next(captured._slices(0, ()))[1], backend="eager")
     plain.run(lambda report: None)
     captured.run(lambda report: None)
-    assert "player 'model' is not compiled and plays as it is written: " in caplog.text
+    assert "player 'model' is not captured and plays as it is written: " in caplog.text
     assert all(
         torch.equal(a, b) for a, b in zip(plain.algorithm.parameters(), captured.algorithm.parameters(), strict=True)
     )
@@ -141,7 +142,16 @@ def test_a_compiled_run_trains_the_same_model_and_resumes_to_the_same_bits(small
         assert torch.equal(one, other)
 
 
-def test_a_compiler_that_is_not_there_is_named_before_anything_starts(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    with pytest.raises(UserError, match=r"capture: compile needs a C\+\+ compiler, and .*no-compiler is not there; "):
-        Experiment(small("vae", {"training.capture": "compile"}), tmp_path)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+def test_a_graph_computes_what_the_method_has_written_to_the_bit(small, method, tmp_path):
+    engine = Experiment(changing(small, method), tmp_path, device="cuda").engine
+    for turn in engine.turns:
+        first, *others = [batch for _, batch in engine._slices(0, engine._draw_shared(0))]
+        graph = Graph(turn, engine.algorithm, first)
+        for seed, batch in enumerate(others):
+            written = []
+            for play in (turn.eager, graph):
+                reseed(first.x.device, seed)
+                written.append(play(batch))
+            one, other = written
+            assert torch.equal(one.gradient, other.gradient) and torch.equal(one.report, other.report)

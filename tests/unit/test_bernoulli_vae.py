@@ -15,7 +15,8 @@ from avb_service.errors import UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig, surgery
 from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import generator, seeded
-from avb_service.training.loop import Engine, TrainingConfig
+from avb_service.training.config import TrainingConfig
+from avb_service.training.loop import Engine
 
 BITS, PIXELS = 5, 6
 SPEC = DataSpec((1, 1, PIXELS), "binary", 1, torch.full((1, 1, PIXELS), 0.5))

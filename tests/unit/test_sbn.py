@@ -16,7 +16,8 @@ from avb_service.errors import ConfigError, UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig, surgery
 from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import generator, seeded
-from avb_service.training.loop import Engine, TrainingConfig
+from avb_service.training.config import TrainingConfig
+from avb_service.training.loop import Engine
 
 PIXELS, LAYERS = 6, (4, 3)
 SPEC = DataSpec((1, 2, 3), "binary", 1, torch.full((1, 2, 3), 0.5))
