@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from avb_service.config import Config
-from avb_service.networks.trunks import ImageShape, MLPConfig, TrunkConfig, Width, layers
+from avb_service.networks.trunks import ImageShape, MLPConfig, TrunkConfig, Width, beside, layers
 
 LogRatio = Callable[[Tensor], Tensor]
 
@@ -95,17 +94,17 @@ class FlatAdversary(nn.Module):
 
     def __init__(self, config: FlatConfig, shape: ImageShape, latent_dim: int, quadratic: bool) -> None:
         super().__init__()
-        self.quadratic, self.latent_dim = quadratic, latent_dim
+        self.quadratic = quadratic
         self.features, width = config.trunk.features(shape)
         widths = (width + latent_dim, *config.hidden)
         self.joint = nn.Sequential(*layers(widths, config.trunk.activation), _zero_linear(widths[-1]))
 
     def forward(self, x: Tensor) -> LogRatio:
         """T(x, .): codes [..., B, D] -> log-ratios [..., B]."""
-        h = pad(self.features(x), (0, self.latent_dim))
+        joint = beside(self.joint, self.features(x))
 
         def log_ratio(z: Tensor) -> Tensor:
-            t = self.joint(h + pad(z, (h.shape[-1] - self.latent_dim, 0)))[..., 0]
+            t = joint(z)[..., 0]
             return t + z.square().sum(-1) / 2 if self.quadratic else t
 
         return log_ratio

@@ -14,7 +14,7 @@ from torch.distributions import Independent, Normal
 
 from avb_service.config import Config
 from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior, Shape
-from avb_service.networks.trunks import ACTIVATIONS, ImageShape, MLPConfig, TrunkConfig, Width, layers
+from avb_service.networks.trunks import ACTIVATIONS, ImageShape, MLPConfig, TrunkConfig, Width, beside, layers
 
 
 class GaussianEncoder(nn.Module):
@@ -76,10 +76,10 @@ class NoiseInputEncoder(nn.Module):
     def forward(self, x: Tensor) -> ImplicitPosterior:
         """q(z|x) for data [B, C, H, W]."""
         h = self.features(x)
+        head = beside(self.head, h)
 
         def draw(sample_shape: Shape) -> Tensor:
-            eps = torch.randn(*sample_shape, len(h), self.noise_dim, device=h.device, dtype=h.dtype)
-            return self.head(torch.cat([h.expand(*sample_shape, *h.shape), eps], -1))
+            return head(torch.randn(*sample_shape, len(h), self.noise_dim, device=h.device, dtype=h.dtype))
 
         return ImplicitPosterior(draw)
 

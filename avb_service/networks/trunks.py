@@ -4,11 +4,13 @@ Floor 1.
 """
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from avb_service.config import Config
 
@@ -137,3 +139,19 @@ def layers(widths: tuple[int, ...], activation: str) -> list[nn.Module]:
     for before, after in zip(widths, widths[1:], strict=False):
         stack += [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return stack
+
+
+def beside(stack: nn.Sequential, h: Tensor) -> Callable[[Tensor], Tensor]:
+    """A stack of layers on (h, z) as a function of z alone: its first layer is W_h h + W_z z, and W_h h is found once.
+
+    Args:
+        stack: its first layer is linear.
+        h: [B, H].
+
+    Returns:
+        Codes [..., B, Z] -> [..., B, outputs].
+    """
+    first, rest = cast(nn.Linear, stack[0]), stack[1:]
+    of_h, of_z = first.weight.split([h.shape[-1], first.in_features - h.shape[-1]], 1)
+    known = linear(h, of_h, first.bias)
+    return lambda z: rest(known + linear(z, of_z))

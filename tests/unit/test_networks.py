@@ -13,7 +13,7 @@ from avb_service.networks.critics import Critic
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import GaussianEncoder, NoiseBasis, NoiseBasisConfig, NoiseInputConfig
 from avb_service.networks.generator import Generator
-from avb_service.networks.trunks import ACTIVATIONS, AffineConfig, ConvConfig, MLPConfig
+from avb_service.networks.trunks import ACTIVATIONS, AffineConfig, ConvConfig, MLPConfig, beside, layers
 from avb_service.seeding import generator, seeded
 
 SHAPES = [(1, 28, 28), (1, 28, 20), (3, 64, 64), (1, 1, 4), (1, 8, 8), (2, 5, 3)]
@@ -310,3 +310,13 @@ def test_gaussian_noise_of_an_encoder_has_its_scale():
     z = encoder(images(1, (1, 2, 2))).sample((20_000,))
     assert z.mean().item() == pytest.approx(2, abs=0.02)
     assert z.std().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 5)])
+def test_layers_that_see_two_inputs_are_those_on_both_side_by_side(hidden):
+    torch.manual_seed(0)
+    widths = (6, *hidden)
+    stack = nn.Sequential(*layers(widths, "elu"), nn.Linear(widths[-1], 3)).double()
+    h, z = torch.randn(5, 4, dtype=torch.float64), torch.randn(8, 5, 2, dtype=torch.float64)
+    expected = stack(torch.cat([h.expand(8, 5, 4), z], -1))
+    torch.testing.assert_close(beside(stack, h)(z), expected, rtol=1e-12, atol=1e-12)
