@@ -37,7 +37,7 @@ class EndingCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial's processes failed for good."""
-        reason = str(trial.get_pickled_error() or trial.get_error())
+        reason = _reason(trial.get_pickled_error() or trial.get_error())
         self._close(trial, Outcome("failed", reason), "FAILED", reason)
 
     def _close(self, trial: Trial, outcome: Outcome, status: Status, reason: str) -> None:
@@ -47,6 +47,13 @@ class EndingCallback(Callback):
             with suppress(OSError):  # it is for people to read
                 outcome.write(folder)
             Thread(target=_close, args=(folder, status, reason), name=f"ending-{trial.trial_id}", daemon=True).start()
+
+
+def _reason(error: Exception | None) -> str:
+    """What went wrong, without Ray's account of where."""
+    cause = getattr(error, "cause", error)
+    lines = str(error).strip().splitlines()
+    return str(cause) if isinstance(cause, UserError) or not lines else lines[-1]
 
 
 def _close(folder: Path, status: Status, reason: str) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from avb_service.distributed.train import Job, Outcome
+from avb_service.errors import UserError
 from avb_service.experiment import Experiment
 from avb_service.tracking import Run, close_open_children
 from avb_service.tracking.runs import REASON
@@ -86,15 +87,25 @@ def test_a_run_has_begun_when_its_work_did_and_not_when_mlflow_learned_of_it(job
     assert before <= info.start_time <= info.end_time <= after
 
 
-def test_a_trial_that_failed_for_good_says_so_when_it_has(job):
+class RaysError(Exception):
+    """As Ray tells of what a trial has raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"here\nand there\n{cause}")
+        self.cause = cause
+
+
+@pytest.mark.parametrize("cause", [RuntimeError("no more"), UserError("two problems:\n  one\n  two")])
+def test_a_trial_that_failed_for_good_says_so_when_it_has(job, cause):
     with pytest.raises(Stopped):
         train(job, stop=2)
-    trial = SimpleNamespace(trial_id="a", get_pickled_error=lambda: None, get_error=lambda: RuntimeError("no more"))
+    trial = SimpleNamespace(trial_id="a", get_pickled_error=lambda: None, get_error=lambda: RaysError(cause))
     EndingCallback(Path(job.folder).parent).on_trial_error(0, [trial], trial)
     for thread in threading.enumerate():
         if thread.name == "ending-a":
             thread.join()
-    assert (seen(job).info.status, seen(job).data.tags[REASON]) == ("FAILED", "no more")
+    assert (seen(job).info.status, seen(job).data.tags[REASON]) == ("FAILED", str(cause))
+    assert Outcome.read(Path(job.folder)) == Outcome("failed", str(cause))
 
 
 def test_a_run_that_nobody_has_closed_ended_with_its_last_report(job):
