@@ -58,7 +58,8 @@ def _estimator(name: str) -> Estimator:
     try:
         return Estimator(name)
     except ValueError:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(Estimator)}") from None
+        names = ", ".join(repr(each.value) for each in Estimator)
+        raise typer.BadParameter(f"{name!r} is not one of {names}") from None
 
 
 RUNS = Path("runs")
