@@ -73,7 +73,8 @@ def by_scores(u: Tensor, scores: Tensor, inflate: float = 1.0) -> MultivariateNo
     curvature, directions = torch.linalg.eigh(_symmetric(span @ image.mT))  # of M within the span
     known = curvature > RESOLVED * curvature.abs().amax(-1, keepdim=True)
     root = image.mT @ directions * torch.where(known, curvature.abs().rsqrt(), 0.0)[:, None]
-    covariance = torch.linalg.inv(eye + root @ root.mT)
+    covariance, failed = torch.linalg.inv_ex(eye + root @ root.mT)  # of scores beyond all measure there is none
+    covariance = covariance.masked_fill(failed[..., None, None] != 0, math.nan)
     mean = mean_draw + (mean_slope - mean_draw) @ covariance  # a Newton step
     factor = inflation(inflate, dim) * cholesky(_symmetric(covariance))
     return MultivariateNormal(mean[:, 0].to(dtype), scale_tril=factor.to(dtype), validate_args=False)

@@ -91,6 +91,15 @@ def test_draws_without_a_score_are_left_out_and_where_none_has_one_there_is_no_g
     assert fitted.loc[1].isnan().all(), "so that the datum is named"
 
 
+@pytest.mark.parametrize("steepness", [1e18, 1e24, 1e30])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_scores_beyond_all_measure_as_training_that_diverges_has_make_none_and_no_traceback(dim, steepness):
+    with seeded("steep"):
+        u = torch.randn(2, 20, dim, dtype=torch.float64)
+    fitted = by_scores(u, -steepness * u.sum(-1, keepdim=True).expand_as(u) - u)
+    assert fitted.scale_tril.isnan().flatten(1).any(1).all(), "so that the datum is named"
+
+
 def test_scores_of_no_gaussian_at_all_make_one():
     with seeded("noise"):
         u, scores = torch.randn(2, 12, 4, 30)
