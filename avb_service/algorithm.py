@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.functional import logsigmoid
 
 from avb_service.config import Config
 from avb_service.distributions import Concatenated, DataSpec, ImplicitPosterior, Values
@@ -115,6 +116,13 @@ class Algorithm(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int) -> Tensor:
         """Draws from the model, [n, C, H, W]."""
+
+    def simultaneous(self) -> "Callable[[Batch], tuple[Loss, ...]] | None":
+        """The losses of all players, in their order, where they step at once from one batch; None: they take turns.
+
+        Each player's gradient is that of its own loss, whatever else its networks are used for.
+        """
+        return None
 
     def shared(self) -> Shared:
         """What all slices of a batch share (a sample of the noise that moments are taken from), without gradient.
@@ -224,6 +232,20 @@ class AdversarialModel(LatentVariableModel):
     def contrast(self, q: ImplicitPosterior, shared: Shared) -> Distribution:
         """R(z|x), which the adversary tells q(z|x) from, event shape [D]: the prior, unless the contrast adapts."""
         return self.prior()
+
+
+def told_apart(first: Tensor, second: Tensor) -> Loss:
+    """A classifier's cross-entropy, -E[log sigmoid(first)] - E[log(1 - sigmoid(second))], and its accuracy.
+
+    Args:
+        first: its logits of a sample that it should call 1.
+        second: of one that it should call 0.
+
+    Source: Goodfellow et al. 2014, equation 1.
+    """
+    value = -(logsigmoid(first) + logsigmoid(-second)).mean()
+    accuracy = ((first > 0).float().mean() + (second < 0).float().mean()) / 2
+    return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
 
 
 def warm_up(round_: Tensor, rounds: int) -> Tensor | float:

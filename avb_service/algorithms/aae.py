@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, told_apart
 from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
 from avb_service.maths import standard_normal
 from avb_service.networks.decoder import Decoder
@@ -85,9 +85,7 @@ class AAE(LatentVariableModel):
         z_q = self.posterior(batch.x).rsample()
         z_p = self.prior().sample((len(z_q),))
         d_q, d_p = self.discriminator(torch.stack([z_q, z_p]))
-        value = -(logsigmoid(d_p) + logsigmoid(-d_q)).mean()
-        accuracy = ((d_p > 0).float().mean() + (d_q < 0).float().mean()) / 2
-        return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
+        return told_apart(d_p, d_q)
 
     def generator_loss(self, batch: Batch) -> Loss:
         """-E_q(z)[log D(z)]: the encoder is a generator of codes (section 2); the form that does not saturate."""

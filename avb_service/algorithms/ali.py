@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, EncodingModel, Loss, Player
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, EncodingModel, Loss, Player, told_apart
 from avb_service.distributions import Values
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import PairCritic
@@ -76,10 +76,7 @@ class ALI(EncodingModel):
 
     def adversary_loss(self, batch: Batch) -> Loss:
         """-E_q[log D(x, z)] - E_p[log(1 - D(x, z))] (eq. 1)."""
-        t_q, t_p = self.tell(batch.x)
-        value = -(logsigmoid(t_q) + logsigmoid(-t_p)).mean()
-        accuracy = ((t_q > 0).float().mean() + (t_p < 0).float().mean()) / 2
-        return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
+        return told_apart(*self.tell(batch.x))
 
     def model_loss(self, batch: Batch) -> Loss:
         """-E_q[log(1 - D(x, z))] - E_p[log D(x, z)]: the form that does not saturate (eq. 4)."""

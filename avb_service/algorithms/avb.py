@@ -1,39 +1,28 @@
 """Adversarial Variational Bayes (Mescheder, Nowozin & Geiger 2017, algorithm 1)."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AdversarialModel, AlgorithmConfig, Batch, DataSpec, Loss, Player, Shared, warm_up
+from avb_service.algorithm import (
+    AdversarialModel,
+    AlgorithmConfig,
+    Batch,
+    DataSpec,
+    Loss,
+    Player,
+    Shared,
+    told_apart,
+    warm_up,
+)
+from avb_service.algorithms.inference import InferenceConfig
 from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
 from avb_service.maths import standard_normal
-from avb_service.networks.adversaries import AdversaryConfig, InnerProductConfig
 from avb_service.networks.decoder import Decoder
-from avb_service.networks.encoders import EncoderConfig, NoiseInputConfig
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
-from avb_service.optim import TurnConfig
-
-
-class InferenceConfig(AlgorithmConfig):
-    """Settings of the two players, whatever the model is.
-
-    Attributes:
-        encoder: the network of q(z|x), which takes noise as well.
-        discriminator: the network of T(x, z).
-        kl_warmup: rounds over which the weight of the KL rises from 0 to 1; 0 weighs it fully from the first.
-        adversary: the discriminator's turn.
-        model: the turn of encoder and decoder.
-    """
-
-    encoder: EncoderConfig = NoiseInputConfig()
-    discriminator: AdversaryConfig = InnerProductConfig()
-    kl_warmup: Annotated[int, Field(ge=0)] = 0
-    adversary: TurnConfig = TurnConfig(lr=1e-4, betas=(0.5, 0.999))
-    model: TurnConfig = TurnConfig(lr=5e-5, betas=(0.5, 0.999))
 
 
 class AVBConfig(InferenceConfig):
@@ -62,8 +51,8 @@ class AVBConfig(InferenceConfig):
 class AVB(AdversarialModel):
     """A game of an adversary T(x,z), which learns log q(z|x) - log p(z), and the model, which needs it for its KL.
 
-    Algorithm 1 takes the gradients of both from one minibatch, and steps at once. Here the adversary steps first, as
-    often as its turn says, and every step has a batch of its own.
+    Algorithm 1 takes the gradients of both from one minibatch, and steps at once: `simultaneous`. Else the adversary
+    steps first, as often as its turn says, and every step has a batch of its own.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AVBConfig
@@ -88,19 +77,36 @@ class AVB(AdversarialModel):
     def adversary_loss(self, batch: Batch) -> Loss:
         """-E_q[log sigmoid(T(x,z))] - E_p(z)[log(1 - sigmoid(T(x,z)))] (eq. 3.3)."""
         q = self.posterior(batch.x)
-        z_q, _ = self.standardise(q, q.rsample(), batch.shared)
-        z_p = self.base().sample((len(z_q),))
-        t_q, t_p = self.discriminator(batch.x)(torch.stack([z_q, z_p]))
-        value = -(logsigmoid(t_q) + logsigmoid(-t_p)).mean()
-        accuracy = ((t_q > 0).float().mean() + (t_p < 0).float().mean()) / 2
-        return Loss(value, {"loss": value.detach(), "accuracy": accuracy})
+        u, _ = self.standardise(q, q.rsample(), batch.shared)
+        return told_apart(*self.logits(batch.x, u))
 
     def model_loss(self, batch: Batch) -> Loss:
         """-E_q[log p(x|z) - T(x,z)], z = z_phi(x, eps) (eq. 3.7)."""
         q = self.posterior(batch.x)
         z = q.rsample()
-        reconstruction = self.likelihood(z).log_prob(batch.x).mean()
-        kl = self.log_ratio(batch.x, q, z, batch.shared).mean()
+        u, correction = self.standardise(q, z, batch.shared)
+        return self.bound(batch, z, self.discriminator(batch.x)(u) + correction)
+
+    def simultaneous(self) -> Callable[[Batch], tuple[Loss, Loss]] | None:
+        """Both losses from the same codes and one pass of every network (algorithm 1), where that is asked for."""
+
+        def losses(batch: Batch) -> tuple[Loss, Loss]:
+            q = self.posterior(batch.x)
+            z = q.rsample()
+            u, correction = self.standardise(q, z, batch.shared)
+            t_q, t_p = self.logits(batch.x, u)
+            return told_apart(t_q, t_p), self.bound(batch, z, t_q + correction)
+
+        return losses if self.config.simultaneous else None
+
+    def logits(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """T(x,u) of standardised codes, and of as many draws of N(0, I), [B] each."""
+        t_q, t_p = self.discriminator(x)(torch.stack([u, self.base().sample((len(u),))]))
+        return t_q, t_p
+
+    def bound(self, batch: Batch, z: Tensor, log_ratio: Tensor) -> Loss:
+        """The negative ELBO, given log q(z|x) - log p(z)."""
+        reconstruction, kl = self.likelihood(z).log_prob(batch.x).mean(), log_ratio.mean()
         value = warm_up(batch.round, self.config.kl_warmup) * kl - reconstruction
         return Loss(value, {"reconstruction": reconstruction.detach(), "kl_adversarial": kl.detach()})
 

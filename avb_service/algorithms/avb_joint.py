@@ -62,23 +62,15 @@ class AVBJoint(AVBAC):
     Config: ClassVar[type[AlgorithmConfig]] = AVBJointConfig
     decoder: BayesianModel
 
-    def model_loss(self, batch: Batch) -> Loss:
+    def bound(self, batch: Batch, z: Tensor, log_q: Tensor) -> Loss:
         """E_q[log q(z|x) - beta log p(x,z)], z = z_phi(x, eps); beta warms up (Rezende & Mohamed 2015, section 6)."""
-        q = self.posterior(batch.x)
-        z = q.rsample()
-        log_q = self.log_posterior(batch.x, q, z, batch.shared).mean()
-        log_joint = self.log_joint(batch.x, z).mean()
-        value = log_q - warm_up(batch.round, self.config.kl_warmup) * log_joint
-        return Loss(value, {"log_joint": log_joint.detach(), "entropy_adversarial": -log_q.detach()})
-
-    def log_posterior(self, x: Tensor, q: ImplicitPosterior, z: Tensor, shared: Shared) -> Tensor:
-        """Log q(z|x) = T(x,u) + log r(z|x), as the adversary sees it, [..., B] for codes [..., B, D]."""
-        u, log_r = self.standardise(q, z, shared)
-        return self.discriminator(x)(u) + log_r
+        entropy, log_joint = -log_q.mean(), self.log_joint(batch.x, z).mean()
+        value = -entropy - warm_up(batch.round, self.config.kl_warmup) * log_joint
+        return Loss(value, {"log_joint": log_joint.detach(), "entropy_adversarial": entropy.detach()})
 
     def log_ratio(self, x: Tensor, q: ImplicitPosterior, z: Tensor, shared: Shared) -> Tensor:
-        """Log q(z|x) - log p(z), [..., B]."""
-        return self.log_posterior(x, q, z, shared) - self.prior().log_prob(z)
+        """Log q(z|x) - log p(z), as the adversary sees it, [..., B] for codes [..., B, D]."""
+        return super().log_ratio(x, q, z, shared) - self.prior().log_prob(z)
 
     def standardise(self, q: ImplicitPosterior, z: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         """The whitened code u = L^-1 (z - m), and log r(z|x): no prior is asked for."""

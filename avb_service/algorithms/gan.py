@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, DecodingModel, Loss, Player
+from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, DecodingModel, Loss, Player, told_apart
 from avb_service.distributions import Values
 from avb_service.maths import standard_normal
 from avb_service.networks.critics import Critic
@@ -86,9 +86,8 @@ class GAN(DecodingModel):
     def adversary_loss(self, batch: Batch) -> Loss:
         """-E_p(x)[log D(x)] - E_p(z)[log(1 - D(G(z)))] + R1."""
         real, fake = self.discriminator(batch.x), self.discriminator(self.draw(batch))
-        value = -(logsigmoid(real) + logsigmoid(-fake)).mean()
-        accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-        return Loss(value + self.penalty(batch), {"loss": value.detach(), "accuracy": accuracy})
+        loss = told_apart(real, fake)
+        return Loss(loss.value + self.penalty(batch), loss.terms)
 
     def model_loss(self, batch: Batch) -> Loss:
         """E_p(z)[log(1 - D(G(z)))], or -E_p(z)[log D(G(z))] (section 3)."""

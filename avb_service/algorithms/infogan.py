@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Uniform
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, TurnConfig, warm_up
+from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, told_apart, warm_up
 from avb_service.algorithms.gan import GameConfig
 from avb_service.distributions import Concatenated, OneOfK
 from avb_service.maths import standard_normal
@@ -18,6 +18,7 @@ from avb_service.networks.distortion import DistortionConfig
 from avb_service.networks.generator import Generator
 from avb_service.networks.recogniser import UNIFORM_SCALE, Recogniser
 from avb_service.networks.trunks import Width
+from avb_service.optim import TurnConfig
 
 
 class InfoGANConfig(GameConfig):
@@ -85,12 +86,10 @@ class InfoGAN(CodedModel):
         z = self.prior().sample((len(batch.x),))
         h_real, *read = self.features(self.decode(z), batch.x)
         t_real, t_fake = self.discriminator.head(torch.stack([h_real, read[0]]))[..., 0]
-        loss = -(logsigmoid(t_real) + logsigmoid(-t_fake)).mean()
+        game = told_apart(t_real, t_fake)
         weighted, _ = self.information(z, *read)
         penalty = self.discriminator.penalty(batch.x, self.config.penalty)
-        value = loss - warm_up(batch.round, self.config.warmup) * weighted + penalty
-        accuracy = ((t_real > 0).float().mean() + (t_fake < 0).float().mean()) / 2
-        return Loss(value, {"loss": loss.detach(), "accuracy": accuracy})
+        return Loss(game.value - warm_up(batch.round, self.config.warmup) * weighted + penalty, game.terms)
 
     def model_loss(self, batch: Batch) -> Loss:
         """-E_p(c,z)[log D(G(c,z))] - lambda L_I: the form that does not saturate."""

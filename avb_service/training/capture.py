@@ -122,5 +122,6 @@ def _or_as_written(kind: "type[Program | Graph]", algorithm: nn.Module, turn: Tu
     try:
         return kind(turn, algorithm, batch)
     except Uncapturable as reason:
-        _log.warning("player '%s' is not captured and plays as it is written: %s", turn.player.name, reason)
+        names = " and ".join(f"'{player.name}'" for player in turn.players)
+        _log.warning("player %s is not captured and plays as it is written: %s", names, reason)
         return turn.eager

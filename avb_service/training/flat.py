@@ -81,6 +81,7 @@ class Slots:
         self._turn = player.turn
         by_shape = player.turn.optimizer in BY_SHAPE
         self._pieces = [_Piece(p, [p]) for p in self.parameters] if by_shape else _runs(self.parameters)
+        self.size = sum(piece.size for piece in self._pieces)  # P, numbers of a gradient
         self.optimizer = player.turn.build([piece.tensor for piece in self._pieces])
 
     def step(self, gradient: Tensor) -> None:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from avb_service.algorithm import Algorithm, Batch, Shared
+from avb_service.algorithm import Algorithm, Batch, Loss, Player, Shared
 from avb_service.errors import DivergenceError, UserError
 from avb_service.seeding import derive_seed, reseed
 from avb_service.training.agreement import check_agreement, gathered, in_order, origin, together
 from avb_service.training.capture import PREPARE
 from avb_service.training.config import TrainingConfig
-from avb_service.training.flat import State, flatten, owned
+from avb_service.training.flat import Slots, State, flatten, owned
 from avb_service.training.manner import AUTO, Manner, fastest
 from avb_service.training.precision import in_precision
 from avb_service.training.turn import Average, Play, Turn
@@ -74,9 +74,12 @@ class Engine:
     ) -> None:
         self.algorithm, self.source, self.other, self.config = algorithm, source, other, config
         self.manner = Manner(config.capture, config.precision)
-        lowered = partial(in_precision, lambda: self.manner.precision)
-        self.players = [replace(player, objective=lowered(player.objective)) for player in algorithm.players()]
-        self._shared = lowered(algorithm.shared)
+
+        def precision() -> str:
+            return self.manner.precision
+
+        self.players = [replace(p, objective=in_precision(precision, p.objective)) for p in algorithm.players()]
+        self._shared = in_precision(precision, algorithm.shared)
         self._check_ownership()
         if config.logical_workers < workers:
             raise UserError(
@@ -93,14 +96,18 @@ class Engine:
         average = averaging(whole) if averaging else _alone
         names = {parameter: name for name, parameter in algorithm.named_parameters()}
         weight = workers / config.logical_workers
-        self.turns = [Turn(player, names, weight, average, self._prepare) for player in self.players]
+        turn = partial(Turn, names=names, weight=weight, average=average, prepare=self._prepare)
+        if losses := algorithm.simultaneous():
+            self.turns = [turn(self.players, in_precision(precision, losses))]
+        else:
+            self.turns = [turn((player,), partial(_losses, player)) for player in self.players]
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.round = 0
         self._now = whole.new_zeros(())  # the round, on the device
         self._broken = torch.zeros((), device=device)  # 1 once a gradient was not finite
-        self._taken: list[tuple[int, Turn, Tensor, Tensor]] = []  # round, turn, norm, report: each step since `pool`
+        self._taken: list[tuple[int, Turn, list[Tensor], Tensor]] = []  # round, turn, norms, report: each since `pool`
         self._pooled: dict[str, Tensor] = {}  # terms of all workers before that, since the last report
 
     @property
@@ -137,7 +144,7 @@ class Engine:
         """All that a resumed run needs: nested dicts of tensors and numbers; between reports, call `pool` before."""
         state: State = {
             "round": self.round, "algorithm": self.algorithm.state_dict(),
-            "optimizers": {turn.player.name: turn.slots.state() for turn in self.turns}, "terms": dict(self._pooled),
+            "optimizers": {player.name: slots.state() for player, slots in self._slots()}, "terms": dict(self._pooled),
             "manner": self.manner._asdict(),
         }  # fmt: skip
         if self.average is not None:
@@ -159,8 +166,8 @@ class Engine:
         terms = state.get("terms", {})
         self._pooled = {name: values.to(self._now.device, torch.float64) for name, values in terms.items()}
         self.algorithm.load_state_dict(state["algorithm"])
-        for turn in self.turns:
-            turn.slots.load(state["optimizers"][turn.player.name])
+        for player, slots in self._slots():
+            slots.load(state["optimizers"][player.name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
@@ -175,18 +182,19 @@ class Engine:
                 continue
             # By rank, and not summed on the way: where in a ring a number lies decides in which order that is done.
             mean = torch.stack(gathered(torch.stack(reports).double())).mean(0)
-            for name, values in zip(turn.terms, mean.T[1:], strict=True):
-                key = f"train/{turn.player.name}/{name}"
-                self._pooled[key] = torch.cat([self._pooled.get(key, values[:0]), values])
+            for (player, term), values in zip(turn.terms, mean.T, strict=True):
+                if term:
+                    key = f"train/{player.name}/{term}"
+                    self._pooled[key] = torch.cat([self._pooled.get(key, values[:0]), values])
         self._taken.clear()
 
     def _play_round(self) -> None:
         """Every player's turn, each step on a fresh batch."""
         self._now.fill_(self.round)
-        index = self.round * sum(player.turn.steps for player in self.players)
+        index = self.round * sum(turn.steps for turn in self.turns)
         shared = self._draw_shared(index)
         for turn in self.turns:
-            for _ in range(turn.player.turn.steps):
+            for _ in range(turn.steps):
                 self._step(turn, index, shared)
                 index += 1
         self.round += 1
@@ -206,7 +214,7 @@ class Engine:
             start = time.perf_counter()
             shared = self._draw_shared(0)
             for turn in self.turns:
-                for _ in range(turn.player.turn.steps):
+                for _ in range(turn.steps):
                     gradient = turn.gradient(self._slices(0, shared)).gradient
             gradient.sum().item()  # all that was queued on a GPU has been done then
             taken.append(time.perf_counter() - start)
@@ -229,15 +237,15 @@ class Engine:
 
     def _step(self, turn: Turn, index: int, shared: Shared) -> None:
         """One step, on the batch of that index."""
-        player = turn.player
-        rate = player.turn.lr * player.turn.schedule.factor(self.round, self.config.rounds)
-        norm, report, statistics = turn(self._slices(index, shared), rate, self._broken)
-        self._taken.append((self.round, turn, norm, report))
-        if self._now.device.type == "cpu" or player.absorb is not None:
+        rates = [p.turn.lr * p.turn.schedule.factor(self.round, self.config.rounds) for p in turn.players]
+        norms, report, statistics = turn(self._slices(index, shared), rates, self._broken)
+        self._taken.append((self.round, turn, norms, report))
+        absorbing = [player.absorb for player in turn.players if player.absorb is not None]
+        if self._now.device.type == "cpu" or absorbing:
             self._check_finite()  # where asking costs nothing, at once; and before anything is counted
-        if player.absorb is not None:
-            with torch.no_grad():
-                player.absorb(self._of_all(statistics))
+        with torch.no_grad():
+            for absorb in absorbing:
+                absorb(self._of_all(statistics))
 
     def _slices(self, index: int, shared: Shared) -> Iterator[tuple[int, Batch]]:
         for worker in self.mine:
@@ -258,11 +266,14 @@ class Engine:
         """
         if not self._broken:
             return
-        round_, turn, norm, report = next(each for each in self._taken if not each[2].isfinite())
-        name = turn.player.name
+        round_, player, norm, loss = next(
+            (round_, player, norm.item(), report[turn.terms.index((player, ""))].item())
+            for round_, turn, norms, report in self._taken
+            for player, norm in zip(turn.players, norms, strict=True) if not norm.isfinite()
+        )  # fmt: skip
+        name = player.name
         raise DivergenceError(
-            f"round {round_}: the gradient of player '{name}' is {norm.item()}{origin(report[0].item())}; the step was "
-            "not taken",
+            f"round {round_}: the gradient of player '{name}' is {norm}{origin(loss)}; the step was not taken",
             name,
             round_,
         )
@@ -277,10 +288,19 @@ class Engine:
         self._pooled.clear()
         return terms
 
+    def _slots(self) -> Iterator[tuple[Player, Slots]]:
+        for turn in self.turns:
+            yield from zip(turn.players, turn.slots, strict=True)
+
     def _check_ownership(self) -> None:
         known = {parameter for player in self.players for parameter in owned(player)}
         if stray := [name for name, parameter in self.algorithm.named_parameters() if parameter not in known]:
             raise TypeError(f"{type(self.algorithm).__name__}: no player owns {', '.join(stray)}")
+
+
+def _losses(player: Player, batch: Batch) -> tuple[Loss]:
+    """Of a player that has the turn by itself."""
+    return (player.objective(batch),)
 
 
 def _alone(gradient: Tensor) -> None:

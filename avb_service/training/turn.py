@@ -1,17 +1,19 @@
-"""One player's turn: play this worker's slices of a batch, average over the workers, step.
+"""A turn, of one player or of several at once: play this worker's slices of a batch, average over the workers, step.
 
 Floor 4. A slice is played by a function of tensors: nothing in it asks the device for a number, and nothing that
 changes from round to round is a Python number. That is what `capture.py` relies on when it records the function.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad
 
-from avb_service.algorithm import Batch, Player
+from avb_service.algorithm import Batch, Loss, Player
 from avb_service.seeding import reseed
 from avb_service.training.flat import Slots, joined
 
@@ -22,9 +24,9 @@ class Played(NamedTuple):
     """What playing a slice gives, or all slices of a worker.
 
     Attributes:
-        gradient: of the slice's share of the loss, [P] as `Slots` lays it out; of all, their sum.
-        report: the loss and the terms, [1 + T]; of all, this worker's share of their mean.
-        statistics: what the player's `absorb` learns from, by name; of all, stacked.
+        gradient: of the slice's share of the loss, [P] as `Slots` lays it out, player after player; of all, their sum.
+        report: of each player the loss and its terms, [R]; of all, this worker's share of their mean.
+        statistics: what a player's `absorb` learns from, by name; of all, stacked.
     """
 
     gradient: Tensor
@@ -39,22 +41,23 @@ class Taken(NamedTuple):
     """What a step was of.
 
     Attributes:
-        norm: of the gradient, over all workers.
-        report: the loss and the terms of this worker's slices, [1 + T].
+        norms: of each player's gradient, over all workers.
+        report: of each player the loss and its terms, of this worker's slices, [R].
         statistics: of its slices, [V, ...] each.
     """
 
-    norm: Tensor
+    norms: list[Tensor]
     report: Tensor
     statistics: dict[str, Tensor]
 
 
 class Turn:
-    """A player's turn, as often as it is called.
+    """A turn, as often as it is called.
 
     Args:
-        player: whose parameters have been flattened.
-        names: all parameters of the game and what they are called; all but the player's own are frozen.
+        players: whose parameters have been flattened; most often one.
+        objective: the loss of each on a batch.
+        names: all parameters of the game and what they are called; all but the players' own are frozen.
         weight: of a slice, so that the mean over workers of their sums is the mean over all slices.
         average: over the workers.
         prepare: makes, of this turn and the first slice, what plays all slices: its own `eager`, or a record of that.
@@ -62,33 +65,43 @@ class Turn:
 
     def __init__(
         self,
-        player: Player,
+        players: Sequence[Player],
+        objective: Callable[[Batch], Sequence[Loss]],
         names: Mapping[nn.Parameter, str],
         weight: float,
         average: Average,
         prepare: "Callable[[Turn, Batch], Play]",
     ) -> None:
-        self.player, self.slots, self._prepare = player, Slots(player), prepare
+        self.players, self.slots = players, [Slots(player) for player in players]
         self.play: Play | None = None  # until the first slice is there
-        self.terms: tuple[str, ...] = ()  # names, known once a slice was played
-        self._names, self._weight, self._average = names, weight, average
+        self.terms: tuple[tuple[Player, str], ...] = ()  # of a report, known once a slice was played
+        self._objective, self._names, self._prepare = objective, names, prepare
+        self._weight, self._average = weight, average
 
-    def __call__(self, slices: Iterable[tuple[int, Batch]], rate: float, broken: Tensor) -> Taken:
+    @property
+    def steps(self) -> int:
+        """How many of them in a round."""
+        return self.players[0].turn.steps
+
+    def __call__(self, slices: Iterable[tuple[int, Batch]], rates: Sequence[float], broken: Tensor) -> Taken:
         """Take one step, unless something is broken already or this step's gradient is not finite.
 
         Args:
             slices: of the batch, each with the seed of its noise.
-            rate: the learning rate.
+            rates: the learning rate of each player.
             broken: 0, or 1 once a gradient was not finite, which this call may find; float32, on the device.
         """
         gradient, report, statistics = self.gradient(slices)
         self._average(gradient)
-        norm = torch.linalg.vector_norm(gradient)
-        torch.maximum(broken, (~norm.isfinite()).to(broken), out=broken)
-        if self.player.turn.clip_norm is not None:
-            gradient.mul_((self.player.turn.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        self._step(gradient, rate, broken)
-        return Taken(norm, report, statistics)
+        parts = gradient.split([slots.size for slots in self.slots])
+        norms = [torch.linalg.vector_norm(part) for part in parts]
+        for norm in norms:
+            torch.maximum(broken, (~norm.isfinite()).to(broken), out=broken)
+        for player, slots, part, norm, rate in zip(self.players, self.slots, parts, norms, rates, strict=True):
+            if player.turn.clip_norm is not None:
+                part.mul_((player.turn.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+            _step(slots, part, rate, broken)
+        return Taken(norms, report, statistics)
 
     def gradient(self, slices: Iterable[tuple[int, Batch]]) -> Played:
         """Play all slices of this worker: the sum of their gradients and reports, and their statistics [V, ...]."""
@@ -110,25 +123,33 @@ class Turn:
         Raises:
             TypeError: the player owns parameters that its objective does not use.
         """
-        own = self.slots.parameters
-        with _only(own, self._names):
-            loss = self.player.objective(batch)
-            gradients = torch.autograd.grad(loss.value * self._weight, own, allow_unused=True)
-        if idle := [self._names[p] for p, gradient in zip(own, gradients, strict=True) if gradient is None]:
-            raise TypeError(f"player '{self.player.name}' owns {', '.join(idle)}, but its objective does not use them")
-        self.terms = tuple(loss.terms)
-        report = torch.stack([loss.value.detach(), *loss.terms.values()])
-        return Played(joined(gradients), report, dict(loss.statistics))
+        owned = [slots.parameters for slots in self.slots]
+        with _only(chain(*owned), self._names):
+            losses = self._objective(batch)
+            gradients = [
+                grad(loss.value * self._weight, own, allow_unused=True, retain_graph=loss is not losses[-1])
+                for loss, own in zip(losses, owned, strict=True)
+            ]
+        for player, own, parts in zip(self.players, owned, gradients, strict=True):
+            if idle := [self._names[p] for p, gradient in zip(own, parts, strict=True) if gradient is None]:
+                raise TypeError(f"player '{player.name}' owns {', '.join(idle)}, but its objective does not use them")
+        self.terms = tuple(
+            (player, term) for player, loss in zip(self.players, losses, strict=True) for term in ("", *loss.terms)
+        )
+        report = torch.stack([each for loss in losses for each in (loss.value.detach(), *loss.terms.values())])
+        statistics = {name: each for loss in losses for name, each in loss.statistics.items()}
+        return Played(joined(chain(*gradients)), report, statistics)
 
-    def _step(self, gradient: Tensor, rate: float, broken: Tensor) -> None:
-        optimizer: Any = self.slots.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if hasattr(optimizer, "_step_supports_amp_scaling"):
-            optimizer.found_inf = broken  # asked on the device, as for torch's GradScaler
-        elif broken:
-            return
-        self.slots.step(gradient)
+
+def _step(slots: Slots, gradient: Tensor, rate: float, broken: Tensor) -> None:
+    optimizer: Any = slots.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if hasattr(optimizer, "_step_supports_amp_scaling"):
+        optimizer.found_inf = broken  # asked on the device, as for torch's GradScaler
+    elif broken:
+        return
+    slots.step(gradient)
 
 
 @contextmanager

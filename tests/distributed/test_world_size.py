@@ -39,6 +39,9 @@ from avb_service.trees import Tree, override
 WORLDS = (1, 2, 4)
 TRIALS = {
     **{method: (method, {}) for method in sorted(TABLE)},
+    "avb_ac_simultaneous": (
+        "avb_ac", {"algorithm.simultaneous": True, "algorithm.adversary.steps": 1, "algorithm.model.steps": 1},
+    ),
     "vq_vae_by_gradient": ("vq_vae", {"algorithm.codebook": {"name": "gradient", "size": 8, "dim": 4}}),
 }  # fmt: skip
 every_trial = pytest.mark.parametrize("trial", TRIALS)
@@ -327,7 +330,7 @@ def overflow(rank: int, workers: int) -> None:
     """A gradient that is infinite although every loss is finite is not blamed on anybody."""
     torch.manual_seed(0)
     model = engine(Flawed(own_both=True, use_both=True), rank, workers)
-    model.turns[0].slots.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+    model.turns[0].slots[0].parameters[0].register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(DivergenceError, match="finite on every rank"):
         model.run(ignore)
 

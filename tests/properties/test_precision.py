@@ -16,4 +16,4 @@ def test_gradients_in_bfloat16_are_nearly_those_in_float32(small, method, tmp_pa
         plain, lowered = played
         assert lowered.gradient.dtype == lowered.report.dtype == torch.float32
         apart = (plain.gradient - lowered.gradient).norm() / plain.gradient.norm()
-        assert 0 < apart < 0.1, f"{turn.player.name}: {apart}"
+        assert 0 < apart < 0.1, f"{turn.players[0].name}: {apart}"
