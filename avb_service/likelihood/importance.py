@@ -85,5 +85,6 @@ def _shares(draws: int, parts: int) -> list[int]:
 
 
 def _sample(r: Distribution, count: int, data: int) -> Tensor:
-    """Codes [count, data, D], of a density for each datum or of one for all."""
-    return r.sample((count,) if r.batch_shape else (count, data))
+    """Codes [count, data, D], of a density for each datum or of one for all; not finite where its scale is not."""
+    draw = r.rsample if r.has_rsample else r.sample  # Normal's sample() raises there, and does not say for which datum
+    return draw((count,) if r.batch_shape else (count, data))
