@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: tune test test-ray test-rest lint types science benchmarks audit clean
+.PHONY: tune test test-ray test-rest lint types science benchmarks opponents audit clean
 
 tune: $(VENV)/ready
 	$(BIN)/avb tune --space tune_spaces/digits.yaml
@@ -41,6 +41,16 @@ $(VENV)/ready: pyproject.toml setup.py
 benchmarks: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.ray_train
+	$(BIN)/python -m benchmarks.training
+
+# Other libraries that train the same networks in `benchmarks.training`, in an environment of their own.
+opponents: $(VENV)/opponents/ready
+
+$(VENV)/opponents/ready: $(VENV)/ready
+	$(PYTHON) -m venv $(VENV)/opponents
+	$(VENV)/opponents/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/opponents/bin/python -m pip install --quiet pythae==0.1.2 jax
+	touch $@
 
 # Published advisories against what is installed, asked of PyPI; by an auditor in an environment of its own. What it cannot
 # ask about is a failure: otherwise it would find nothing wrong where it has no network.
