@@ -446,6 +446,34 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
+def plan(
+    source: Annotated[str, typer.Argument(metavar="PRESET_OR_FILE", help="A preset (see `avb methods`) or YAML file.")],
+    workers: Annotated[int, typer.Option(min=1, help="At the most; needs as many training.logical_workers.")] = 1,
+    assign: Set = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="A GPU for each; one of this machine is measured.")] = False,
+    bandwidth: Annotated[
+        float | None, typer.Option(min=1e-3, help="Of the network, Gbit/s, where each is on a host of its own.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """How long a round would take on 1, 2, ... workers, and how many pay: measured here, with one."""
+    from avb_service.plan import enough, measure, shares
+    from avb_service.plan import plan as predict
+    from avb_service.settings import read_config
+
+    config = read_config(source, assign)
+    shares(config, workers)
+    costs = measure(config, gpus)
+    planned = predict(config, costs, workers, None if bandwidth is None else bandwidth * 1e9 / 8)
+    listed = [rows.planned(each, config.training.rounds) for each in planned]
+    told = {"workers": listed, "enough": enough(planned), "averaged_bytes": costs.bytes}
+    _say(as_json, told, partial(tables.plan, listed, f"A round of {source}"))
+    if not as_json:
+        most = "; more save less than a tenth of a round each" if enough(planned) < planned[-1].workers else ""
+        print(f"{enough(planned)} of them pay{most}. A core (or GPU) for each is taken for granted.")
+
+
+@app.command()
 def settings(
     source: Annotated[str, typer.Argument(metavar="PRESET_OR_FILE", help="A preset (see `avb methods`) or YAML file.")],
     assign: Set = None,

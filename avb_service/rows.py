@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avb_service.likelihood import Check, Comparison, Estimate, LikelihoodRecord
+    from avb_service.plan import Planned
     from avb_service.tracking import RegisteredVersion
     from avb_service.tracking.publish import Published
 
@@ -103,6 +104,11 @@ def _number(tags: Mapping[str, str], name: str, kind: type[int] | type[float]) -
         return kind(tags[name])
     except (KeyError, ValueError):
         return None
+
+
+def planned(planned: "Planned", rounds: int) -> Row:
+    """What a round, and so many of them, would take; without reports."""
+    return {**asdict(planned), "round_s": planned.round_s, "training_s": rounds * planned.round_s}
 
 
 def evaluation(

@@ -57,6 +57,16 @@ def methods(rows: "Sequence[Mapping[str, Any]]") -> None:
     out.print(table, highlight=False)
 
 
+def plan(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
+    """A round on so many workers each."""
+    columns = ("workers", "computing, ms", "averaging, ms", "round, ms", "times as fast", "hours of training")
+    table = Table(*columns, box=SIMPLE, title=title)
+    for row in rows:
+        times = (f"{1000 * row[name]:.2f}" for name in ("computing_s", "averaging_s", "round_s"))
+        table.add_row(str(row["workers"]), *times, f"{row['speedup']:.2f}", f"{row['training_s'] / 3600:.2f}")
+    out.print(table)
+
+
 def datasets(rows: "Sequence[Mapping[str, Any]]") -> None:
     """The data sets that have a name."""
     lines([{**row, "values": row["values"] or "as in the file"} for row in rows], "Data sets")

@@ -126,11 +126,9 @@ class Engine:
             DivergenceError: a gradient was not finite; neither that step nor any after it was taken.
         """
         check_agreement(self.algorithm, self.round)
-        if AUTO in self.manner:
-            left = self.config.rounds - self.round
-            self._settle(fastest(self.manner, self._now.device, left, self._seconds_a_round))
+        self.choose()
         while self.round < self.config.rounds:
-            self._play_round()
+            self.play_round()
             reporting = self.round % self.config.report_every == 0 or self.round == self.config.rounds
             if reporting or self.round % HEED_EVERY == 0:
                 self._check_finite()
@@ -139,6 +137,40 @@ class Engine:
                 report(Report(self.round, self._collect()))
             elif self.round % HEED_EVERY == 0:
                 between()
+
+    def choose(self) -> None:
+        """Try how to play on this machine, where the settings leave that open and the run has not begun."""
+        if AUTO in self.manner:
+            left = self.config.rounds - self.round
+            self._settle(fastest(self.manner, self._now.device, left, self.seconds_a_round))
+
+    def play_round(self) -> None:
+        """Every player's turn, each step on a fresh batch."""
+        self._now.fill_(self.round)
+        index = self.round * sum(turn.steps for turn in self.turns)
+        shared = self._draw_shared(index)
+        for turn in self.turns:
+            for _ in range(turn.steps):
+                self._step(turn, index, shared)
+                index += 1
+        self.round += 1
+        if self.average is not None:
+            self.average.update_parameters(self.algorithm)
+
+    def seconds_a_round(self, manner: Manner) -> float:
+        """What a round's gradients take, played in that manner on the slowest worker; no step is taken."""
+        self._settle(manner)
+        taken = []
+        for _ in range(1 + TRIED):
+            start = time.perf_counter()
+            shared = self._draw_shared(0)
+            for turn in self.turns:
+                for _ in range(turn.steps):
+                    gradient = turn.gradient(self._slices(0, shared)).gradient
+            gradient.sum().item()  # all that was queued on a GPU has been done then
+            taken.append(time.perf_counter() - start)
+        least = torch.tensor(min(taken[1:]), dtype=torch.float64, device=self._now.device)
+        return max(each.item() for each in gathered(least))
 
     def state(self) -> State:
         """All that a resumed run needs: nested dicts of tensors and numbers; between reports, call `pool` before."""
@@ -188,38 +220,10 @@ class Engine:
                     self._pooled[key] = torch.cat([self._pooled.get(key, values[:0]), values])
         self._taken.clear()
 
-    def _play_round(self) -> None:
-        """Every player's turn, each step on a fresh batch."""
-        self._now.fill_(self.round)
-        index = self.round * sum(turn.steps for turn in self.turns)
-        shared = self._draw_shared(index)
-        for turn in self.turns:
-            for _ in range(turn.steps):
-                self._step(turn, index, shared)
-                index += 1
-        self.round += 1
-        if self.average is not None:
-            self.average.update_parameters(self.algorithm)
-
     def _draw_shared(self, index: int) -> Shared:
         reseed(self._now.device, derive_seed(self.config.seed, "shared", index))
         with torch.no_grad():
             return self._shared()
-
-    def _seconds_a_round(self, manner: Manner) -> float:
-        """What a round's gradients take, played in that manner on the slowest worker; no step is taken."""
-        self._settle(manner)
-        taken = []
-        for _ in range(1 + TRIED):
-            start = time.perf_counter()
-            shared = self._draw_shared(0)
-            for turn in self.turns:
-                for _ in range(turn.steps):
-                    gradient = turn.gradient(self._slices(0, shared)).gradient
-            gradient.sum().item()  # all that was queued on a GPU has been done then
-            taken.append(time.perf_counter() - start)
-        least = torch.tensor(min(taken[1:]), dtype=torch.float64, device=self._now.device)
-        return max(each.item() for each in gathered(least))
 
     def _settle(self, manner: Manner) -> None:
         """Play in that manner from now on."""

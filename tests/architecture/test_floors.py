@@ -24,7 +24,7 @@ FLOORS = {
     "algorithms": 3,
     "data": 4, "training": 4, "checkpoint": 4, "storage": 4, "lock": 4, "places": 4,
     "likelihood": 5, "figures": 5,
-    "settings": 6, "model": 6, "experiment": 6,
+    "settings": 6, "model": 6, "experiment": 6, "plan": 6,
     "tracking": 7,
     "distributed": 8, "rows": 8, "tables": 8,
     "tuning": 9,

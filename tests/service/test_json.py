@@ -213,6 +213,12 @@ def test_hosts(monkeypatch, members):
     assert (found["hosts"][1]["ray"], found["hosts"][1]["torch"]) == ("2.60.0", None)
 
 
+def test_a_plan(small):
+    Path("mine.yaml").write_text(small("vae").to_yaml())
+    planned = answer("plan", "mine.yaml", "--workers", "2")
+    assert [each["workers"] for each in planned["workers"]] == [1, 2] and planned["averaged_bytes"] > 0
+
+
 @pytest.fixture
 def no_ray(monkeypatch):
     """Training and scoring in this process."""

@@ -91,7 +91,7 @@ def test_a_run_goes_on_as_it_was_begun_whatever_would_be_faster_now(small, able,
 
     def begin(preferred: str, folder: str) -> Experiment:
         run = Experiment(config, tmp_path / folder)
-        monkeypatch.setattr(run.engine, "_seconds_a_round", lambda manner: 1.0 + (manner.precision != preferred))
+        monkeypatch.setattr(run.engine, "seconds_a_round", lambda manner: 1.0 + (manner.precision != preferred))
         return run
 
     whole = begin("bf16", "whole")
