@@ -4,6 +4,7 @@ Floor 4. It knows of no device and of no network between workers: a turn is a fu
 `averaging` gives the mean over the workers, which is all that is data-parallel.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from avb_service.training.config import TrainingConfig
 from avb_service.training.flat import Slots, State, flatten, owned
 from avb_service.training.manner import AUTO, Manner, fastest
 from avb_service.training.precision import in_precision
+from avb_service.training.rows import Rows
 from avb_service.training.turn import Average, Play, Turn
 
 TRIED = 5  # rounds, of which the fastest counts, where it is tried how to play
@@ -107,7 +109,8 @@ class Engine:
         self.round = 0
         self._now = whole.new_zeros(())  # the round, on the device
         self._broken = torch.zeros((), device=device)  # 1 once a gradient was not finite
-        self._taken: list[tuple[int, Turn, list[Tensor], Tensor]] = []  # round, turn, norms, report: each since `pool`
+        self._taken: list[tuple[int, Turn]] = []  # round, turn: each step since `pool`
+        self._rows = {turn: Rows() for turn in self.turns}  # the norms and the report of each
         self._pooled: dict[str, Tensor] = {}  # terms of all workers before that, since the last report
 
     @property
@@ -193,7 +196,7 @@ class Engine:
         if "manner" in state:
             self._settle(Manner(**state["manner"]))
             self._check_manner(self._now.device)
-        self._taken.clear()
+        self._forget()
         self._broken.zero_()
         terms = state.get("terms", {})
         self._pooled = {name: values.to(self._now.device, torch.float64) for name, values in terms.items()}
@@ -208,17 +211,20 @@ class Engine:
 
         A report's figures are the same to the bit, whenever in between this is called.
         """
-        for turn in self.turns:
-            reports = [report for _, taker, _, report in self._taken if taker is turn]
-            if not reports:
-                continue
+        for turn in dict.fromkeys(turn for _, turn in self._taken):
             # By rank, and not summed on the way: where in a ring a number lies decides in which order that is done.
-            mean = torch.stack(gathered(torch.stack(reports).double())).mean(0)
-            for (player, term), values in zip(turn.terms, mean.T, strict=True):
+            mean = torch.stack(gathered(self._rows[turn].all().double())).mean(0)
+            for (player, term), values in zip(turn.terms, mean.T[len(turn.players) :], strict=True):
                 if term:
                     key = f"train/{player.name}/{term}"
                     self._pooled[key] = torch.cat([self._pooled.get(key, values[:0]), values])
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin to keep steps anew."""
         self._taken.clear()
+        for rows in self._rows.values():
+            rows.clear()
 
     def _draw_shared(self, index: int) -> Shared:
         reseed(self._now.device, derive_seed(self.config.seed, "shared", index))
@@ -243,7 +249,8 @@ class Engine:
         """One step, on the batch of that index."""
         rates = [p.turn.lr * p.turn.schedule.factor(self.round, self.config.rounds) for p in turn.players]
         norms, report, statistics = turn(self._slices(index, shared), rates, self._broken)
-        self._taken.append((self.round, turn, norms, report))
+        self._taken.append((self.round, turn))
+        self._rows[turn].append(*norms, report)
         absorbing = [player.absorb for player in turn.players if player.absorb is not None]
         if self._now.device.type == "cpu" or absorbing:
             self._check_finite()  # where asking costs nothing, at once; and before anything is counted
@@ -270,10 +277,12 @@ class Engine:
         """
         if not self._broken:
             return
+        rows = {turn: iter(kept.all().tolist()) for turn, kept in self._rows.items()}
+        steps = [(round_, turn, next(rows[turn])) for round_, turn in self._taken]
         round_, player, norm, loss = next(
-            (round_, player, norm.item(), report[turn.terms.index((player, ""))].item())
-            for round_, turn, norms, report in self._taken
-            for player, norm in zip(turn.players, norms, strict=True) if not norm.isfinite()
+            (round_, player, norm, row[len(turn.players) + turn.terms.index((player, ""))])
+            for round_, turn, row in steps
+            for player, norm in zip(turn.players, row, strict=False) if not math.isfinite(norm)
         )  # fmt: skip
         name = player.name
         raise DivergenceError(
