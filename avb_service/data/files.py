@@ -109,7 +109,7 @@ def grid_levels(x: Array, source: str, declared: Levels | None = None) -> int:
 
     Only bytes are pixels without a word from the user. Other whole numbers may be pixels or counts, and neither their
     type nor how large they happen to be tells which. Zeros and ones are binary data, however they are stored, and so
-    are black and white, 0 and 255.
+    are black and white, 0 and 255. Floats so large that none of them can have a fraction are measurements.
 
     Args:
         x: the numbers.
@@ -133,9 +133,17 @@ def grid_levels(x: Array, source: str, declared: Levels | None = None) -> int:
         return 1
     if x.dtype == np.uint8 or all(((part == 0) | (part == 255)).all() for _, part in _chunks(x)):
         return 255
-    if all((part % 1 == 0).all() for _, part in _chunks(x)):
+    if all((part % 1 == 0).all() for _, part in _chunks(x)) and _could_be_fractions(x):
         raise DataError(_pixels_or_counts(x, source))
     return 0
+
+
+def _could_be_fractions(x: Array) -> bool:
+    """Whether it says something of numbers that they are whole: floats far from 0 have no digits left for fractions."""
+    if x.dtype.kind != "f":
+        return True
+    far = 1 / np.finfo(x.dtype).eps
+    return any(((part != 0) & (np.abs(part) < far)).any() for _, part in _chunks(x))
 
 
 def _pixels_or_counts(x: Array, source: str) -> str:

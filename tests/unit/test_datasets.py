@@ -355,6 +355,13 @@ def test_whole_numbers_that_are_not_bytes_are_asked_about_however_large(tmp_path
     assert f"{tmp_path / 'x.npy'}" in str(caught.value) and f"from 0 to {x.max():.0f}," in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_floats_too_large_for_fractions_are_measurements(tmp_path, dtype):
+    least = 1 / np.finfo(dtype).eps
+    np.save(tmp_path / "x.npy", (least * np.random.default_rng(0).uniform(1, 9, (9, 3))).astype(dtype))
+    assert load(file(tmp_path / "x.npy")).spec.values == "real"
+
+
 @pytest.mark.parametrize("gib", [2.0, 0.0])
 @pytest.mark.parametrize("dtype", [np.uint8, *WHOLE[1:]])
 def test_what_whole_numbers_are_is_what_the_user_says(tmp_path, dtype, gib):
