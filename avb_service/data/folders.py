@@ -30,7 +30,7 @@ _SYSTEM = frozenset({
 
 TRAIN, VALIDATION, TEST = range(3)
 _SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION,
-           "dev": VALIDATION, "test": TEST, "testing": TEST}  # fmt: skip
+           "dev": VALIDATION, "eval": VALIDATION, "evaluation": VALIDATION, "test": TEST, "testing": TEST}  # fmt: skip
 _PURPOSES = {VALIDATION: "validation", TEST: "testing"}
 _HIDDEN, _OTHERS = "hidden or left by a system", "of other kinds"
 _LINKS, _EMPTY = "there already by another path", "without images"

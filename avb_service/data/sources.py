@@ -232,10 +232,11 @@ def _folder(path: Path, config: Wanted) -> Pool:
     """Images, split by folders of theirs where these say so."""
     found = read_folder(path)
     images = decode_images(path, found.names, size=config.image_size)
-    everything = hold(channels_first(images.pixels, str(path)), found.labels, 255, config.resident_gib)
+    levels = grid_levels(images.pixels, str(path), config.levels)
+    everything = hold(channels_first(images.pixels, str(path)), found.labels, levels, config.resident_gib)
     done = [f"{images.grey} of them grey, read in colour"] if images.grey else []
     done += [f"{images.transparent} of them transparent in parts, laid on white"] if images.transparent else []
-    pool = Pool(everything, 255, classes=found.classes, remarks=(*done, *found.remarks))
+    pool = Pool(everything, levels, classes=found.classes, remarks=(*done, *found.remarks))
     if (splits := found.splits) is None:
         return pool
     train, validation, test = (torch.from_numpy((splits == each).nonzero()[0]) for each in (TRAIN, VALIDATION, TEST))

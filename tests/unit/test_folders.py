@@ -293,6 +293,7 @@ def test_the_first_folder_is_the_class_however_deep_the_image(folder):
     [
         ("train", "val", "test"), ("Train", "Valid", "Test"), ("TRAINING", "VALIDATION", "TESTING"),
         ("train2017", "val2017", "test2017"), ("train_images", "dev-images", "test images"),
+        ("train", "eval", "test"), ("train", "Evaluation", "test"),
         ("data/train", "data/val", "data/test"),
     ],
 )  # fmt: skip

@@ -251,6 +251,18 @@ def test_a_palette_of_greys_is_grey(folder):
     assert data.spec.shape == (1, 4, 5) and planes(grey) in images(data)
 
 
+@pytest.mark.parametrize(("one", "levels"), [(1, 1), (255, 255)])
+def test_masks_are_binary_however_they_are_stored(folder, one, levels):
+    given = noise(12, 4, 5) > 127
+    for i, mask in enumerate(given):
+        Image.fromarray(mask.astype(np.uint8) * np.uint8(one)).save(folder / f"{i:02}.png")
+    data = read(folder)
+    assert (data.spec.values, data.spec.levels) == ("binary", levels)
+    found = np.concatenate([split.pixels.numpy() for split in (data.train, data.validation, data.test)])[:, 0]
+    assert sorted(map(bytes, found)) == sorted(map(bytes, given.astype(np.uint8) * np.uint8(one)))
+    assert read(folder, levels=255).spec.values == "levels"
+
+
 def test_grey_among_colour_is_read_in_colour_and_counted(folder):
     write_images(folder, OTHERS, mode="RGB")
     grey = noise(4, 5)
