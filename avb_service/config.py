@@ -92,7 +92,7 @@ class Config(BaseModel):
         problems = []
         for assignment in assignments:
             path, given, text = assignment.partition("=")
-            if not given:
+            if not given or not all(path.strip().split(".")):
                 problems.append(f"--set {assignment}: expected PATH=VALUE, such as algorithm.adversary.steps=2")
                 continue
             try:

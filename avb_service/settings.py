@@ -42,8 +42,11 @@ def _folder_name(name: str) -> str:
 
 
 def _registrable(name: str) -> str:
-    if not re.fullmatch(r"[^/:.%\"']+", name):
-        raise ValueError("a name, such as avb-digits, with none of / : . % and quotation marks, which MLflow refuses")
+    if not re.fullmatch(r"(?!\s)[^/:.%@?\"'\x00-\x1f\x7f]{1,256}(?<!\s)", name):
+        raise ValueError(
+            "a name, such as avb-digits, with none of / : . % @ ? and quotation marks, no blank at its ends, and 256 "
+            "characters at most: MLflow refuses others, or does not find their models again"
+        )
     return name
 
 
@@ -60,7 +63,7 @@ class TrackingConfig(Config):
         figures_every: reports between two sets of figures; the last report is always drawn.
     """
 
-    experiment: Annotated[str, Field(min_length=1)] = "avb"
+    experiment: Annotated[str, Field(min_length=1, max_length=256)] = "avb"
     model: ModelName = "avb"
     figures_every: Annotated[int, Field(ge=1)] = 4
 

@@ -271,6 +271,20 @@ def test_what_cannot_be_run_is_refused_by_path(assignment, path):
     assert line.startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("name", [" ", "tail ", " lead", "a@b", "a?b", "a\nb", "a\tb", "x" * 257])
+def test_a_name_by_which_no_model_is_found_again_is_refused_before_training(name):
+    with pytest.raises(ConfigError, match=r"tracking\.model: given .* MLflow refuses others, or does not find"):
+        read_config("vae_digits", [f"tracking.model={name}"])
+
+
+@pytest.mark.parametrize("assignment", ["=5", " =5", ".data=x", "data..name=x", "data.=x", "training.rounds"])
+def test_what_has_no_path_is_no_assignment(assignment):
+    with pytest.raises(ConfigError) as caught:
+        read_config("vae_digits", [assignment])
+    [line] = caught.value.problems
+    assert line == f"--set {assignment}: expected PATH=VALUE, such as algorithm.adversary.steps=2"
+
+
 def test_adaptive_contrast_is_refused_an_encoder_without_moments():
     with pytest.raises(ConfigError, match="algorithm.encoder.name: given 'noise_input', expected 'noise_basis'"):
         read_config("avb_ac_digits", ["algorithm.encoder={name: noise_input}"])
