@@ -59,7 +59,8 @@ def _check_pixels(numbers: Tensor, spec: DataSpec) -> None:
     levels, binary = spec.levels, spec.values == "binary"
     wrong = (numbers != 0) & (numbers != levels) if binary else (numbers < 0) | (numbers > levels)
     if wrong.any():
-        expected = f"0 or {levels} (the model was trained on binary data)" if binary else f"pixels from 0 to {levels}"
+        ones = "0 or 1" if levels == 1 else f"0 or {levels}, or 0 or 1"
+        expected = f"{ones} (the model was trained on binary data)" if binary else f"pixels from 0 to {levels}"
         refuse_first(numbers, wrong, expected)
 
 
