@@ -281,8 +281,9 @@ class Experiment:
         }
 
     def _progress(self) -> dict[str, str]:
-        """How far it is trained."""
-        return {"rounds": str(self.engine.round), "train_seconds": f"{self.seconds:.1f}"}
+        """How far it is trained, and in which manner it is played: auto until the first round."""
+        played = {f"training.{name}": value for name, value in self.engine.manner._asdict().items()}
+        return {"rounds": str(self.engine.round), "train_seconds": f"{self.seconds:.1f}", **played}
 
     def _fixed(self, dataset: Dataset, data: DataConfig, split: str, limit: int | None) -> tuple[Tensor, Tensor | None]:
         chosen: Split = getattr(dataset, split)

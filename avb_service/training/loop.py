@@ -4,6 +4,7 @@ Floor 4. It knows of no device and of no network between workers: a turn is a fu
 `averaging` gives the mean over the workers, which is all that is data-parallel.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ from avb_service.training.manner import AUTO, Manner, fastest
 from avb_service.training.precision import in_precision
 from avb_service.training.rows import Rows
 from avb_service.training.turn import Average, Play, Turn
+
+_log = logging.getLogger(__name__)
 
 TRIED = 5  # rounds, of which the fastest counts, where it is tried how to play
 HEED_EVERY = 10  # rounds between two moments at which the caller may interfere without a report
@@ -146,6 +149,7 @@ class Engine:
         if AUTO in self.manner:
             left = self.config.rounds - self.round
             self._settle(fastest(self.manner, self._now.device, left, self.seconds_a_round))
+            _log.info("training.capture: %s, training.precision: %s, found to be the fastest here", *self.manner)
 
     def play_round(self) -> None:
         """Every player's turn, each step on a fresh batch."""

@@ -100,6 +100,7 @@ def test_a_run_goes_on_as_it_was_begun_whatever_would_be_faster_now(small, able,
     resumed.resume()
     assert resumed.engine.round == 3 and resumed.engine.manner == ("off", "bf16")
     resumed.fit()
+    assert resumed.tags()["training.precision"] == "bf16", "a run's page says how it is played"
     other = begin("float32", "other")
     other.fit()
     ends = [run.algorithm.state_dict() for run in (whole, resumed, other)]
