@@ -25,8 +25,9 @@ def seen(x: Given, spec: DataSpec, like: Tensor) -> Tensor:
     The shape may be [B, C, H, W] or [B, H, W, C]; of one channel also [B, H, W], or [B, H * W] as in a table's rows.
 
     Floats and bools are taken as they are, and so is whatever is given to a model of real values. Bytes are what they
-    were in training: pixels from 0 to the largest, by which they are divided; zeros and ones are binary data. Other
-    integers could be pixels or grey values, so a model of grey levels does not take them.
+    were in training: pixels from 0 to the largest, by which they are divided. Other integers could be pixels or grey
+    values, so a model of grey levels does not take them. To a model of binary data zeros and ones are these, and so are
+    0 and the largest pixel, of any type.
 
     Args:
         x: a tensor, or what NumPy makes an array of.
@@ -40,7 +41,8 @@ def seen(x: Given, spec: DataSpec, like: Tensor) -> Tensor:
     if tensor.is_complex():
         raise DataError(f"data as {dtype}, expected real numbers")
     numbers = _shaped(tensor, spec.shape).to(like)
-    if tensor.is_floating_point() or dtype == "bool" or spec.values == "real":
+    white = spec.values == "binary" and bool((numbers == spec.levels).any())
+    if tensor.is_floating_point() and not white or dtype == "bool" or spec.values == "real":
         return numbers
     if spec.values == "levels" and dtype != "uint8":
         raise DataError(

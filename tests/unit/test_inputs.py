@@ -108,13 +108,17 @@ def test_zeros_and_ones_are_binary_however_they_are_held(dtype):
         assert seen(np.zeros((2, 1, 4, 6), dtype), of, LIKE).abs().max() == 0
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, *FLOATS])
 def test_masks_are_what_they_were_in_training(dtype):
     x = 255 * (PIXELS > 127).astype(dtype)
     assert torch.equal(seen(x, MASKS, LIKE), torch.from_numpy(PIXELS > 127).float())
     x[1, 0, 2, 3] = 127
     with pytest.raises(DataError, match=r"datum 1 holds 127 at \[0, 2, 3\], expected 0 or 255, or 0 or 1 \(the"):
         seen(x, MASKS, LIKE)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, *INTEGERS[1:]])
+def test_white_is_one_where_it_was_in_training(dtype):
     with pytest.raises(DataError, match=r"holds 255 at .*, expected 0 or 1 \(the model was trained on binary data"):
         seen(np.full((2, 1, 4, 6), 255, dtype), BINARY, LIKE)
 
