@@ -5,7 +5,6 @@ Floor 4. It knows of no device and of no network between workers: a turn is a fu
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from avb_service.training.config import TrainingConfig
 from avb_service.training.flat import Slots, State, flatten, owned
 from avb_service.training.manner import AUTO, Manner, fastest
 from avb_service.training.precision import in_precision
-from avb_service.training.rows import Rows
+from avb_service.training.terms import Terms
 from avb_service.training.turn import Average, Play, Turn
 
 _log = logging.getLogger(__name__)
@@ -112,9 +111,7 @@ class Engine:
         self.round = 0
         self._now = whole.new_zeros(())  # the round, on the device
         self._broken = torch.zeros((), device=device)  # 1 once a gradient was not finite
-        self._taken: list[tuple[int, Turn]] = []  # round, turn: each step since `pool`
-        self._rows = {turn: Rows() for turn in self.turns}  # the norms and the report of each
-        self._pooled: dict[str, Tensor] = {}  # terms of all workers before that, since the last report
+        self._terms = Terms(self.turns)
 
     @property
     def model(self) -> Algorithm:
@@ -140,7 +137,7 @@ class Engine:
                 self._check_finite()
             if reporting:
                 check_agreement(self.algorithm, self.round)
-                report(Report(self.round, self._collect()))
+                report(Report(self.round, self._terms.means()))
             elif self.round % HEED_EVERY == 0:
                 between()
 
@@ -183,8 +180,8 @@ class Engine:
         """All that a resumed run needs: nested dicts of tensors and numbers; between reports, call `pool` before."""
         state: State = {
             "round": self.round, "algorithm": self.algorithm.state_dict(),
-            "optimizers": {player.name: slots.state() for player, slots in self._slots()}, "terms": dict(self._pooled),
-            "manner": self.manner._asdict(),
+            "optimizers": {player.name: slots.state() for player, slots in self._slots()},
+            "terms": dict(self._terms.pooled), "manner": self.manner._asdict(),
         }  # fmt: skip
         if self.average is not None:
             state["average"] = self.average.state_dict()
@@ -200,10 +197,8 @@ class Engine:
         if "manner" in state:
             self._settle(Manner(**state["manner"]))
             self._check_manner(self._now.device)
-        self._forget()
         self._broken.zero_()
-        terms = state.get("terms", {})
-        self._pooled = {name: values.to(self._now.device, torch.float64) for name, values in terms.items()}
+        self._terms.load(state.get("terms", {}))
         self.algorithm.load_state_dict(state["algorithm"])
         for player, slots in self._slots():
             slots.load(state["optimizers"][player.name])
@@ -211,24 +206,8 @@ class Engine:
             self.average.load_state_dict(state["average"])
 
     def pool(self) -> None:
-        """Make the terms since the last report those of all workers, for `state`, which one of them calls.
-
-        A report's figures are the same to the bit, whenever in between this is called.
-        """
-        for turn in dict.fromkeys(turn for _, turn in self._taken):
-            # By rank, and not summed on the way: where in a ring a number lies decides in which order that is done.
-            mean = torch.stack(gathered(self._rows[turn].all().double())).mean(0)
-            for (player, term), values in zip(turn.terms, mean.T[len(turn.players) :], strict=True):
-                if term:
-                    key = f"train/{player.name}/{term}"
-                    self._pooled[key] = torch.cat([self._pooled.get(key, values[:0]), values])
-        self._forget()
-
-    def _forget(self) -> None:
-        """Begin to keep steps anew."""
-        self._taken.clear()
-        for rows in self._rows.values():
-            rows.clear()
+        """Make the terms since the last report those of all workers, for `state`, which one of them calls."""
+        self._terms.pool()
 
     def _draw_shared(self, index: int) -> Shared:
         reseed(self._now.device, derive_seed(self.config.seed, "shared", index))
@@ -253,8 +232,7 @@ class Engine:
         """One step, on the batch of that index."""
         rates = [p.turn.lr * p.turn.schedule.factor(self.round, self.config.rounds) for p in turn.players]
         norms, report, statistics = turn(self._slices(index, shared), rates, self._broken)
-        self._taken.append((self.round, turn))
-        self._rows[turn].append(*norms, report)
+        self._terms.add(self.round, turn, norms, report)
         absorbing = [player.absorb for player in turn.players if player.absorb is not None]
         if self._now.device.type == "cpu" or absorbing:
             self._check_finite()  # where asking costs nothing, at once; and before anything is counted
@@ -281,29 +259,9 @@ class Engine:
         """
         if not self._broken:
             return
-        rows = {turn: iter(kept.all().tolist()) for turn, kept in self._rows.items()}
-        steps = [(round_, turn, next(rows[turn])) for round_, turn in self._taken]
-        round_, player, norm, loss = next(
-            (round_, player, norm, row[len(turn.players) + turn.terms.index((player, ""))])
-            for round_, turn, row in steps
-            for player, norm in zip(turn.players, row, strict=False) if not math.isfinite(norm)
-        )  # fmt: skip
-        name = player.name
-        raise DivergenceError(
-            f"round {round_}: the gradient of player '{name}' is {norm}{origin(loss)}; the step was not taken",
-            name,
-            round_,
-        )
-
-    def _collect(self) -> dict[str, float]:
-        """The mean of every term since the last call, over all workers."""
-        self.pool()
-        if not self._pooled:
-            return {}
-        means = torch.stack([values.mean() for values in self._pooled.values()])
-        terms = dict(zip(self._pooled, means.tolist(), strict=True))
-        self._pooled.clear()
-        return terms
+        round_, player, norm, loss = self._terms.first_broken()
+        told = f"round {round_}: the gradient of player '{player.name}' is {norm}{origin(loss)}; the step was not taken"
+        raise DivergenceError(told, player.name, round_)
 
     def _slots(self) -> Iterator[tuple[Player, Slots]]:
         for turn in self.turns:
