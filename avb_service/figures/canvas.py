@@ -22,6 +22,7 @@ HEADER = 92
 WIDTH = 640  # near a mosaic's width, and a plot's: thumbnails show about half of it
 NARROWEST = 440  # what a subtitle needs
 LARGEST_CELL = 32
+LINE = 16  # of the smaller text, with room to the next
 LEGEND = 96  # what a legend of short names needs
 HEAD, SIDE = 24, 36  # what words above columns need, and words beside rows
 
@@ -104,7 +105,7 @@ def mosaic(
     tiles: Tensor, title: str, subtitle: str, columns: Sequence[int], gap: int = 4, group: int = 0,
     heads: Sequence[str] = (), sides: Sequence[str] = (),
 ) -> Figure:
-    """Images side by side, each of their pixels an exact square of the figure's.
+    """Images side by side, each of their pixels an exact square of the figure's; strips as high as a line of text.
 
     Args:
         tiles: intensities in [0, 1], [N, C, H, W]; vectors [N, 1, 1, D] are strips of blue, other single channels are
@@ -121,23 +122,30 @@ def mosaic(
     count, height, width = images.shape[:3]
     per_row = sum(columns)
     scale = min(LARGEST_CELL, max(1, round((WIDTH - gap * (per_row - 1)) / (per_row * width))))
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     starts = {sum(columns[:i]) for i in range(1, len(columns))}
     rows = math.ceil(count / per_row)
     lefts = _offsets(width * scale, [gap * (4 if i in starts else 1) for i in range(per_row)])
-    tops = _offsets(height * scale, [gap * (4 if group and i % group == 0 else 1) for i in range(rows)])
-    sheet = np.full((tops[-1] + height * scale, lefts[-1] + width * scale, 3), 255, np.uint8)
+    line = math.ceil(LINE * _shrink(lefts[-1] + width * scale))
+    images = images.repeat(max(scale, line) if height == 1 else scale, axis=1).repeat(scale, axis=2)
+    height, width = images.shape[1:3]
+    tops = _offsets(height, [gap * (4 if group and i % group == 0 else 1) for i in range(rows)])
+    sheet = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = tops[i // per_row], lefts[i % per_row]
-        sheet[top : top + height * scale, left : left + width * scale] = image
-    above = {left + width * scale / 2: head for left, head in zip(lefts, heads, strict=False)}
-    beside = {top + height * scale / 2: side for top, side in zip(tops, sides, strict=False)}
+        sheet[top : top + height, left : left + width] = image
+    above = {left + width / 2: head for left, head in zip(lefts, heads, strict=False)}
+    beside = {top + height / 2: side for top, side in zip(tops, sides, strict=False)}
     return _sheet(sheet, title, subtitle, above, beside)
 
 
 def _offsets(size: int, gaps: list[int]) -> list[int]:
     """Where tiles of a size begin, with a gap before each but the first."""
     return (np.arange(len(gaps)) * size + np.cumsum([0, *gaps[1:]])).tolist()
+
+
+def _shrink(width: int) -> float:
+    """How many times larger a sheet of that width is than what a screen shows."""
+    return max(1.0, width / (2 * WIDTH))
 
 
 def side_by_side(tiles: Tensor) -> Tensor:
@@ -159,7 +167,7 @@ def _sheet(
 ) -> Figure:
     """The figure of a sheet of pixels, one to one unless it is too large for a screen; words by their places on it."""
     height, width = sheet.shape[:2]
-    shrink = max(1.0, width / (2 * WIDTH))
+    shrink = _shrink(width)
     size = round(width / shrink), round(height / shrink)
     left, top = SIDE if sides else 0, HEAD if heads else 0
     scale = f", shown at {1 / shrink:.0%}" if shrink > 1 else ""

@@ -1,6 +1,7 @@
 """Figures show what they say, are the same every time, and leave no trace in the model or the generators."""
 
 from io import BytesIO
+from itertools import combinations
 
 import matplotlib
 import numpy as np
@@ -278,6 +279,15 @@ def test_vectors_are_strips_told_from_the_page() -> None:
     assert [picture[HEADER + 1, MARGIN + 1 + 32 * i].tolist() for i in range(3)] == [
         STRIP[0].tolist(), STRIP[1].tolist(), [255, 255, 255],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4), (1, 1, 20), (1, 1, 784), (1, 8, 8), (3, 8, 8), (2, 1, 9)])
+def test_words_beside_rows_and_above_columns_are_apart(shape: tuple[int, int, int]) -> None:
+    figure = traversal(Linear(16, shape))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for axes in figure.axes for text in axes.texts]
+    assert len(boxes) == 16 + 11
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 @pytest.mark.parametrize(("tiles", "columns"), [((64, 8, 8), 8), ((64, 1, 4), 4), ((40, 16, 8), 8), ((1, 1, 9), 1)])
