@@ -31,7 +31,7 @@ def reclaiming() -> Iterator[None]:
         while not over.wait(EVERY):
             try:
                 for name in overdue(since, reserved(), time.monotonic()):
-                    LOGGER.warning("room that was reserved for workers who never came is given back: %s", name)
+                    LOGGER.info("room that was reserved for workers who never came is given back: %s", name)
                     _give_back(name)
             except Exception as error:  # the head may be away; those who train will say so
                 LOGGER.info("cannot see what is reserved: %s", error)

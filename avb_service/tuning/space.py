@@ -315,4 +315,13 @@ def read_space(source: str | Path) -> SpaceConfig:
             f"{socket.gethostname()} has no file {path}; what `ray up` did not bring to a cluster, `ray rsync-up` does"
         )
     tree = read_yaml(path, SpaceConfig.meaning)
+    if isinstance(tree.get("space"), dict):
+        tree = {**tree, "space": dict(_dotted(tree["space"]))}
     return SpaceConfig.parse({"name": path.stem, **tree}, str(path))
+
+
+def _dotted(space: Tree, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Domains by dotted path, where a file has sections in sections; those hold nothing but sections and domains."""
+    for key, node in space.items():
+        inside = isinstance(node, dict) and node and all(isinstance(each, dict) for each in node.values())
+        yield from _dotted(node, f"{above}{key}.") if inside else [(f"{above}{key}", node)]

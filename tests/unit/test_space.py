@@ -193,3 +193,15 @@ def test_a_codebook_that_may_be_drawn_larger_than_the_data_is_refused_before_the
     }  # fmt: skip
     with pytest.raises(UserError, match="5000"):
         search.preflight(SpaceConfig.parse(space))
+
+
+def test_paths_may_be_nested_as_in_a_configuration(tmp_path):
+    (tmp_path / "nested.yaml").write_text(
+        "preset: avb_digits\ntrials: 2\nspace:\n  algorithm:\n    latent_dim: {choice: [2, 4]}\n"
+        "    model: {lr: {loguniform: [1.0e-4, 1.0e-3]}}\n  training.seed: {randint: [0, 9]}\n"
+    )
+    space = read_space(tmp_path / "nested.yaml").space
+    assert list(space) == ["algorithm.latent_dim", "algorithm.model.lr", "training.seed"]
+    (tmp_path / "nested.yaml").write_text("preset: avb_digits\nspace: {algorithm: {latent_dim: {choize: [2, 4]}}}\n")
+    with pytest.raises(UserError, match=r"space\.algorithm\.latent_dim.*choize"):
+        read_space(tmp_path / "nested.yaml")
