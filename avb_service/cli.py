@@ -41,7 +41,10 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", he
 Model = Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, or a model folder.")]
 Limit = Annotated[int | None, typer.Option(min=2, help="Use only so many test data.")]
 DataRoot = Annotated[
-    str | None, typer.Option(envvar="AVB_DATA_ROOT", help="Folder with the files of named data sets; else ./data.")
+    str | None,
+    typer.Option(
+        envvar="AVB_DATA_ROOT", help="Folder with the files of named data sets, or of your own that moved; else ./data."
+    ),
 ]
 # Of the likelihood floor, which takes seconds to import; a test holds them to it.
 Estimator = StrEnum("Estimator", [

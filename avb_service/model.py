@@ -72,12 +72,15 @@ class LoadedModel:
         """The data set of the model's configuration, as it is here.
 
         Args:
-            root: folder of the data here.
+            root: folder of the data here; the user's own file or folder is looked for in it, too, where it has moved.
 
         Raises:
             UserError: the data are missing or damaged.
         """
-        return load(self.config.data.model_copy(update={"root": root, "levels": self._levels}))
+        here, path = {"root": root, "levels": self._levels}, self.config.data.path
+        if root is not None and path is not None and not Path(path).expanduser().exists():
+            here["path"] = str(Path(root) / Path(path).name)
+        return load(self.config.data.model_copy(update=here))
 
     def other_data(self, dataset: Dataset) -> str | None:
         """That a data set is not the one that the model was trained on and its record is of, if so, in a line."""

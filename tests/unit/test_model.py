@@ -231,3 +231,18 @@ def test_a_model_folder_without_a_round_can_be_read(small, tmp_path):
     ModelFolder(written.weights, older, written.card, written.more).write(folder, replace=True)
     assert load_model(folder).round is None
     assert "round" not in load_model(folder).subject
+
+
+def test_data_that_have_moved_are_found_below_the_root(small, tmp_path):
+    file, moved = tmp_path / "mine.npy", tmp_path / "elsewhere"
+    np.save(file, np.random.default_rng(0).random((60, 1, 4, 4), np.float32))
+    data = {"name": "file", "path": str(file), "validation": 9, "test": 9, "binarisation": "dynamic"}
+    config = small("vae", {"data": data})
+    model = LoadedModel(build(config, load_data(config).spec), config, "# card")
+    here = model.dataset().sha256
+    moved.mkdir()
+    assert model.dataset(str(moved)).sha256 == here, "it has not moved"
+    file.rename(moved / file.name)
+    with pytest.raises(UserError, match=r"data\.path: .*mine\.npy does not exist"):
+        model.dataset()
+    assert model.dataset(str(moved)).sha256 == here
