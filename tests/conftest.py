@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,3 +30,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def small() -> Callable[..., ExperimentConfig]:
     """`small_config`."""
     return small_config
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory) -> Callable[[Path], str]:
+    """A function that lays an empty tracking file and gives its URI; MLflow takes seconds to make the tables of one."""
+    from avb_service.tracking import check_server
+
+    made = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    check_server(f"sqlite:///{made}")
+
+    def lay(file: Path) -> str:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, file)
+        return f"sqlite:///{file}"
+
+    return lay

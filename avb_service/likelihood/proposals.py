@@ -22,11 +22,13 @@ from avb_service.likelihood.anneal import AnnealConfig, Path, pilot_chains, temp
 from avb_service.likelihood.estimate import Recipe, evaluating
 from avb_service.likelihood.gaussians import by_moments, by_scores
 from avb_service.likelihood.needs import has_posterior, others, prior_name, some_posterior
-from avb_service.maths import fit_gaussian
+from avb_service.maths import fit_gaussian, log_mean_exp
 from avb_service.seeding import seeded
 
 PRIOR_DRAWS = 4096
 PER_LATENT = 1.5  # states of pilot chains at least, so that scores at them tell every direction
+TRIED = 64  # draws by which the better of two Gaussians is told, for each datum
+CLEARLY = 2.0  # nats that moments must be ahead by; less where states outnumber the numbers of a covariance
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,16 @@ def from_prior(model: LatentVariableModel) -> Proposal:
 
 
 def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
-    """A Gaussian fitted to where pilot chains go that were annealed from the prior, and to the scores there.
+    """A Gaussian fitted to where pilot chains go that were annealed from the prior, or to the scores there.
 
     It does not ask the model's own posterior, which may have collapsed where the true one has not. Nor does it weigh
-    the chains: the weights of a few leave one of them.
+    the chains: the weights of a few leave one of them. Scores do for many latents, and for few where the posterior is
+    near a Gaussian; moments see how far a funnel reaches. A datum gets them where they have a clearly higher bound by
+    draws of its own, which are not used again, so that what is then found is as valid as with either.
     """
     start, dim = from_prior(model), model.prior().event_shape[0]
     rest = max(recipe.rest, math.ceil(PER_LATENT * dim / recipe.chains))
+    margin = CLEARLY * min(1.0, dim * (dim + 1) / 2 / (recipe.chains * (rest + 1)))
 
     def propose(x: Tensor) -> Distribution:
         path = Path(model, x, start(x))
@@ -109,12 +114,16 @@ def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
         for _ in range(rest):
             visited.append(transition(path, visited[-1], 1.0, pilot.steps[-1], recipe.leapfrog)[0])
         u, scores = (torch.cat([getattr(state, name) for state in visited]) for name in ("u", "gradient"))
-        fit = by_scores(u, scores, recipe.inflate)
-        (mean,), factor = path.z(fit.loc[None]), path.factor @ fit.scale_tril
+        fits = [by_scores(u, scores, recipe.inflate), by_moments(u, recipe.inflate)]
+        bounds = [log_mean_exp(model.log_joint(x, path.z(v := fit.sample((TRIED,)))) - fit.log_prob(v)) for fit in fits]
+        better = (bounds[1] > bounds[0] + margin)[:, None]
+        loc = torch.where(better, fits[1].loc, fits[0].loc)
+        spread = torch.where(better[..., None], fits[1].scale_tril, fits[0].scale_tril)
+        (mean,), factor = path.z(loc[None]), path.factor @ spread
         return MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
     numbers = 3 * recipe.chains * (rest + 1) * dim + 5 * dim**2  # at the fit, in float64
-    rows = 2 * recipe.chains + math.ceil(numbers / math.prod(model.spec.shape))
+    rows = max(2 * recipe.chains, TRIED) + math.ceil(numbers / math.prod(model.spec.shape))
     told = {f"pilot_{key}": value for key, value in (recipe.tree() | {"rest": rest}).items()}
     return Proposal(propose, rows, {"start": "refined", **told})
 

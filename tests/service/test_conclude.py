@@ -33,9 +33,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def search(small, tmp_path) -> Search:
+def search(small, tmp_path, new_store) -> Search:
     """Two trials of a method and one of another, trained, and nothing more."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = new_store(tmp_path / "mlflow.db")
     search = open_search(SPACE, tmp_path, uri)
     for name, method, seed in (("a", "vae", 0), ("b", "vae", 1), ("c", "avb", 0)):
         config = small(method, {"training.seed": seed, "tracking.experiment": "conclude", "tracking.model": "made"})

@@ -27,8 +27,8 @@ class Stopped(BaseException):
 
 
 @pytest.fixture
-def job(small, tmp_path) -> Job:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def job(small, tmp_path, new_store) -> Job:
+    uri = new_store(tmp_path / "mlflow.db")
     config = small("vae", {"training.rounds": 6, "tracking.experiment": "truth", "tracking.model": "true"})
     parent = Run.start("truth", "search", {}, uri=uri)
     job = Job(config.tree(), str(tmp_path / "trials" / "a"), "a", "search/a", parent.run_id, uri, {"avb.kind": "trial"})

@@ -222,6 +222,12 @@ MOVED_BY = {"AVB_STORAGE": "--storage"}
 COMMANDS = {"train": ["train", "vae_digits"], "tune": ["tune", "--space", "mine.yaml"]}
 
 
+@pytest.fixture
+def store(tmp_path, new_store) -> None:
+    """Tables where a command would make them."""
+    new_store(tmp_path / "runs" / "mlflow.db")
+
+
 def left(monkeypatch, capsys, command: str) -> tuple[int, str]:
     """Run a command as from the shell: its exit code and what it says."""
     domain = {"algorithm.latent_dim": {"choice": [2]}}
@@ -232,6 +238,7 @@ def left(monkeypatch, capsys, command: str) -> tuple[int, str]:
     return caught.value.code, capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("variable", BAD)
 def test_what_cannot_be_written_is_named_before_data_are_read(monkeypatch, capsys, command, variable):
@@ -248,6 +255,7 @@ def test_what_cannot_be_written_is_named_before_data_are_read(monkeypatch, capsy
     assert expected in said and MOVED_BY.get(variable, variable) in said
 
 
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("command", COMMANDS)
 @as_user
 def test_commands_come_to_the_start_of_ray_without_a_home(home, monkeypatch, capsys, tmp_path, command):

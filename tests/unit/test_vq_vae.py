@@ -85,7 +85,9 @@ def test_a_codebook_that_learns_by_gradient_resumes_to_the_same_bits(small, tmp_
     resumed.resume()
     assert resumed.engine.round == 2
     resumed.fit()
-    torch.testing.assert_close(resumed.engine.state(), straight.engine.state(), rtol=0, atol=0)
+    states = [run.engine.state() for run in (resumed, straight)]
+    assert states[0].pop("manner") == states[1].pop("manner")
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 def test_moving_averages_follow_the_papers_equations():
