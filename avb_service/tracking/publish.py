@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avb_service.algorithms import TABLE
+from avb_service.checkpoint import read_model_files
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment, objective_of
 from avb_service.likelihood import Check, LikelihoodRecord, known, verdict
-from avb_service.model import load_model
+from avb_service.model import LIKELIHOOD
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.registry import (
@@ -136,16 +137,16 @@ def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
 
 
 def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:
-    """The held-out likelihoods that a registered model carries.
+    """The held-out likelihoods that a registered model carries; the model itself is not built.
 
     Raises:
         UserError: there is no such model, or it was published without.
     """
     with tempfile.TemporaryDirectory() as folder:
-        record = load_model(pull(model, Path(folder) / "model", uri)).likelihood
-    if record is None:
+        files = read_model_files(pull(model, Path(folder) / "model", uri))
+    if LIKELIHOOD not in files:
         raise UserError(f"{model} carries no held-out likelihoods; publish it anew")
-    return record
+    return LikelihoodRecord.from_json(files[LIKELIHOOD])
 
 
 def promote(name: str, version: int, override: str | None = None, uri: str | None = None) -> str:
