@@ -22,7 +22,7 @@ from avb_service.experiment import Experiment
 from avb_service.plan import measure, plan
 from avb_service.settings import read_config
 
-WORKERS, LAPS, ROUNDS = (1, 2, 4), 5, 40
+WORKERS, LAPS, ROUNDS = (1, 2, 4), 3, 60
 SETTINGS = ["training.logical_workers=4"]
 
 
