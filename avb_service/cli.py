@@ -469,11 +469,12 @@ def plan(
     costs = measure(config, gpus)
     planned = predict(config, costs, workers, None if bandwidth is None else bandwidth * 1e9 / 8)
     listed = [rows.planned(each, config.training.rounds) for each in planned]
-    told = {"workers": listed, "enough": enough(planned), "averaged_bytes": costs.bytes}
+    paying = enough(planned)
+    told = {"workers": listed, "enough": paying, "averaged_bytes": costs.bytes}
     _say(as_json, told, partial(tables.plan, listed, f"A round of {source}"))
     if not as_json:
-        most = "; more save less than a tenth of a round each" if enough(planned) < planned[-1].workers else ""
-        print(f"{enough(planned)} of them pay{most}. A core (or GPU) for each is taken for granted.")
+        most = "; more save less than a tenth of a round each" if paying < planned[-1].workers else ""
+        print(f"{paying} of them pay{most}. A core (or GPU) for each is taken for granted.")
 
 
 @app.command()

@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from avb_service.trees import mapped
+
 if TYPE_CHECKING:
     from avb_service.likelihood import Check, Comparison, Estimate, LikelihoodRecord
     from avb_service.plan import Planned
@@ -25,15 +27,11 @@ BOUND = r"test/log_likelihood\.{}_\d+\.lower_bound"  # of an estimator, with its
 
 def as_json(rows: object) -> str:
     """JSON as its standard has it: without NaN and infinities, in whose place there is null."""
-    return json.dumps(_finite(rows), indent=2, allow_nan=False)
+    return json.dumps(mapped(rows, _finite), indent=2, allow_nan=False)
 
 
-def _finite(node: Any) -> Any:  # noqa: ANN401  any JSON value
-    if isinstance(node, Mapping):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
+def _finite(value: Any) -> Any:  # noqa: ANN401  any JSON scalar
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def published(run: str, model: "Published") -> Row:

@@ -210,3 +210,12 @@ def _size(node: yaml.Node, known: dict[int, float]) -> float:
         nodes = [] if isinstance(node, yaml.ScalarNode) else below
         known[id(node)] = 1 + sum(_size(child, known) for child in nodes)
     return known[id(node)]
+
+
+def mapped(node: Any, leaf: Callable[[Any], Any]) -> Any:  # noqa: ANN401  any JSON value
+    """The same tree, with what `leaf` makes of all that is neither a mapping nor a list; tuples become lists."""
+    if isinstance(node, Mapping):
+        return {key: mapped(value, leaf) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [mapped(value, leaf) for value in node]
+    return leaf(node)

@@ -50,7 +50,7 @@ class BernoulliVAE(LatentVariableModel):
     """max E_q[log p(x|z)] - KL(q(z|x) || p(z)), q a product of bits, p(z) fair coins.
 
     A draw of bits has no derivative, so the encoder's gradient of the first term is the score function's (eq. 4),
-    E_q[(log p(x|z) - c) d log q(z|x)]. Any c that does not hang on z leaves its mean (eq. 8 and 9); here it is the
+    E_q[(log p(x|z) - c) d log q(z|x)]. Any c that does not depend on z leaves its mean (eq. 8 and 9); here it is the
     running mean of log p(x|z) over earlier batches. The paper's learning signal (eq. 7) is log p(x,z) - log q(z|x):
     here the KL is summed exactly, and leaves it. Of the paper's ways to less variance this is the first alone (section
     2.3.1): there is neither a baseline that depends on x nor a normalisation.

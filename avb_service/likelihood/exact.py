@@ -182,7 +182,7 @@ def ppca(model: LatentVariableModel) -> Scorer:
         model: with prior N(0, I).
 
     Raises:
-        UserError: another prior, another observation model, a scale that hangs on z, or a mean that is not affine.
+        UserError: another prior, another observation model, a scale that depends on z, or a mean that is not affine.
 
     Source: Tipping & Bishop 1999, eq. 4.
     """

@@ -35,7 +35,7 @@ def kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
 def kl_floor(q: Distribution | ImplicitPosterior, z: Tensor) -> Tensor:
     """KL(N(m, S) || N(0, I)) = (tr S + |m|^2 - D - log det S) / 2, the least KL(q || N(0, I)) that moments m, S allow.
 
-    Of all densities with these moments the Gaussian has the largest entropy, and E_q[log p] hangs on the moments alone.
+    Of all densities with these moments the Gaussian has the largest entropy, and E_q[log p] depends on these alone.
     It is the KL itself where q is Gaussian. Moments of draws would overstate it, by (D^2 + 3 D) / 4n and more where q
     has heavy tails; that is taken off.
 

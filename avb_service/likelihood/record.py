@@ -19,6 +19,7 @@ from avb_service.likelihood.certificate import Certificate, Check
 from avb_service.likelihood.estimate import Estimate, mean_and_stderr
 from avb_service.likelihood.needs import PROBABILITIES
 from avb_service.likelihood.shortfall import Shortfall, shortfall
+from avb_service.trees import mapped
 
 # Whose bound is the figure of a model that has no exact value: settled before looking, but for draws and noise.
 BOUNDS = ("ais", "iwae_mixture", "iwae_refined", "iwae", "elbo")  # the third is by older versions
@@ -203,22 +204,22 @@ def _tree(estimate: Estimate) -> dict[str, Any]:
 
 def _finite(node: Any) -> Any:  # noqa: ANN401  any JSON value
     """With null for what is no number, and a word for what is infinite: JSON has neither."""
-    if isinstance(node, Mapping):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_finite(value) for value in node]
-    if not isinstance(node, float) or math.isfinite(node):
-        return node
-    return None if math.isnan(node) else INFINITE[node > 0]
+
+    def leaf(value: Any) -> Any:  # noqa: ANN401
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+        return None if math.isnan(value) else INFINITE[value > 0]
+
+    return mapped(node, leaf)
 
 
 def _numbers(node: Any) -> Any:  # noqa: ANN401  any JSON value
     """The inverse of `_finite`, where null is no absence."""
-    if isinstance(node, Mapping):
-        return {key: _numbers(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_numbers(value) for value in node]
-    return math.nan if node is None else float(node) if node in INFINITE else node
+
+    def leaf(value: Any) -> Any:  # noqa: ANN401
+        return math.nan if value is None else float(value) if value in INFINITE else value
+
+    return mapped(node, leaf)
 
 
 def _estimate(tree: Mapping[str, Any]) -> Estimate:

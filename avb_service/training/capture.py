@@ -22,14 +22,11 @@ _log = logging.getLogger(__name__)
 class Program:
     """A turn's play, recorded on an example.
 
-    Args:
-        turn: whose slices are played.
-        algorithm: all of the game.
-        batch: a slice; all others have its shape.
+    Args: as for `record`, and
         backend: of `torch.compile`; `eager` runs the record operation by operation.
 
     Raises:
-        Uncapturable: it asks for a number, or draws from a law that depends on parameters or data.
+        Uncapturable: as `record` does, or torch's compiler has failed.
     """
 
     def __init__(self, turn: Turn, algorithm: nn.Module, batch: Batch, backend: str = "inductor") -> None:
@@ -58,13 +55,10 @@ class Graph:
 
     The generator's state is read anew at each replay, so noise is what the seed of the slice says.
 
-    Args:
-        turn: whose slices are played.
-        algorithm: all of the game.
-        batch: a slice; all others have its shape.
+    Args: as for `record`.
 
     Raises:
-        Uncapturable: it asks for a number, or draws from a law that depends on parameters or data.
+        Uncapturable: as `record` does, or CUDA cannot record it.
     """
 
     def __init__(self, turn: Turn, algorithm: nn.Module, batch: Batch) -> None:

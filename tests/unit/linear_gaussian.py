@@ -116,7 +116,7 @@ def run(
 
 
 def scored(scorer: Scorer, x: Tensor, seed: int = 0) -> Columns:
-    """One block, under noise that does not hang on the estimator's name."""
+    """One block, under noise that does not depend on the estimator's name."""
     with seeded("scored", seed), torch.no_grad():
         return scorer.score(x)
 

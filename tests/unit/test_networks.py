@@ -96,7 +96,7 @@ def test_each_datum_is_read_by_itself(trunk):
 
 @writers
 def test_each_datum_is_written_by_itself(trunk):
-    """Normalised or not: what a datum becomes does not hang on the batch, nor on how a batch is cut for workers."""
+    """Normalised or not: what a datum becomes does not depend on the batch, nor on how a batch is cut for workers."""
     module = trunk.generator(DIM, 1, (1, 8, 8), torch.zeros(1, 1, 8, 8))
     z = torch.randn(5, DIM)
     torch.testing.assert_close(module(z)[2:3], module(z[2:3]))
