@@ -251,4 +251,3 @@ def told_apart(first: Tensor, second: Tensor) -> Loss:
 def warm_up(round_: Tensor, rounds: int) -> Tensor | float:
     """Weight of a term that comes in slowly: from 0 to 1 over the first rounds; 1 throughout where rounds is 0."""
     return ((round_ + 1) / rounds).clamp(max=1.0) if rounds else 1.0
-

@@ -4,7 +4,6 @@ Floor 0. Everything that is the user's to put right is raised as a `UserError`: 
 message alone and leaves with exit code 2; any other exception is a defect of ours and keeps its traceback.
 """
 
-
 from collections.abc import Sequence
 
 

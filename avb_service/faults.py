@@ -56,7 +56,10 @@ def faults(section: type[BaseModel], error: ValidationError, tree: Any) -> list[
 
 
 def lines(
-    section: type[BaseModel], found: Collection[Fault], tree: Any, aside: Collection[Location]  # noqa: ANN401
+    section: type[BaseModel],
+    found: Collection[Fault],
+    tree: Any,
+    aside: Collection[Location],  # noqa: ANN401
 ) -> Iterator[str]:
     """One line for each fault, without what only follows from another.
 

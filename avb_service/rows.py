@@ -109,9 +109,7 @@ def planned(planned: "Planned", rounds: int) -> Row:
     return {**asdict(planned), "round_s": planned.round_s, "training_s": rounds * planned.round_s}
 
 
-def evaluation(
-    record: "LikelihoodRecord", model: str, data: str, count: int, other_data: str | None = None
-) -> Row:
+def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int, other_data: str | None = None) -> Row:
     """What was found of a model's likelihood.
 
     Args:

@@ -17,8 +17,13 @@ def missing(pyproject: Path) -> list[str]:
         except PackageNotFoundError:
             return False
         more = [Requirement(line) for line in requires(need.name) or []] if need.extras else []
-        wanted = [each for each in more if each.marker and not each.marker.evaluate({"extra": ""})
-                  and any(each.marker.evaluate({"extra": extra}) for extra in need.extras)]
+        wanted = [
+            each
+            for each in more
+            if each.marker
+            and not each.marker.evaluate({"extra": ""})
+            and any(each.marker.evaluate({"extra": extra}) for extra in need.extras)
+        ]
         return fits and all(met(each) for each in wanted)
 
     lines = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]

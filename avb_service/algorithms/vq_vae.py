@@ -84,9 +84,7 @@ class VQVAE(LatentVariableModel):
         model = Player(
             name="model", objective=self.loss, networks=networks, turn=self.config.model, absorb=self.quantizer.absorb
         )
-        prior = Player(
-            name="prior", objective=self.prior_loss, networks=(self.autoregressive,), turn=self.config.prior
-        )
+        prior = Player(name="prior", objective=self.prior_loss, networks=(self.autoregressive,), turn=self.config.prior)
         return model, prior
 
     def loss(self, batch: Batch) -> Loss:

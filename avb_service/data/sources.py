@@ -263,9 +263,7 @@ SOURCES: dict[str, Source] = {
     ),
     "eight_schools": Source("one datum: the effects of coaching in 8 schools (Rubin 1981)", "real", _eight_schools),
     "digits": Source("1,797 digits of 8x8 pixels, bundled (scikit-learn)", "levels", _digits),
-    "mnist": Source(
-        "70,000 digits of 28x28 pixels", "levels", partial(_torchvision, "MNIST", "MNIST/raw", _IDX)
-    ),
+    "mnist": Source("70,000 digits of 28x28 pixels", "levels", partial(_torchvision, "MNIST", "MNIST/raw", _IDX)),
     "fashion_mnist": Source(
         "70,000 articles of clothing, 28x28", "levels", partial(_torchvision, "FashionMNIST", "FashionMNIST/raw", _IDX)
     ),

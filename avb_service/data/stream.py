@@ -38,8 +38,16 @@ class Stream:
     """
 
     def __init__(
-        self, split: Split, spec: DataSpec, *, binarisation: Binarisation, batch_size: int, seed: int,
-        device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, logical_workers: int = 1,
+        self,
+        split: Split,
+        spec: DataSpec,
+        *,
+        binarisation: Binarisation,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        logical_workers: int = 1,
     ) -> None:
         if batch_size % logical_workers:
             raise UserError(
@@ -70,8 +78,13 @@ class Stream:
 
 
 def fixed(
-    split: Split, spec: DataSpec, binarisation: Binarisation, seed: int,
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, limit: int | None = None,
+    split: Split,
+    spec: DataSpec,
+    binarisation: Binarisation,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    limit: int | None = None,
 ) -> Slice:
     """A split as evaluation sees it: dynamic binarisation is drawn once, by seed, the same on every machine.
 

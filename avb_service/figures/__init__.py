@@ -19,8 +19,14 @@ from avb_service.figures.traversal import codes, cycles, traversal
 
 
 def draw(
-    model: Algorithm, x: Tensor, labels: Tensor | None = None, history: History | None = None, seed: int = 0,
-    other: Tensor | None = None, subject: str = "", data: str = "",
+    model: Algorithm,
+    x: Tensor,
+    labels: Tensor | None = None,
+    history: History | None = None,
+    seed: int = 0,
+    other: Tensor | None = None,
+    subject: str = "",
+    data: str = "",
 ) -> dict[str, Figure]:
     """All figures that the model can have, by name.
 
@@ -54,9 +60,7 @@ def _of_the_model(model: Algorithm, seed: int) -> dict[str, Figure]:
     return figures
 
 
-def _of_data(
-    model: Algorithm, x: Tensor, labels: Tensor | None, seed: int, other: Tensor | None
-) -> dict[str, Figure]:
+def _of_data(model: Algorithm, x: Tensor, labels: Tensor | None, seed: int, other: Tensor | None) -> dict[str, Figure]:
     """Figures that show some of the data, or what becomes of them."""
     figures = {"samples": points(model, x, seed)} if are_points(model.spec) else {}
     if isinstance(model, EncodingModel):

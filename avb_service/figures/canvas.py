@@ -102,8 +102,14 @@ def columns_for(n: int, height: int, width: int) -> int:
 
 
 def mosaic(
-    tiles: Tensor, title: str, subtitle: str, columns: Sequence[int], gap: int = 4, group: int = 0,
-    heads: Sequence[str] = (), sides: Sequence[str] = (),
+    tiles: Tensor,
+    title: str,
+    subtitle: str,
+    columns: Sequence[int],
+    gap: int = 4,
+    group: int = 0,
+    heads: Sequence[str] = (),
+    sides: Sequence[str] = (),
 ) -> Figure:
     """Images side by side, each of their pixels an exact square of the figure's; strips as high as a line of text.
 

@@ -144,9 +144,7 @@ def _codes(model: LatentVariableModel, x: Tensor, moment_draws: int) -> _Codes:
     return _Codes(q, r, floor, mean, variance, noise, True)
 
 
-def _terms(
-    model: LatentVariableModel, x: Tensor, of: _Codes, everybody: Sequence[_Codes], draws: int
-) -> Tensor:
+def _terms(model: LatentVariableModel, x: Tensor, of: _Codes, everybody: Sequence[_Codes], draws: int) -> Tensor:
     """Log p(x|z), log q(z|x) and log q(z) for draws of the codes of some data, [3, draws * b], float64."""
     terms: list[Tensor] = []
     for _ in range(draws):

@@ -93,7 +93,11 @@ class Estimate:
 
     @classmethod
     def of(
-        cls, name: str, kind: Kind, columns: Columns, quantity: Quantity = "log_likelihood",
+        cls,
+        name: str,
+        kind: Kind,
+        columns: Columns,
+        quantity: Quantity = "log_likelihood",
         recipe: Recipe | None = None,
     ) -> "Estimate":
         """The mean over data and its standard error."""

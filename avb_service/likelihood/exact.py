@@ -215,9 +215,7 @@ def _affine(model: LatentVariableModel) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _not_linear(model: LatentVariableModel, reason: str) -> UserError:
-    return UserError(
-        f"ppca needs p(x|z) = N(W z + mu, diag s^2) and the prior N(0, I); {reason}: use {others(model)}"
-    )
+    return UserError(f"ppca needs p(x|z) = N(W z + mu, diag s^2) and the prior N(0, I); {reason}: use {others(model)}")
 
 
 def enumeration(model: LatentVariableModel) -> Scorer:
@@ -246,8 +244,7 @@ def _states(model: LatentVariableModel) -> Tensor:
     base = prior.base_dist if isinstance(prior, Independent) else prior
     if not base.has_enumerate_support:
         raise UserError(
-            f"enumeration needs a prior over finitely many codes, this one is {prior_name(model)}: "
-            f"use {others(model)}"
+            f"enumeration needs a prior over finitely many codes, this one is {prior_name(model)}: use {others(model)}"
         )
     if isinstance(base, DiscreteCodes):
         values, parts = base.values, base.parts

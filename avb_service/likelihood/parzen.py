@@ -109,8 +109,15 @@ def best_bandwidth(trial: Estimate, bandwidths: Sequence[float]) -> float:
 
 
 def parzen_rows(
-    model: Algorithm, train: Tensor, validation: Tensor, x: Tensor, score: Score, *, samples: int = 10_000,
-    seed: int = 0, bandwidths: Sequence[float] = BANDWIDTHS,
+    model: Algorithm,
+    train: Tensor,
+    validation: Tensor,
+    x: Tensor,
+    score: Score,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    bandwidths: Sequence[float] = BANDWIDTHS,
 ) -> tuple[Estimate, Estimate]:
     """`parzen` of the model, and `parzen_training`: the training set's own, by the same rule, from as many centres.
 

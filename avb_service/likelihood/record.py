@@ -149,8 +149,11 @@ class LikelihoodRecord:
                             "that defines no p(x|z) has none, and is seen by its Parzen windows")  # fmt: skip
         # of binary data nothing else can be had, and only older versions, to which masks were levels, say so
         first, second = ({"measure": PROBABILITIES, **each.basis} for each in (self, other))
-        if lines := [f"{key}: {first.get(key)} and {second.get(key)}"
-                     for key in first | second if first.get(key) != second.get(key)]:
+        if lines := [
+            f"{key}: {first.get(key)} and {second.get(key)}"
+            for key in first | second
+            if first.get(key) != second.get(key)
+        ]:
             raise UserError("the two were scored on different data, or by another measure, so a difference would mean "
                             "nothing; " + ", ".join(lines))  # fmt: skip
         believed = self.objection is None and other.objection is None

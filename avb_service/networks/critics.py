@@ -34,7 +34,7 @@ class Critic(nn.Module):
         if not weight:
             return x.new_zeros(())
         x = x.detach().requires_grad_()
-        slope, = torch.autograd.grad(self(x).sum(), x, create_graph=True)
+        (slope,) = torch.autograd.grad(self(x).sum(), x, create_graph=True)
         return weight / 2 * slope.square().flatten(1).sum(1).mean()
 
 

@@ -19,7 +19,11 @@ Width = Annotated[int, Field(ge=1, le=65_536)]  # beyond it, the weights of one 
 Activation = Literal["relu", "leaky_relu", "elu", "silu", "softplus", "tanh"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "softplus": nn.Softplus,
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
 
@@ -44,9 +48,7 @@ class MLPConfig(Config):
     def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
         """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias [planes, C, H, W]."""
         last = _around(nn.Linear(self.hidden[-1], bias.numel()), bias)
-        return nn.Sequential(
-            *layers((inputs, *self.hidden), self.activation), last, nn.Unflatten(-1, (planes, *shape))
-        )
+        return nn.Sequential(*layers((inputs, *self.hidden), self.activation), last, nn.Unflatten(-1, (planes, *shape)))
 
 
 class ConvConfig(Config):

@@ -9,6 +9,19 @@ from avb_service.tracking.runs import NOTE, Run, Status, close_open_children
 from avb_service.tracking.server import ServerCommand, check_server, server_command, tracking_uri
 
 __all__ = [
-    "NOTE", "Outbox", "RegisteredVersion", "Run", "ServerCommand", "Status", "check_server", "close_open_children",
-    "deliver", "leaderboard", "pull", "register", "server_command", "set_alias", "tracking_uri",
+    "NOTE",
+    "Outbox",
+    "RegisteredVersion",
+    "Run",
+    "ServerCommand",
+    "Status",
+    "check_server",
+    "close_open_children",
+    "deliver",
+    "leaderboard",
+    "pull",
+    "register",
+    "server_command",
+    "set_alias",
+    "tracking_uri",
 ]

@@ -196,9 +196,7 @@ def letters(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.json"))
 
 
-def deliver(
-    folder: Path, open_run: Opener, uri: str, patience: float, on_wait: Callable[[str], None]
-) -> None:
+def deliver(folder: Path, open_run: Opener, uri: str, patience: float, on_wait: Callable[[str], None]) -> None:
     """Deliver what a run that has ended left behind.
 
     Raises:

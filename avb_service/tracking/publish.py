@@ -190,8 +190,7 @@ def card(experiment: Experiment, record: LikelihoodRecord, run_id: str) -> str:
     """
     config, tags = experiment.config, experiment.tags()
     rows = [
-        f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.meaning} | {len(e.per_datum)} |"
-        for e in record.estimates
+        f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.meaning} | {len(e.per_datum)} |" for e in record.estimates
     ]
     return f"""# {config.tracking.model}
 

@@ -54,9 +54,13 @@ class Draw:
     def alike(self, other: "Draw") -> bool:
         """Whether both draw from one law."""
         mine, its = self.law, other.law
-        return self.operation == other.operation and len(mine) == len(its) and all(
-            torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
-            for a, b in zip(mine, its, strict=True)
+        return (
+            self.operation == other.operation
+            and len(mine) == len(its)
+            and all(
+                torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+                for a, b in zip(mine, its, strict=True)
+            )
         )
 
 

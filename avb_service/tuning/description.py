@@ -23,9 +23,7 @@ def command() -> str:
     return shlex.join([Path(program).name, *(word for word in words if word not in ("--resume", "--json"))])
 
 
-def description(
-    space: SpaceConfig, folder: Path, trials: Sequence[Trial], published: Mapping[str, Published]
-) -> str:
+def description(space: SpaceConfig, folder: Path, trials: Sequence[Trial], published: Mapping[str, Published]) -> str:
     """Of a search, for its page, Markdown.
 
     Args:
@@ -61,9 +59,7 @@ def description(
     return "\n".join(lines)
 
 
-def table(
-    space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, Published]
-) -> dict[str, Sequence[CELL]]:
+def table(space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, Published]) -> dict[str, Sequence[CELL]]:
     """The trials by columns, best first: how each ended, how far it came, what was searched, its model.
 
     Args:

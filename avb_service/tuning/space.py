@@ -270,7 +270,8 @@ class SpaceConfig(Config):
         tried: list[tuple[str, str, dict[str, Any]]] = [(preset, preset, {}) for preset in others]
         tried += [
             (f"space.{path}: at {value!r}", preset, {path: value})
-            for preset, (path, domain) in product(self.presets, self.space.items()) for value in domain.endpoints()
+            for preset, (path, domain) in product(self.presets, self.space.items())
+            for value in domain.endpoints()
         ]
         found: dict[str, None] = {}
         for where, preset, values in tried:

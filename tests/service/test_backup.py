@@ -149,7 +149,9 @@ def test_a_database_is_served_with_a_password_file_and_not_a_password(secrets):
     assert "hunter22" not in str(refused.value)
     with pytest.raises(UserError, match="--artifacts"):
         server_command(uri="postgresql+psycopg://mlflow@database/mlflow")
-    command = server_command(uri="postgresql+psycopg://mlflow@database/mlflow", secrets=secrets, artifacts="s3://bucket/avb")
+    command = server_command(
+        uri="postgresql+psycopg://mlflow@database/mlflow", secrets=secrets, artifacts="s3://bucket/avb"
+    )
     assert command.arguments[-4:] == ["--artifacts-destination", "s3://bucket/avb", "--app-name", "basic-auth"]
     assert command.environment["PGPASSFILE"] == str(secrets / "pgpass")
     settings = Path(command.environment["MLFLOW_AUTH_CONFIG_PATH"]).read_text()

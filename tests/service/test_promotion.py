@@ -147,6 +147,7 @@ def test_a_figure_that_is_too_low_is_registered_as_such_and_never_champion(regis
 
 def test_a_champion_of_an_older_version_stays_champion_until_a_better_one_comes(register, uri):
     """Scored by iwae_refined beside ais, where newer ones have iwae_mixture."""
+
     def with_bound(values: torch.Tensor, name: str) -> LikelihoodRecord:
         made = record(values, data="of then")
         return dataclasses.replace(made, estimates=(

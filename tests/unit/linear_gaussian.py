@@ -39,8 +39,12 @@ class PCA(LatentVariableModel):
     """
 
     def __init__(
-        self, dim: int, q: Callable[[MultivariateNormal], Posterior] = lambda exact: exact, noise: float = 0.7,
-        pixels: int = PIXELS, dtype: torch.dtype = torch.float64,
+        self,
+        dim: int,
+        q: Callable[[MultivariateNormal], Posterior] = lambda exact: exact,
+        noise: float = 0.7,
+        pixels: int = PIXELS,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__(None, DataSpec((1, 1, pixels), "real", 0, torch.zeros(1, 1, pixels)))
         with seeded("pPCA"):

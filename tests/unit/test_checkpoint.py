@@ -60,9 +60,16 @@ def files_at_most(size: int):
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     base = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     tensors = {
-        "bfloat16": base.bfloat16(), "bool": base > 0, "int64": torch.tensor([2**62]), "scalar": torch.tensor(0.5),
-        "empty": torch.zeros(0, 3), "transposed": base.t(), "parameter": torch.nn.Parameter(base), "tied": base,
-        "nan": torch.tensor([math.nan, -0.0, math.inf]), "uint8": torch.arange(5, dtype=torch.uint8),
+        "bfloat16": base.bfloat16(),
+        "bool": base > 0,
+        "int64": torch.tensor([2**62]),
+        "scalar": torch.tensor(0.5),
+        "empty": torch.zeros(0, 3),
+        "transposed": base.t(),
+        "parameter": torch.nn.Parameter(base),
+        "tied": base,
+        "nan": torch.tensor([math.nan, -0.0, math.inf]),
+        "uint8": torch.arange(5, dtype=torch.uint8),
     }
     kept = {"tensors": tensors, "a/b~c.d": {"": [1, [None, True], {"x": "ü"}, base[0]]}, "none": None, "empty": {}}
     path = CheckpointStore(tmp_path / "run").save(500, kept, {"loss": 0.1, "bad": math.nan}, CONFIG)

@@ -86,7 +86,7 @@ def test_a_mode_is_found_by_a_tenth_of_its_fair_share_of_good_draws():
     mixture = MIXTURES["mixture1d"]
     for near, far, found in ((35, 65, 2), (34, 66, 1), (36, 64, 1), (0, 1000, 1), (1, 1, 0)):
         draws = torch.full((1000, 1), 100.0)  # no good draws of either
-        draws[:near], draws[near:near + far] = -1.5, 1.5
+        draws[:near], draws[near : near + far] = -1.5, 1.5
         assert mixture.coverage(draws).modes == found
 
 

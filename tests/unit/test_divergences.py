@@ -20,6 +20,7 @@ def number(x: float) -> Tensor:
 
 def supremum(f, t: float) -> float:
     """sup_u (u t - f(u)) over u = e^s: a grid finds the neighbourhood, a search the point."""
+
     def loss(s: float) -> float:
         return (f(number(math.exp(s))) - t * math.exp(s)).item()
 
@@ -59,7 +60,7 @@ def test_the_threshold_is_what_a_perfect_critic_says_where_both_densities_agree(
         assert divergence.at_equality == 0.0
         return
     one = torch.ones((), dtype=torch.float64, requires_grad=True)
-    slope, = torch.autograd.grad(divergence.f(one), one)
+    (slope,) = torch.autograd.grad(divergence.f(one), one)
     assert slope.item() == pytest.approx(divergence.at_equality, abs=1e-12)
 
 
@@ -79,9 +80,9 @@ def test_the_bound_is_tight_at_the_ratio_of_two_gaussians_and_nowhere_above(dive
         return torch.trapezoid(density.exp() * values, x).item()
 
     u = (p - q).exp().requires_grad_()
-    t, = torch.autograd.grad(divergence.f(u).sum(), u)
+    (t,) = torch.autograd.grad(divergence.f(u).sum(), u)
     truth = mean(q, divergence.f(u.detach()))
     assert mean(p, t) - mean(q, divergence.conjugate(t)) == pytest.approx(truth, abs=1e-7)
     for shift in (0.97, 1.03):
-        s, = torch.autograd.grad(divergence.f(v := (u.detach() * shift).requires_grad_()).sum(), v)
+        (s,) = torch.autograd.grad(divergence.f(v := (u.detach() * shift).requires_grad_()).sum(), v)
         assert mean(p, s) - mean(q, divergence.conjugate(s)) < truth + 1e-9

@@ -120,7 +120,9 @@ def labels() -> Tensor:
 
 HISTORY = [
     {
-        "round": 10 * r, "model/loss": 30 + 500 * 0.1**r, "adversary/accuracy": 0.6,
+        "round": 10 * r,
+        "model/loss": 30 + 500 * 0.1**r,
+        "adversary/accuracy": 0.6,
         "validation/log_likelihood.lower_bound": -r,
     }  # fmt: skip
     for r in range(41)

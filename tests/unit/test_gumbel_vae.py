@@ -108,7 +108,7 @@ def test_one_hot_codes_are_torchs_laid_flat():
 def test_the_temperature_falls_by_the_same_factor_each_round():
     config = GumbelVAEConfig(temperature=2.0, temperature_min=0.5, anneal=100)
     taus = [config.temperature_at(torch.tensor(float(round_))).item() for round_ in (0, 25, 50, 100, 5000)]
-    assert taus == pytest.approx([2.0, 2 ** 0.5, 1.0, 0.5, 0.5])
+    assert taus == pytest.approx([2.0, 2**0.5, 1.0, 0.5, 0.5])
     assert GumbelVAEConfig(anneal=0).temperature_at(torch.tensor(0.0)) == 0.5
 
 

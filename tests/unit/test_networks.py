@@ -32,9 +32,7 @@ ADVERSARIES = [
 DIM = 3
 
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-writers = pytest.mark.parametrize(
-    "trunk", [*TRUNKS, NORMALISED], ids=lambda trunk: f"{trunk.name}-{trunk.activation}"
-)
+writers = pytest.mark.parametrize("trunk", [*TRUNKS, NORMALISED], ids=lambda trunk: f"{trunk.name}-{trunk.activation}")
 trunks = pytest.mark.parametrize("trunk", TRUNKS, ids=lambda trunk: f"{trunk.name}-{trunk.activation}")
 adversaries = pytest.mark.parametrize("adversary", ADVERSARIES, ids=lambda a: f"{a.name}-{a.trunk.name}")
 

@@ -72,6 +72,7 @@ def test_a_population_is_not_said_to_be_shared(tmp_path):
 
 def shared(data):
     """By another way: how many data of the second of two splits are in the first, too."""
+
     def rows(split):
         return [bytes(row.numpy()) for part in split.parts() for row in part]
 

@@ -228,9 +228,10 @@ def test_the_file_is_json_also_of_what_is_no_number_and_older_files_are_read():
         assert math.isnan(read.estimates[1].stderr) and math.isnan(read.certificate.checks[0].value)
         assert math.isnan(read.diagnosis.floor_stderr) and read.diagnosis.kl == 10.0
         assert read.to_json() == made.to_json()
-    assert record(HARD, certificate=None).to_json() == LikelihoodRecord.from_json(
+    assert (
         record(HARD, certificate=None).to_json()
-    ).to_json()
+        == LikelihoodRecord.from_json(record(HARD, certificate=None).to_json()).to_json()
+    )
 
 
 DIAGNOSIS = Diagnosis(10.0, 12.5, 2.5, 0.1, 0.3, 0.9, 0.05)
