@@ -24,6 +24,7 @@ test-rest: $(VENV)/ready
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: $(VENV)/ready
 	$(BIN)/mypy

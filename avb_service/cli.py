@@ -47,10 +47,25 @@ DataRoot = Annotated[
     ),
 ]
 # Of the likelihood floor, which takes seconds to import; a test holds them to it.
-Estimator = StrEnum("Estimator", [
-    "quadrature", "enumeration", "ppca", "ais", "ais_doubled", "ais_prior", "bdmc", "iwae_mixture", "iwae", "elbo",
-    "elbo_adversarial", "elbo_corrected", "elbo_ceiling", "parzen",
-])  # fmt: skip
+Estimator = StrEnum(
+    "Estimator",
+    [
+        "quadrature",
+        "enumeration",
+        "ppca",
+        "ais",
+        "ais_doubled",
+        "ais_prior",
+        "bdmc",
+        "iwae_mixture",
+        "iwae",
+        "elbo",
+        "elbo_adversarial",
+        "elbo_corrected",
+        "elbo_ceiling",
+        "parzen",
+    ],
+)
 Budget = Literal["quick", "standard", "certified"]
 
 
@@ -441,10 +456,14 @@ def methods(as_json: Json = False) -> None:
     for preset in preset_names():
         presets[read_preset(preset)["algorithm"]["name"]].append(preset)
     listed = [
-        {"name": name, "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0],
-         **asdict(abilities(method)), "presets": presets[name]}
+        {
+            "name": name,
+            "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0],
+            **asdict(abilities(method)),
+            "presets": presets[name],
+        }
         for name, method in TABLE.items()
-    ]  # fmt: skip
+    ]
     _say(as_json, listed, partial(tables.methods, listed))
 
 

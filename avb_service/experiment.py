@@ -216,10 +216,13 @@ class Experiment:
         """
         likelihood, model = self.config.likelihood, self.engine.model
         basis = {
-            "data": self.dataset.name, "data_sha256": self.dataset.sha256, "split": "test",
-            "binarisation": self.config.data.binarisation, "seed": str(likelihood.seed),
+            "data": self.dataset.name,
+            "data_sha256": self.dataset.sha256,
+            "split": "test",
+            "binarisation": self.config.data.binarisation,
+            "seed": str(likelihood.seed),
             "data_scored": str(likelihood.test_data or "all"),
-        }  # fmt: skip
+        }
         x, _ = self.data("test", likelihood.test_data)
         evaluator = Evaluator(model, likelihood, training=self.config.training, **options)
         if not isinstance(model, LatentVariableModel):
@@ -237,9 +240,14 @@ class Experiment:
         history = {name: [(int(round_), value) for round_, value in points] for name, points in self.history.items()}
         other = self.other("validation", FIGURE_DATA)
         return draw(
-            self.engine.model, x, labels, history, other=None if other is None else other[0], subject=self.subject,
+            self.engine.model,
+            x,
+            labels,
+            history,
+            other=None if other is None else other[0],
+            subject=self.subject,
             data="validation data",
-        )  # fmt: skip
+        )
 
     def surgery(self) -> dict[str, float]:
         """The mean ELBO of validation data taken apart; nothing without a likelihood, or of a single datum."""
@@ -293,9 +301,15 @@ class Experiment:
     def _source(self, dataset: Dataset, data: DataConfig, seed: int) -> Source:
         training = self.config.training
         return Stream(
-            dataset.train, dataset.spec, binarisation=data.binarisation, batch_size=training.batch_size, seed=seed,
-            device=self.device, dtype=self.dtype, logical_workers=training.logical_workers,
-        ).slice  # fmt: skip
+            dataset.train,
+            dataset.spec,
+            binarisation=data.binarisation,
+            batch_size=training.batch_size,
+            seed=seed,
+            device=self.device,
+            dtype=self.dtype,
+            logical_workers=training.logical_workers,
+        ).slice
 
     def _calibrate(self) -> None:
         """Let the model that is evaluated fit what training does not; the same on all workers."""
@@ -374,17 +388,20 @@ class Experiment:
         trained_with = ExperimentConfig.parse(checkpoint.config, str(checkpoint.path)).identity()
         before = {**trained_with, "data_sha256": checkpoint.state["data_sha256"]}
         must_match(
-            before, {**self.config.identity(), "data_sha256": self.dataset.sha256},
+            before,
+            {**self.config.identity(), "data_sha256": self.dataset.sha256},
             f"{checkpoint.path} was trained with another configuration",
             "Give the same configuration, or start a new run in another folder",
-        )  # fmt: skip
+        )
         return checkpoint
 
     def _state(self) -> dict[str, Any]:
         return {
-            "engine": self.engine.state(), "history": self.history, "seconds": self.seconds,
+            "engine": self.engine.state(),
+            "history": self.history,
+            "seconds": self.seconds,
             "data_sha256": self.dataset.sha256,
-        }  # fmt: skip
+        }
 
     def _load(self, checkpoint: Checkpoint) -> None:
         self.engine.load(checkpoint.state["engine"])

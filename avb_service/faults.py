@@ -58,8 +58,8 @@ def faults(section: type[BaseModel], error: ValidationError, tree: Any) -> list[
 def lines(
     section: type[BaseModel],
     found: Collection[Fault],
-    tree: Any,
-    aside: Collection[Location],  # noqa: ANN401
+    tree: Any,  # noqa: ANN401
+    aside: Collection[Location],
 ) -> Iterator[str]:
     """One line for each fault, without what only follows from another.
 

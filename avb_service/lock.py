@@ -35,9 +35,14 @@ def owned(path: Path, what: str, on_wait: Callable[[str], None]) -> Iterator[Non
         UserError: somebody else owns it; says who, where and since when.
     """
     mine = {
-        "what": what, "user": getpass.getuser(), "host": socket.gethostname(), "pid": os.getpid(),
-        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "token": secrets.token_hex(8), "processes": _table(),
-    }  # fmt: skip
+        "what": what,
+        "user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        "token": secrets.token_hex(8),
+        "processes": _table(),
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _first(path, mine):

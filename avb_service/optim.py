@@ -21,9 +21,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 # Those that take one step from dense gradients of any shape.
 _UNFIT = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.Muon, torch.optim.SparseAdam)
 OPTIMIZERS = tuple(
-    name for name, kind in vars(torch.optim).items()
+    name
+    for name, kind in vars(torch.optim).items()
     if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind not in _UNFIT
-)  # fmt: skip
+)
 FLAVOURS = {"fused", "foreach", "capturable"}  # ways in which torch computes the same step
 
 

@@ -116,9 +116,13 @@ def measure(config: ExperimentConfig, on_gpu: bool = False) -> Costs:
     other = torch.ones_like(example)
     copy = _least(lambda: torch.add(example, other, out=example), device) / example.nbytes
     return Costs(
-        slice_s=gradients / slices, step_s=max(0.0, whole - gradients), bytes=sum(sizes) * example.element_size(),
-        means=sum(turn.steps for turn in engine.turns), copy_s=copy, barrier_s=_barrier(),
-    )  # fmt: skip
+        slice_s=gradients / slices,
+        step_s=max(0.0, whole - gradients),
+        bytes=sum(sizes) * example.element_size(),
+        means=sum(turn.steps for turn in engine.turns),
+        copy_s=copy,
+        barrier_s=_barrier(),
+    )
 
 
 def plan(config: ExperimentConfig, costs: Costs, most: int, bandwidth: float | None = None) -> list[Planned]:

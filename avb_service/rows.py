@@ -37,9 +37,12 @@ def _finite(value: Any) -> Any:  # noqa: ANN401  any JSON scalar
 def published(run: str, model: "Published") -> Row:
     """A run and the model that it has become."""
     return {
-        "run": run, "model": model.uri, "alias": model.alias, "reason": model.reason,
+        "run": run,
+        "model": model.uri,
+        "alias": model.alias,
+        "reason": model.reason,
         "metrics": [{"name": name, "value": value} for name, value in model.metrics.items()],
-    }  # fmt: skip
+    }
 
 
 def leaderboard(
@@ -54,9 +57,14 @@ def leaderboard(
     """
     rows = [{**_model(each), "new": each.uri in new, "best_of_new": each.uri == best} for each in versions]
     figures = ("log_likelihood", "parzen")
-    return sorted(rows, key=lambda row: (
-        row["data"] or "", row["scored_on"] or "", *(math.inf if row[name] is None else -row[name] for name in figures),
-    ))  # fmt: skip
+    return sorted(
+        rows,
+        key=lambda row: (
+            row["data"] or "",
+            row["scored_on"] or "",
+            *(math.inf if row[name] is None else -row[name] for name in figures),
+        ),
+    )
 
 
 def _model(version: "RegisteredVersion") -> Row:
@@ -129,30 +137,49 @@ def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int, ot
         "n_data": count,
         "other_data": other_data,
         "figure": figure and {"estimator": figure.name, "value": figure.value, "stderr": figure.stderr},
-        "shortfall": higher and {
-            "estimator": higher.bound, "difference": higher.difference, "n_data": higher.data, "reason": str(higher),
+        "shortfall": higher
+        and {
+            "estimator": higher.bound,
+            "difference": higher.difference,
+            "n_data": higher.data,
+            "reason": str(higher),
         },
         "estimates": [estimate(each) for each in record.estimates],
         "certificate": {
-            "passed": certificate.passed, "verdict": certificate.verdict, "meaning": HOLDS,
+            "passed": certificate.passed,
+            "verdict": certificate.verdict,
+            "meaning": HOLDS,
             "checks": checks(certificate.checks),
-            "simulated_lower": certificate.lower, "simulated_upper": certificate.upper,
-        } if certificate else None,
+            "simulated_lower": certificate.lower,
+            "simulated_upper": certificate.upper,
+        }
+        if certificate
+        else None,
         "adversary": {
-            "passed": all(check.passed for check in doubts), "verdict": verdict(doubts), "checks": checks(doubts),
+            "passed": all(check.passed for check in doubts),
+            "verdict": verdict(doubts),
+            "checks": checks(doubts),
             "diagnosis": asdict(record.diagnosis) if record.diagnosis else None,
-        } if doubts else None,
+        }
+        if doubts
+        else None,
         "seconds": [{"estimator": each.name, "seconds": each.seconds} for each in record.estimates],
-    }  # fmt: skip
+    }
 
 
 def estimate(found: "Estimate") -> Row:
     """An estimate, the same each time: the seconds that it took stand apart."""
     return {
-        "estimator": found.name, "value": found.value, "stderr": found.stderr, "own_error": found.own_error,
-        "kind": found.kind, "quantity": found.quantity, "n_data": len(found.per_datum), "recipe": dict(found.recipe),
+        "estimator": found.name,
+        "value": found.value,
+        "stderr": found.stderr,
+        "own_error": found.own_error,
+        "kind": found.kind,
+        "quantity": found.quantity,
+        "n_data": len(found.per_datum),
+        "recipe": dict(found.recipe),
         "diagnostics": found.diagnostics,
-    }  # fmt: skip
+    }
 
 
 def checks(of: "Sequence[Check]") -> list[Row]:
@@ -163,9 +190,14 @@ def checks(of: "Sequence[Check]") -> list[Row]:
 def comparison(first: str, second: str, found: "Comparison") -> Row:
     """By how much the first of two models is better, nats per datum."""
     return {
-        "first": first, "second": second, "estimator": found.estimator, "difference": found.difference,
-        "stderr": found.stderr, "n_data": found.data, "better": found.better,
-    }  # fmt: skip
+        "first": first,
+        "second": second,
+        "estimator": found.estimator,
+        "difference": found.difference,
+        "stderr": found.stderr,
+        "n_data": found.data,
+        "better": found.better,
+    }
 
 
 def host(address: str, has: Mapping[str, Any], members: Mapping[str, Sequence[float]] | None) -> Row:

@@ -29,9 +29,14 @@ else:
 
 # Where and how fast, not what: a run may be continued with other values of these.
 CIRCUMSTANCES = (
-    "data.root", "data.resident_gib", "data.download", "likelihood.budget", "likelihood.test_data",
-    "likelihood.memory_mib", "likelihood.block_data",
-)  # fmt: skip
+    "data.root",
+    "data.resident_gib",
+    "data.download",
+    "likelihood.budget",
+    "likelihood.test_data",
+    "likelihood.memory_mib",
+    "likelihood.block_data",
+)
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
 
 
@@ -142,8 +147,11 @@ class ExperimentConfig(Config):
 
     def subject(self, round_: int | None = None) -> str:
         """The model in words, for plots: its method, of which data, how many latents, after how many rounds."""
-        data = [Path(each.path).name if each.path else each.name
-                for each in (self.data, self.data.other) if each is not None]  # fmt: skip
+        data = [
+            Path(each.path).name if each.path else each.name
+            for each in (self.data, self.data.other)
+            if each is not None
+        ]
         latents = getattr(self.algorithm, "latent_dim", None)
         size = None if latents is None else f"{latents} latent{'' if latents == 1 else 's'}"
         when = None if round_ is None else f"round {round_}"

@@ -25,9 +25,19 @@ MANIFEST = "manifest.json"
 # What storage may say for a moment: a share that is mounted anew, a server that is busy, a disk that is being cleared.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 PASSING = FULL | {
-    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ECONNRESET,
-    errno.ENOTCONN, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-}  # fmt: skip
+    errno.EIO,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
+    errno.ECONNRESET,
+    errno.ENOTCONN,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}
 WAITS = (0.1, 0.3, 1.0, 3.0, 6.0)  # seconds between attempts
 
 Result = TypeVar("Result")

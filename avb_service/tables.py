@@ -96,16 +96,26 @@ def estimates(record: "LikelihoodRecord", title: str, other_data: str | None = N
     from avb_service.likelihood import HOLDS, verdict
 
     rows = [
-        {"estimator": e.name, "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}", "kind": e.meaning,
-         "data": len(e.per_datum), "own error": "" if math.isnan(e.own_error) else f"{e.own_error:.3f}",
-         "time": "" if math.isnan(e.seconds) else f"{e.seconds:.0f} s"}
+        {
+            "estimator": e.name,
+            "nats per datum": f"{e.value:.3f} ± {e.stderr:.3f}",
+            "kind": e.meaning,
+            "data": len(e.per_datum),
+            "own error": "" if math.isnan(e.own_error) else f"{e.own_error:.3f}",
+            "time": "" if math.isnan(e.seconds) else f"{e.seconds:.0f} s",
+        }
         for e in record.estimates
-    ]  # fmt: skip
+    ]
     rows += [
-        {"estimator": f"{e.name}, upper", "nats per datum": f"{e.diagnostics['upper']:.3f}",
-         "kind": e.meaning.replace("lower", "upper"), "data": len(e.per_datum)}
-        for e in record.estimates if e.quantity == "simulated"
-    ]  # fmt: skip
+        {
+            "estimator": f"{e.name}, upper",
+            "nats per datum": f"{e.diagnostics['upper']:.3f}",
+            "kind": e.meaning.replace("lower", "upper"),
+            "data": len(e.per_datum),
+        }
+        for e in record.estimates
+        if e.quantity == "simulated"
+    ]
     lines(rows, title)
     if other_data is not None:
         out.print(f"{other_data}.", markup=False)
@@ -121,10 +131,14 @@ def estimates(record: "LikelihoodRecord", title: str, other_data: str | None = N
 
 def _checks(checks: "Sequence[Check]", title: str) -> None:
     rows = [
-        {"check": check.meaning, "measured": f"{check.value:.3g}", "limit": f"{check.relation} {check.limit:.3g}",
-         "passed": "yes" if check.passed else "NO"}
+        {
+            "check": check.meaning,
+            "measured": f"{check.value:.3g}",
+            "limit": f"{check.relation} {check.limit:.3g}",
+            "passed": "yes" if check.passed else "NO",
+        }
         for check in checks
-    ]  # fmt: skip
+    ]
     lines(rows, title)
 
 
@@ -167,8 +181,12 @@ def leaderboard(rows: "Sequence[Mapping[str, Any]]") -> None:
         names = [name for name in names if name != detail]
     out.print(_board(names, cells, ends))
     notes = [note for name, note in NOTES.items() if name in names]
-    notes += [f"!: {row['model']} has a figure that is too low, by {row['shortfall']:.2f} at least, as "
-              f"{row['shortfall_by']} shows." for row in rows if row["shortfall"] is not None]  # fmt: skip
+    notes += [
+        f"!: {row['model']} has a figure that is too low, by {row['shortfall']:.2f} at least, as "
+        f"{row['shortfall_by']} shows."
+        for row in rows
+        if row["shortfall"] is not None
+    ]
     out.print("\n".join([*notes, *([APART] if any(ends) else [])]), markup=False)
 
 

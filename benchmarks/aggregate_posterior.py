@@ -61,9 +61,13 @@ def match(preset: str, settings: list[str], data: int = 200) -> Match:
         drawn = model.prior().sample((len(codes),))
     evaluator = Evaluator(model, experiment.config.likelihood)
     return Match(
-        told_apart(codes.numpy(), drawn.numpy()), deviation(codes), reconstruction,
-        evaluator.score("elbo_ceiling", x), evaluator.score("ais", x), experiment.seconds,
-    )  # fmt: skip
+        told_apart(codes.numpy(), drawn.numpy()),
+        deviation(codes),
+        reconstruction,
+        evaluator.score("elbo_ceiling", x),
+        evaluator.score("ais", x),
+        experiment.seconds,
+    )
 
 
 def told_apart(codes: np.ndarray, drawn: np.ndarray) -> float:
@@ -88,15 +92,23 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     title = f"Digits, 8-dim codes, learning rates x {given.faster:g}, {given.rounds} rounds, 200 test data"
-    table = Table("", "told from p(z)", "moments", "E_q log p(x|z)", "ELBO <=", "log p(x) >= (AIS)", "trained",
-                  title=title)  # fmt: skip
+    table = Table(
+        "", "told from p(z)", "moments", "E_q log p(x|z)", "ELBO <=", "log p(x) >= (AIS)", "trained", title=title
+    )
     for seed, preset in product(range(given.seeds), ("aae_digits", "avb_digits")):
         turns = [(name, value) for name, value in read_config(preset).algorithm if isinstance(value, TurnConfig)]
         rates = [f"algorithm.{name}.lr={given.faster * turn.lr}" for name, turn in turns]
         found = match(preset, [*rates, f"training.rounds={given.rounds}", f"training.seed={seed}"])
         ceiling, ais = (f"{number.value:.2f} ± {number.stderr:.2f}" for number in (found.ceiling, found.likelihood))
-        table.add_row(f"{preset}, seed {seed}", f"{found.accuracy:.3f}", f"{found.moments:.2f}",
-                      f"{found.reconstruction:.2f}", ceiling, ais, f"{found.seconds:.0f} s")  # fmt: skip
+        table.add_row(
+            f"{preset}, seed {seed}",
+            f"{found.accuracy:.3f}",
+            f"{found.moments:.2f}",
+            f"{found.reconstruction:.2f}",
+            ceiling,
+            ais,
+            f"{found.seconds:.0f} s",
+        )
         Console(width=120).print(preset, seed, found.likelihood.value, f"{found.seconds:.0f} s")
     Console(width=120).print(table)
 

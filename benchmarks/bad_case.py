@@ -36,9 +36,13 @@ from avb_service.likelihood.proposals import own
 from avb_service.settings import read_config
 
 SETTINGS = [
-    "algorithm.model.lr=2e-3", "algorithm.adversary.lr=1e-3", "algorithm.latent_dim=8", "training.rounds=3000",
-    "training.report_every=1000", "likelihood.validation_data=50",
-]  # fmt: skip
+    "algorithm.model.lr=2e-3",
+    "algorithm.adversary.lr=1e-3",
+    "algorithm.latent_dim=8",
+    "training.rounds=3000",
+    "training.report_every=1000",
+    "likelihood.validation_data=50",
+]
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,13 @@ def bad_case(data: int = 200) -> BadCase:
     training = experiment.config.training
     seen = codes_seen(model, training.rounds, training.batch_size)
     return BadCase(
-        found, certify(score, x, config.ais.chains, config.certificate), evaluator.certify(x),
-        diagnose(model, x, seen, draws=512), excess(found["elbo_adversarial"], found["ais"]),
+        found,
+        certify(score, x, config.ais.chains, config.certificate),
+        evaluator.certify(x),
+        diagnose(model, x, seen, draws=512),
+        excess(found["elbo_adversarial"], found["ais"]),
         experiment.subject,
-    )  # fmt: skip
+    )
 
 
 def from_own_gaussian(experiment: Experiment, config: LikelihoodConfig):
@@ -117,11 +124,15 @@ def main() -> None:
     console.print(table)
     console.print(f"from q's own Gaussian: {case.naive.verdict}: {case.naive.reason}")
     console.print(f"from the refined one:  {case.refined.verdict} {case.refined.reason}")
-    console.print(f"adversarial ELBO above AIS: {case.excess.difference:.2f} ± {case.excess.stderr:.2f}; "
-                  f"not a bound: {case.excess.not_a_bound}")  # fmt: skip
+    console.print(
+        f"adversarial ELBO above AIS: {case.excess.difference:.2f} ± {case.excess.stderr:.2f}; "
+        f"not a bound: {case.excess.not_a_bound}"
+    )
     told = case.diagnosis
-    console.print(f"KL {told.kl:.2f} against its floor {told.kl_floor:.2f}: violation {told.floor_violation:.2f}; "
-                  f"unverifiable codes {told.unverifiable:.0%}")  # fmt: skip
+    console.print(
+        f"KL {told.kl:.2f} against its floor {told.kl_floor:.2f}: violation {told.floor_violation:.2f}; "
+        f"unverifiable codes {told.unverifiable:.0%}"
+    )
     if figure is not None:
         drawn = bounds(list(case.estimates.values()), case.refined.bracket)
         figure.write_bytes(to_png(caption(drawn, f"{case.subject}, test data")))

@@ -28,14 +28,16 @@ STARTS = ((0.0, 1.5), (1.5, 0.6), (-1.5, 0.6))  # of the search for the optimum:
 TURN = {"lr": 2.0e-3, "betas": [0.5, 0.99], "clip_norm": 1.0, "schedule": {"decay": "linear", "decay_from": 0.3}}
 GAME = {
     "discriminator": {"name": "mlp", "hidden": [32, 32], "activation": "tanh"},
-    "adversary": {**TURN, "steps": 2, "lr": 5.0e-3}, "model": TURN,
-}  # fmt: skip
+    "adversary": {**TURN, "steps": 2, "lr": 5.0e-3},
+    "model": TURN,
+}
 # log p/q falls like -x^2 outside the modes, where a critic of tanh is flat and the generator would feel nothing; and
 # where the gradient is as noisy as here, a tight clip turns it. The critic follows to the end.
 QUICK = {
     "discriminator": {"name": "mlp", "hidden": [32, 32], "activation": "silu"},
-    "adversary": {"steps": 4, "lr": 5.0e-3, "betas": [0.5, 0.99], "clip_norm": 10.0}, "model": {**TURN, "lr": 3.0e-3},
-}  # fmt: skip
+    "adversary": {"steps": 4, "lr": 5.0e-3, "betas": [0.5, 0.99], "clip_norm": 10.0},
+    "model": {**TURN, "lr": 3.0e-3},
+}
 # The best critic of total variation is a step where p = q, flat elsewhere: without a penalty of its slope it becomes
 # one, and does not follow when p = q moves.
 SMOOTH = {**QUICK, "penalty": 1.0e-3, "adversary": {**QUICK["adversary"], "steps": 8}, "model": TURN}
@@ -73,10 +75,14 @@ def divergence(name: str, mean: float, scale: float) -> float:
 def optimum(name: str) -> Gaussian:
     """The Gaussian of the smallest divergence."""
     found = [
-        minimize(lambda a: divergence(name, a[0], math.exp(a[1])), [mean, math.log(scale)], method="Nelder-Mead",
-                 options={"xatol": 1e-5, "fatol": 1e-9})
+        minimize(
+            lambda a: divergence(name, a[0], math.exp(a[1])),
+            [mean, math.log(scale)],
+            method="Nelder-Mead",
+            options={"xatol": 1e-5, "fatol": 1e-9},
+        )
         for mean, scale in STARTS
-    ]  # fmt: skip
+    ]
     best = min(found, key=lambda result: result.fun)
     return Gaussian(float(best.x[0]), math.exp(best.x[1]), float(best.fun))
 
@@ -84,15 +90,20 @@ def optimum(name: str) -> Gaussian:
 def fit(name: str, seed: int = 0) -> Gaussian:
     """What the f-GAN finds: its generator is affine in one Gaussian number, so its draws are a Gaussian."""
     training = {"rounds": 2000, "batch_size": 512, "seed": seed, "ema": 0.99, **TRAINING.get(name, {})}
-    config = ExperimentConfig.parse({
-        "algorithm": {
-            "name": "f_gan", "divergence": name, "latent_dim": 1, "generator": {"name": "affine"},
-            **GAMES.get(name, GAME),
-        },
-        "data": {"name": DATA},
-        "training": {**training, "report_every": training["rounds"]},
-        "likelihood": {"validation_data": 8},
-    })  # fmt: skip
+    config = ExperimentConfig.parse(
+        {
+            "algorithm": {
+                "name": "f_gan",
+                "divergence": name,
+                "latent_dim": 1,
+                "generator": {"name": "affine"},
+                **GAMES.get(name, GAME),
+            },
+            "data": {"name": DATA},
+            "training": {**training, "report_every": training["rounds"]},
+            "likelihood": {"validation_data": 8},
+        }
+    )
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(config, Path(folder))
         experiment.fit()
@@ -106,16 +117,24 @@ def densities(fits: dict[str, Gaussian], optima: dict[str, Gaussian]) -> Figure:
     columns, width, height = 3, 200, 118
     rows = -(-len(fits) // columns)
     figure = blank(
-        columns * (width + 24), rows * (height + 46), "Mode covering and mode seeking",
+        columns * (width + 24),
+        rows * (height + 46),
+        "Mode covering and mode seeking",
         "one Gaussian fitted to the grey density by f-GAN; dashed: the optimum",
-    )  # fmt: skip
+    )
     x = torch.linspace(-5, 5, 401, dtype=torch.float64)
     p = MIXTURES[DATA].density(x[:, None])
     for k, (name, found) in enumerate(fits.items()):
         axes = place(figure, (k % columns) * (width + 24), width, height)
         box = axes.get_position()
-        axes.set_position((box.x0, box.y0 - (k // columns) * (height + 46) / (figure.get_figheight() * figure.dpi),
-                           box.width, box.height))  # fmt: skip
+        axes.set_position(
+            (
+                box.x0,
+                box.y0 - (k // columns) * (height + 46) / (figure.get_figheight() * figure.dpi),
+                box.width,
+                box.height,
+            )
+        )
         axes.fill_between(x, p, color="#dddddd", linewidth=0)
         axes.plot(x, Normal(found.mean, found.scale).log_prob(x).exp(), color=PALETTE[0], linewidth=1.4)
         best = optima[name]
@@ -124,9 +143,14 @@ def densities(fits: dict[str, Gaussian], optima: dict[str, Gaussian]) -> Figure:
         tidy(axes)
         axes.text(0.02, 0.98, name.replace("_", " "), transform=axes.transAxes, size=TEXT, color=INK, va="top")
         axes.text(
-            0.02, 0.80, f"μ {found.mean:.2f}  σ {found.scale:.2f}".replace("-", "−"), transform=axes.transAxes,
-            size=TEXT - 1, color=FAINT, va="top",
-        )  # fmt: skip
+            0.02,
+            0.80,
+            f"μ {found.mean:.2f}  σ {found.scale:.2f}".replace("-", "−"),
+            transform=axes.transAxes,
+            size=TEXT - 1,
+            color=FAINT,
+            va="top",
+        )
     return figure
 
 
@@ -136,8 +160,10 @@ def main(names: Sequence[str], seed: int, picture: Path | None) -> None:
     fits, optima = {}, {}
     for name in names:
         fits[name], optima[name] = fit(name, seed), optimum(name)
-        print("| " + " | ".join([name, *(f"{v:.3f}" for v in fits[name]), *(f"{v:.3f}" for v in optima[name])]) + " |",
-              flush=True)  # fmt: skip
+        print(
+            "| " + " | ".join([name, *(f"{v:.3f}" for v in fits[name]), *(f"{v:.3f}" for v in optima[name])]) + " |",
+            flush=True,
+        )
     if picture is not None:
         picture.write_bytes(to_png(densities(fits, optima)))
 

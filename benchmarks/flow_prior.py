@@ -35,10 +35,15 @@ class Bound(NamedTuple):
 def bound(case: str, prior: str, seed: int) -> Bound:
     """Train, and take the ELBO apart."""
     rounds = read_config(PRESETS[case]).training.rounds
-    config = read_config(PRESETS[case], [
-        f"algorithm.name={PRIORS[prior]}", "algorithm.latent_dim=2", f"training.seed={seed}",
-        f"training.report_every={rounds}",
-    ])  # fmt: skip
+    config = read_config(
+        PRESETS[case],
+        [
+            f"algorithm.name={PRIORS[prior]}",
+            "algorithm.latent_dim=2",
+            f"training.seed={seed}",
+            f"training.report_every={rounds}",
+        ],
+    )
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(config, Path(folder))
         experiment.fit()

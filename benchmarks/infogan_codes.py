@@ -62,8 +62,11 @@ def codes(preset: str, assignments: list[str] | None = None, device: str = "cpu"
         def report(round_: int, metrics: object) -> None:
             found.append(agreement(read_off(experiment.engine.model, x), labels))
             information = experiment.history["train/model/information_categorical"][-1][1]
-            print(f"round {round_}: matched {found[-1].matched:.3f}, majority {found[-1].majority:.3f}, "
-                  f"information {information:.2f} nats, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
+            print(
+                f"round {round_}: matched {found[-1].matched:.3f}, majority {found[-1].majority:.3f}, "
+                f"information {information:.2f} nats, {experiment.seconds:.0f} s",
+                flush=True,
+            )
 
         experiment.fit(report)
     return found[-1]

@@ -93,12 +93,22 @@ def trained(latents: int, sharp: bool = False) -> tuple[LatentVariableModel, Ten
         path = Path(folder) / "vectors.npz"
         np.savez(path, x=x.astype(np.float32))
         layer = {"name": "mlp", "hidden": [32]}
-        experiment = Experiment(ExperimentConfig.parse({
-            "algorithm": {"name": "vae", "latent_dim": latents, "encoder": layer, "decoder": layer,
-                          "observation": {"name": "gaussian", "scale": 0.05 if sharp else 1.0}},
-            "data": {"name": "file", "path": str(path)},
-            "training": {"rounds": 300, "report_every": 300},
-        }), Path(folder) / "run")  # fmt: skip
+        experiment = Experiment(
+            ExperimentConfig.parse(
+                {
+                    "algorithm": {
+                        "name": "vae",
+                        "latent_dim": latents,
+                        "encoder": layer,
+                        "decoder": layer,
+                        "observation": {"name": "gaussian", "scale": 0.05 if sharp else 1.0},
+                    },
+                    "data": {"name": "file", "path": str(path)},
+                    "training": {"rounds": 300, "report_every": 300},
+                }
+            ),
+            Path(folder) / "run",
+        )
         experiment.fit()
         return experiment.engine.model, experiment.data("test", None)[0]
 

@@ -19,9 +19,12 @@ from avb_service.settings import preset_names, read_config
 AVB = str(Path(sys.executable).with_name("avb"))
 # Annealing of 784 pixels takes the default temperatures; the presets have fewer. One datum in two hundred is scored.
 MNIST = {
-    "data.name": "mnist", "data.validation": 5000, "tracking.experiment": "mnist", "tracking.figures_every": 1000,
+    "data.name": "mnist",
+    "data.validation": 5000,
+    "tracking.experiment": "mnist",
+    "tracking.figures_every": 1000,
     "likelihood": {"validation_data": 100, "test_data": 50, "certificate": {"real": 20, "simulated": 20}},
-}  # fmt: skip
+}
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,9 +62,10 @@ def main() -> None:
     settings |= {path: json.loads(value) for path, _, value in (each.partition("=") for each in given.set)}
     (given.folder / "samples").mkdir(parents=True, exist_ok=True)
     presets = given.preset or [
-        name for name in preset_names()
+        name
+        for name in preset_names()
         if name.endswith("_digits") and (given.data == "digits" or read_config(name).data.other is None)
-    ]  # fmt: skip
+    ]
     for preset in track(presets, "Training"):
         if wrong := train(given.folder, preset, settings):
             print(f"{preset}: {wrong}", flush=True)

@@ -34,11 +34,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "aae": {"discriminator": [64, 64], "adversary": ADVERSARY, "generator": TURN, "reconstruction": TURN},
     "avb": {
         "discriminator": {
-            "name": "flat", "trunk": {"name": "affine", "activation": "tanh"}, "hidden": [64, 64],
+            "name": "flat",
+            "trunk": {"name": "affine", "activation": "tanh"},
+            "hidden": [64, 64],
         },
-        "adversary": ADVERSARY, "model": TURN,
+        "adversary": ADVERSARY,
+        "model": TURN,
     },
-}  # fmt: skip
+}
 
 
 class Fit(NamedTuple):
@@ -92,16 +95,21 @@ def fit(method: str, seed: int = 0, rounds: int = 3000) -> Fit:
     x = data()
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "x.npy", x.numpy())
-        config = ExperimentConfig.parse({
-            "algorithm": {
-                "name": method, "latent_dim": 1, "decoder": {"name": "affine"},
-                "encoder": {"name": "noise_input", "trunk": {"name": "affine"}, "noise_dim": 1, "hidden": []},
-                "observation": {"name": "gaussian", "scale": 1.0, "noise": "learned"}, **METHODS[method],
-            },
-            "data": {"name": "file", "path": f"{folder}/x.npy", "validation": 200, "test": 200},
-            "training": {"rounds": rounds, "report_every": rounds, "batch_size": 512, "seed": seed, "ema": 0.995},
-            "likelihood": {"validation_data": 2},
-        })  # fmt: skip
+        config = ExperimentConfig.parse(
+            {
+                "algorithm": {
+                    "name": method,
+                    "latent_dim": 1,
+                    "decoder": {"name": "affine"},
+                    "encoder": {"name": "noise_input", "trunk": {"name": "affine"}, "noise_dim": 1, "hidden": []},
+                    "observation": {"name": "gaussian", "scale": 1.0, "noise": "learned"},
+                    **METHODS[method],
+                },
+                "data": {"name": "file", "path": f"{folder}/x.npy", "validation": 200, "test": 200},
+                "training": {"rounds": rounds, "report_every": rounds, "batch_size": 512, "seed": seed, "ema": 0.995},
+                "likelihood": {"validation_data": 2},
+            }
+        )
         experiment = Experiment(config, Path(folder) / "run")
         experiment.fit()
     model = experiment.engine.model
@@ -117,9 +125,11 @@ def ellipses(fits: dict[str, Fit]) -> Figure:
     """The first two axes: 500 data, and where each model and the data have two standard deviations."""
     width, height = 276, 184
     figure = blank(
-        len(fits) * (width + 44), height + 20, "Matched codes are no maximum likelihood",
+        len(fits) * (width + 44),
+        height + 20,
+        "Matched codes are no maximum likelihood",
         "two standard deviations of draws; dashed: of the data",
-    )  # fmt: skip
+    )
     angle = torch.linspace(0, 2 * torch.pi, 200, dtype=torch.float64)
     circle = 2 * torch.stack([angle.cos(), angle.sin()])
     x, own = data()[:500, 0, 0], gaussian().scale_tril[:2, :2] @ circle
@@ -132,8 +142,9 @@ def ellipses(fits: dict[str, Fit]) -> Figure:
         axes.set(xlim=(-6, 6), ylim=(-4, 4), xticks=(-4, 0, 4), yticks=(-2, 0, 2))
         tidy(axes)
         axes.text(0.02, 0.98, name.upper(), transform=axes.transAxes, size=TEXT, color=INK, va="top")
-        axes.text(0.02, 0.88, f"loses {found.loss:.3f} nats", transform=axes.transAxes, size=TEXT, color=FAINT,
-                  va="top")  # fmt: skip
+        axes.text(
+            0.02, 0.88, f"loses {found.loss:.3f} nats", transform=axes.transAxes, size=TEXT, color=FAINT, va="top"
+        )
     return figure
 
 

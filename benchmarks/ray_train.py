@@ -158,15 +158,17 @@ def main() -> None:
     table = Table("", "images/s", "ratio of a lap", title=title, caption="median (quartiles)")
     table.add_row("no Ray", _spread([lap[ALONE] for lap in speeds], 0))
     table.add_row(
-        "1 worker", _spread([lap[ONE] for lap in speeds], 0),
+        "1 worker",
+        _spread([lap[ONE] for lap in speeds], 0),
         f"{_spread([lap[ALONE] / lap[ONE] for lap in speeds], 2)} x the time without Ray",
-    )  # fmt: skip
+    )
     table.add_row("1 worker, all of Ray on its core", _spread([lap[HELD] for lap in speeds], 0))
     table.add_row(
-        "2 workers", _spread([lap[TWO] for lap in speeds], 0),
+        "2 workers",
+        _spread([lap[TWO] for lap in speeds], 0),
         f"{_spread([lap[TWO] / lap[ONE] for lap in speeds], 2)} x the speed of one,\n"
         f"{_spread([lap[TWO] / lap[HELD] for lap in speeds], 2)} x the speed of one with Ray on its core",
-    )  # fmt: skip
+    )
     Console(width=120).print(table)
 
 

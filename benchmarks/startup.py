@@ -21,9 +21,12 @@ READERS = {
     "promote": ["promote", f"models:/{MODEL}/2", "--override", "the benchmark's"],
 }
 COMMANDS = {
-    "--help": ["--help"], "methods": ["methods"], "datasets": ["datasets"], "settings": ["settings", "avb_digits"],
+    "--help": ["--help"],
+    "methods": ["methods"],
+    "datasets": ["datasets"],
+    "settings": ["settings", "avb_digits"],
     **READERS,
-}  # fmt: skip
+}
 
 
 def register(folder: Path) -> None:

@@ -81,8 +81,13 @@ def networks() -> dict[str, Network]:
     found["avb_ac_digits"].opponents["jax"] = ("jax_avb_ac.py", "digits")
     trunks = ("algorithm.encoder.trunk", "algorithm.decoder", "algorithm.discriminator.trunk")
     layers = tuple(f"{path}={CONVOLUTIONS}" for path in trunks)
-    noise = ("algorithm.latent_dim=32", "algorithm.encoder.bases=32", "algorithm.encoder.noise_dim=64",
-             "algorithm.encoder.hidden=[128, 128, 128]", "algorithm.moment_draws=128")  # fmt: skip
+    noise = (
+        "algorithm.latent_dim=32",
+        "algorithm.encoder.bases=32",
+        "algorithm.encoder.noise_dim=64",
+        "algorithm.encoder.hidden=[128, 128, 128]",
+        "algorithm.moment_draws=128",
+    )
     found["avb_mnist, convolutions"] = Network("avb_mnist", layers, data="grey")
     found["avb_ac_mnist, convolutions"] = Network("avb_ac_mnist", (*layers, *noise), data="grey")
     return found
@@ -108,9 +113,13 @@ class Contestant:
         threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
         self._said: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+            command,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
             env={**os.environ, **threads, "PYTHONPATH": str(tree)},
-        )  # fmt: skip
+        )
         self.first = self._answer()["seconds"]
         self.speeds: list[float] = []
         self.mib = 0.0
@@ -173,7 +182,7 @@ def measure(contestants: Iterator[tuple[str, list[str], Path]], laps: int, secon
     return {
         name: {"rounds_per_second": c.speeds[1:], "seconds_to_first": c.first, "peak_mib": c.mib}
         for name, c in playing.items()
-    }  # fmt: skip
+    }
 
 
 def ratio(found: dict[str, Any], ours: str, other: str) -> float | None:
@@ -195,12 +204,17 @@ def speed(found: dict[str, Any], name: str) -> float:
 
 
 MARKS: tuple[tuple[str, str, str, float], ...] = (
-    (WIDE, "off", "plain", 0.97), (WIDE, "best", "pythae", 1.4), (WIDE, "best", "jax", 1.0),
-    (f"{WIDE}, bf16", "best", "jax", 1.3), ("avb_ac_digits", "compile", "before", 3.0),
-    ("avb_ac_digits", "compile", "jax", 0.9), ("avb_digits", "best", "before", 3.0),
-    ("vae_digits", "best", "before", 2.5), ("avb_mnist", "best", "products", 0.65),
+    (WIDE, "off", "plain", 0.97),
+    (WIDE, "best", "pythae", 1.4),
+    (WIDE, "best", "jax", 1.0),
+    (f"{WIDE}, bf16", "best", "jax", 1.3),
+    ("avb_ac_digits", "compile", "before", 3.0),
+    ("avb_ac_digits", "compile", "jax", 0.9),
+    ("avb_digits", "best", "before", 3.0),
+    ("vae_digits", "best", "before", 2.5),
+    ("avb_mnist", "best", "products", 0.65),
     ("avb_ac_mnist", "best", "products", 0.65),
-)  # fmt: skip
+)
 
 
 def marks(results: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -61,8 +61,11 @@ def read(assignments: list[str] | None = None) -> Read:
             with torch.no_grad():
                 there = model.translate(y)
                 lost = (model.translate_back(there) - y).abs().mean()
-            print(f"round {round_}: translations read as what they were {accuracy(there, of_y)}; "
-                  f"cycle {lost:.4f} a pixel, {experiment.seconds:.0f} s", flush=True)  # fmt: skip
+            print(
+                f"round {round_}: translations read as what they were {accuracy(there, of_y)}; "
+                f"cycle {lost:.4f} a pixel, {experiment.seconds:.0f} s",
+                flush=True,
+            )
 
         test = accuracy(*experiment.data("test", 2000))
         print(f"MNIST's own test images {test}; {len(y)} digits as they are {accuracy(y, of_y)}", flush=True)

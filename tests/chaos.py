@@ -228,13 +228,23 @@ class Chaos:
         """Processes of that name, and their hosts."""
         return [
             (host, pid)
-            for host in (HEAD, *WORKERS) for pid, words in self.cluster.hosts.processes(host).items()
+            for host in (HEAD, *WORKERS)
+            for pid, words in self.cluster.hosts.processes(host).items()
             if words[0].startswith(title) or ("python" in words[0] and any(title in word for word in words[1:3]))
-        ]  # fmt: skip
+        ]
 
 
-FAULTS = ("kill worker", "kill trial", "hang rank", "kill driver", "lose worker host", "lose head", "silence mlflow",
-          "fill disk", "fail writes")  # fmt: skip
+FAULTS = (
+    "kill worker",
+    "kill trial",
+    "hang rank",
+    "kill driver",
+    "lose worker host",
+    "lose head",
+    "silence mlflow",
+    "fill disk",
+    "fail writes",
+)
 
 
 def rounds(folder: Path) -> dict[str, int]:
@@ -291,8 +301,10 @@ def _start(cluster: Deployed, command: str) -> subprocess.Popen[bytes]:
     there = f"bash -lc 'cd checkout && export PYTHONPATH=$PWD && {command}'"
     return subprocess.Popen(
         ["ssh", "-i", str(cluster.hosts.key), *options, f"root@{cluster.hosts.address(LAPTOP)}", there],
-        stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+    )
 
 
 def trained(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -352,9 +364,10 @@ def differences(calm: Results, rough: Results, relative: float) -> list[str]:
             twice = [step for step, count in Counter(step for step, _ in seen).items() if count > 1]
             missing = sorted(expected.keys() - dict(seen).keys())
             others = [
-                step for step, value in seen
+                step
+                for step, value in seen
                 if not math.isclose(value, expected.get(step, math.nan), rel_tol=10 * relative)
-            ]  # fmt: skip
+            ]
             lines += [f"{metric} twice at {twice}"] if twice else []
             lines += [f"{metric} is missing at {missing}"] if missing else []
             lines += [f"{metric} is another at {others}"] if others else []
@@ -415,9 +428,13 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # so that the hosts end too
     # Another number of workers rounds otherwise, of which adversarial training in 32 bits makes 1e-2 in 100 rounds.
     space = SPACE.format(
-        trials=trials, rounds=length, workers=workers, logical=max(2, workers), least=least or "null",
+        trials=trials,
+        rounds=length,
+        workers=workers,
+        logical=max(2, workers),
+        least=least or "null",
         dtype="float64" if least else "float32",
-    )  # fmt: skip
+    )
     bad = 0
     with up(space, keep) as cluster:
         calm = outcome(cluster, search(cluster, None))

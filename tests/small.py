@@ -12,10 +12,16 @@ LARGEST = 12  # of every whole number in a method's section: widths, ranks, draw
 SMALL = {
     "training": {"rounds": 4, "batch_size": 16, "report_every": 2, "logical_workers": 2},
     "likelihood": {
-        "budget": "quick", "importance_draws": 4, "proposal_draws": 16, "elbo_draws": 2, "validation_data": 8,
-        "test_data": 8, "quadrature_data": 2, "search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
+        "budget": "quick",
+        "importance_draws": 4,
+        "proposal_draws": 16,
+        "elbo_draws": 2,
+        "validation_data": 8,
+        "test_data": 8,
+        "quadrature_data": 2,
+        "search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
     },
-}  # fmt: skip
+}
 DIGITS = {"name": "digits", "validation": 16, "test": 16, "limit": 300}
 DATA = ({**DIGITS, "binarisation": "dynamic"}, DIGITS, {"name": "eight_schools"})
 

@@ -75,10 +75,12 @@ class AAE(LatentVariableModel):
             ),
             Player(name="generator", objective=self.generator_loss, networks=(self.encoder,), turn=turns.generator),
             Player(
-                name="reconstruction", objective=self.reconstruction_loss, networks=(self.encoder, self.decoder),
+                name="reconstruction",
+                objective=self.reconstruction_loss,
+                networks=(self.encoder, self.decoder),
                 turn=turns.reconstruction,
             ),
-        )  # fmt: skip
+        )
 
     def adversary_loss(self, batch: Batch) -> Loss:
         """-E_p(z)[log D(z)] - E_q(z)[log(1 - D(z))]: section 1.1's game (Goodfellow et al. 2014, eq. 1), of codes."""

@@ -72,10 +72,13 @@ class BernoulliVAE(LatentVariableModel):
         """One, with a baseline that counts."""
         return (
             Player(
-                name="model", objective=self.loss, networks=(self.encoder, self.decoder), turn=self.config.model,
+                name="model",
+                objective=self.loss,
+                networks=(self.encoder, self.decoder),
+                turn=self.config.model,
                 absorb=self.absorb if self.config.baseline == "running" else None,
             ),
-        )  # fmt: skip
+        )
 
     def loss(self, batch: Batch) -> Loss:
         """-ELBO, with the KL warmed up; and a term that is 0 and has the score function's gradient."""
@@ -88,8 +91,10 @@ class BernoulliVAE(LatentVariableModel):
         mean = reconstruction.mean()
         value = warm_up(batch.round, self.config.kl_warmup) * kl - mean - score
         terms = {
-            "reconstruction": mean.detach(), "kl": kl.detach(), "signal_rms": signal.square().mean().sqrt(),
-        }  # fmt: skip
+            "reconstruction": mean.detach(),
+            "kl": kl.detach(),
+            "signal_rms": signal.square().mean().sqrt(),
+        }
         return Loss(value, terms, {"reconstruction": mean.detach()})
 
     def centre(self) -> Tensor:

@@ -50,8 +50,10 @@ class CycleGANConfig(AlgorithmConfig):
     def objection(self, values: Values) -> str | None:
         """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
         if values == "binary":
-            return "translator: cyclegan makes data by gradient, and binary data let none through; set " \
-                   "data.binarisation: none"  # fmt: skip
+            return (
+                "translator: cyclegan makes data by gradient, and binary data let none through; set "
+                "data.binarisation: none"
+            )
         return None
 
 
@@ -74,9 +76,12 @@ class CycleGAN(TranslatingModel):
     def players(self) -> tuple[Player, ...]:
         """Both discriminators, then both translators."""
         adversary = Player(
-            name="adversary", objective=self.adversary_loss, networks=(self.critic, self.critic_other),
-            turn=self.config.adversary, absorb=self.remember,
-        )  # fmt: skip
+            name="adversary",
+            objective=self.adversary_loss,
+            networks=(self.critic, self.critic_other),
+            turn=self.config.adversary,
+            absorb=self.remember,
+        )
         model = Player(
             name="model", objective=self.model_loss, networks=(self.forth, self.back), turn=self.config.model
         )

@@ -38,8 +38,10 @@ class GameConfig(AlgorithmConfig):
     def objection(self, values: Values) -> str | None:
         """Binary data: what is drawn 0 or 1 has no gradient, and what is not is told from the data at a glance."""
         if values == "binary":
-            return f"generator: {self.name} makes data by gradient, and binary data let none through; set " \
-                   "data.binarisation: none"  # fmt: skip
+            return (
+                f"generator: {self.name} makes data by gradient, and binary data let none through; set "
+                "data.binarisation: none"
+            )
         return None
 
 

@@ -103,8 +103,10 @@ class GumbelVAE(LatentVariableModel):
         kl = kl_divergence(q, self.prior()).mean()
         value = warm_up(batch.round, self.config.kl_warmup) * kl - reconstruction
         terms = {
-            "reconstruction_relaxed": reconstruction.detach(), "kl": kl.detach(), "temperature": tau,
-        }  # fmt: skip
+            "reconstruction_relaxed": reconstruction.detach(),
+            "kl": kl.detach(),
+            "temperature": tau,
+        }
         return Loss(value, terms)
 
     def prior(self) -> OneHots:

@@ -75,9 +75,11 @@ class InfoGAN(CodedModel):
     def players(self) -> tuple[Player, ...]:
         """Discriminator and Q, which share features; then the generator."""
         adversary = Player(
-            name="adversary", objective=self.adversary_loss, networks=(self.discriminator, self.recogniser),
+            name="adversary",
+            objective=self.adversary_loss,
+            networks=(self.discriminator, self.recogniser),
             turn=self.config.adversary,
-        )  # fmt: skip
+        )
         model = Player(name="model", objective=self.model_loss, networks=(self.generator,), turn=self.config.model)
         return adversary, model
 
@@ -135,7 +137,7 @@ class InfoGAN(CodedModel):
             OneOfK(one.new_zeros(self.config.categories)),
             Independent(Uniform(-one, one, validate_args=False), 1, validate_args=False),
             standard_normal(self.config.noise_dim, like=one),
-        )  # fmt: skip
+        )
 
     def decode(self, z: Tensor) -> Tensor:
         """G(c, z) for codes and noise side by side."""

@@ -123,11 +123,13 @@ class DataConfig(Config):
 
     def anchored(self) -> "DataConfig":
         """The same with absolute paths."""
-        return self.model_copy(update={
-            "root": str(self.folder),
-            "path": self.path and str(Path(self.path).expanduser().absolute()),
-            "other": self.other and self.other.anchored(),
-        })  # fmt: skip
+        return self.model_copy(
+            update={
+                "root": str(self.folder),
+                "path": self.path and str(Path(self.path).expanduser().absolute()),
+                "other": self.other and self.other.anchored(),
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)

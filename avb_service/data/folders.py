@@ -16,21 +16,65 @@ from numpy.typing import NDArray
 
 from avb_service.errors import DataError, listed
 
-SUFFIXES = frozenset({
-    ".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
-    ".ppm", ".tif", ".tiff", ".webp",
-})  # fmt: skip
+SUFFIXES = frozenset(
+    {
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
 
 # What operating systems, network drives and tools put into folders, beside names with a dot in front.
-_SYSTEM = frozenset({
-    "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "__macosx", "__pycache__",
-    "desktop.ini", "ehthumbs.db", "icon\r", "lost+found", "network trash folder", "recycler",
-    "system volume information", "temporary items", "thumbs.db",
-})  # fmt: skip
+_SYSTEM = frozenset(
+    {
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "@eadir",
+        "@recently-snapshot",
+        "@recycle",
+        "__macosx",
+        "__pycache__",
+        "desktop.ini",
+        "ehthumbs.db",
+        "icon\r",
+        "lost+found",
+        "network trash folder",
+        "recycler",
+        "system volume information",
+        "temporary items",
+        "thumbs.db",
+    }
+)
 
 TRAIN, VALIDATION, TEST = range(3)
-_SPLITS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION,
-           "dev": VALIDATION, "eval": VALIDATION, "evaluation": VALIDATION, "test": TEST, "testing": TEST}  # fmt: skip
+_SPLITS = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "validation": VALIDATION,
+    "dev": VALIDATION,
+    "eval": VALIDATION,
+    "evaluation": VALIDATION,
+    "test": TEST,
+    "testing": TEST,
+}
 _PURPOSES = {VALIDATION: "validation", TEST: "testing"}
 _HIDDEN, _OTHERS = "hidden or left by a system", "of other kinds"
 _LINKS, _EMPTY = "there already by another path", "without images"
@@ -119,8 +163,9 @@ def _find(root: Path) -> tuple[list[Path], LeftOut]:
     bare = set(places) - {parent for name in names for parent in name.parents}
     left_out[_EMPTY] += [root / place for place in bare - {Path()} if place.parent not in bare]
     reasons = (_HIDDEN, _LINKS, _EMPTY, _OTHERS)
-    return names, {why: sorted((path.relative_to(root) for path in left_out[why]), key=_order)
-                   for why in reasons if left_out[why]}  # fmt: skip
+    return names, {
+        why: sorted((path.relative_to(root) for path in left_out[why]), key=_order) for why in reasons if left_out[why]
+    }
 
 
 def _folders(root: Path, left_out: dict[str, list[Path]]) -> Iterator[tuple[Path, str, list[str]]]:

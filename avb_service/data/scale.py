@@ -82,8 +82,9 @@ def caution(dataset: Dataset) -> list[str]:
     return [
         f"{name} has numbers {scale}: networks learn such slowly, or diverge. They start best from mean 0 and standard "
         f"deviation 1, in numpy {STANDARDISED}"
-        for name, scale in scales.items() if scale.far
-    ]  # fmt: skip
+        for name, scale in scales.items()
+        if scale.far
+    ]
 
 
 def remedy(dataset: Dataset, round_: int, players: Sequence[str], stepped: bool) -> str:

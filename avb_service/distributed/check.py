@@ -115,8 +115,9 @@ def refused_by_ray(tree: Mapping[str, Any], apart: Collection[str]) -> list[str]
     errors = jsonschema.Draft7Validator(schema).iter_errors(tree)
     return [
         ": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message)))
-        for error in errors if not {*error.absolute_path} & {*apart}
-    ]  # fmt: skip
+        for error in errors
+        if not {*error.absolute_path} & {*apart}
+    ]
 
 
 @dataclass(frozen=True)
@@ -154,15 +155,29 @@ class Connection:
         run = f'source ~/.bashrc; exec "${{AVB_PYTHON:-python3}}" -c {shlex.quote(START)} {program}'
         login = f"{run} {shlex.quote(self.cluster.storage)} {self.token}"
         options = {
-            "BatchMode": "yes", "ConnectTimeout": CONNECT, "StrictHostKeyChecking": "no", "IdentitiesOnly": "yes",
-            "UserKnownHostsFile": "/dev/null", "LogLevel": "ERROR",
+            "BatchMode": "yes",
+            "ConnectTimeout": CONNECT,
+            "StrictHostKeyChecking": "no",
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": "/dev/null",
+            "LogLevel": "ERROR",
             **({"ProxyCommand": self.cluster.proxy} if self.cluster.proxy else {}),
-        }  # fmt: skip
+        }
         self.process = subprocess.Popen(
-            ["ssh", "-T", "-i", str(self.cluster.key), *(f"-o{name}={value}" for name, value in options.items()),
-             f"{self.cluster.user}@{self.host}", f"bash --login -i -c {shlex.quote(login)}"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                "ssh",
+                "-T",
+                "-i",
+                str(self.cluster.key),
+                *(f"-o{name}={value}" for name, value in options.items()),
+                f"{self.cluster.user}@{self.host}",
+                f"bash --login -i -c {shlex.quote(login)}",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -327,8 +342,10 @@ def occupied(opened: Mapping[str, Sequence[int | None]], ports: Sequence[int]) -
     """Ports that another program has, before `ray up`: those that a host could not open."""
     return [
         f"{host}: another program has port {port}: end it, or the Ray that was left there (ray down)"
-        for host, got in opened.items() for port, mine in zip(ports, got, strict=True) if mine is None
-    ]  # fmt: skip
+        for host, got in opened.items()
+        for port, mine in zip(ports, got, strict=True)
+        if mine is None
+    ]
 
 
 def misplaced(cluster: ClusterFile, members: Mapping[str, Any], failed: Collection[str], serving: bool) -> list[str]:

@@ -30,11 +30,15 @@ class Bars:
     def __init__(self, rounds: int | None = None, quiet: bool = False, console: Console = ERR) -> None:
         self._rounds, self._quiet, self._console = rounds, quiet, console
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(),
-            TextColumn("{task.fields[objective]}"), TimeElapsedColumn() if rounds is None else TimeRemainingColumn(),
-            console=console, disable=quiet or not console.is_terminal,
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[objective]}"),
+            TimeElapsedColumn() if rounds is None else TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
             speed_estimate_period=3600,  # reports may be minutes apart
-        )  # fmt: skip
+        )
         self._tasks: dict[str, Any] = {}
 
     def report(self, name: str, metrics: Mapping[str, Any], rounds: int | None = None) -> None:

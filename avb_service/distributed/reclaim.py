@@ -68,10 +68,14 @@ def reserved() -> dict[str, str]:
     others = running - {get_runtime_context().get_job_id()}
     inhabited = {actor.placement_group_id for actor in actors}
     return {
-        group.placement_group_id: group.state for group in groups
-        if group.state in PATIENCE and not group.is_detached and group.creator_job_id not in others
-        and group.placement_group_id not in inhabited and _is_for_workers(group.bundles or [])
-    }  # fmt: skip
+        group.placement_group_id: group.state
+        for group in groups
+        if group.state in PATIENCE
+        and not group.is_detached
+        and group.creator_job_id not in others
+        and group.placement_group_id not in inhabited
+        and _is_for_workers(group.bundles or [])
+    }
 
 
 def _is_for_workers(bundles: Sequence[Mapping[str, Any]]) -> bool:

@@ -71,9 +71,16 @@ class Job:
             reopen: whether it is running again, where it had ended.
         """
         return Run.start(
-            self.settings.tracking.experiment, self.name, self.config, parent=self.parent, tags=self.tags,
-            resume_key=self.key, reopen=reopen, begun=begun, uri=self.tracking_uri,
-        )  # fmt: skip
+            self.settings.tracking.experiment,
+            self.name,
+            self.config,
+            parent=self.parent,
+            tags=self.tags,
+            resume_key=self.key,
+            reopen=reopen,
+            begun=begun,
+            uri=self.tracking_uri,
+        )
 
     def outbox(self, reopen: bool = False) -> Outbox:
         """A recorder for its run, that keeps what MLflow cannot take just now."""
@@ -123,9 +130,11 @@ class Job:
         path = Path(self.folder) / JOB
         if path.exists():
             must_match(
-                Job.read(path.parent).settings.identity(), self.settings.identity(),
-                f"{self.name} was begun with another configuration", "Give the same configuration, or another --name",
-            )  # fmt: skip
+                Job.read(path.parent).settings.identity(),
+                self.settings.identity(),
+                f"{self.name} was begun with another configuration",
+                "Give the same configuration, or another --name",
+            )
 
     def begin(self) -> None:
         """Write the job to its folder.
@@ -327,9 +336,14 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
         box.set_tags({HOSTS: ", ".join(sorted(set(hosts)))})
     try:
         experiment = Experiment(
-            config, job.checkpoints, recorder=box, rank=rank, workers=workers, device=get_device(),
+            config,
+            job.checkpoints,
+            recorder=box,
+            rank=rank,
+            workers=workers,
+            device=get_device(),
             averaging=partial(averaging, timeout_s=config.scaling.collective_timeout_s) if workers > 1 else None,
-        )  # fmt: skip
+        )
         experiment.fit(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Notice(get_device()))
         if box is not None:
             box.set_tags(experiment.tags())

@@ -86,6 +86,21 @@ def sheet(samples: Tensor, model: Algorithm, means: bool = False) -> Figure:
 
 
 __all__ = [
-    "History", "bounds", "caption", "codes", "cycles", "draw", "interpolation", "latents", "manifold", "points",
-    "reconstructions", "samples", "sheet", "to_array", "to_png", "training_curves", "traversal",
-]  # fmt: skip
+    "History",
+    "bounds",
+    "caption",
+    "codes",
+    "cycles",
+    "draw",
+    "interpolation",
+    "latents",
+    "manifold",
+    "points",
+    "reconstructions",
+    "samples",
+    "sheet",
+    "to_array",
+    "to_png",
+    "training_curves",
+    "traversal",
+]

@@ -23,16 +23,23 @@ ERRORS = 2  # standard errors that a bar reaches
 
 # Name of an estimator, or its beginning -> what people call it, from top to bottom.
 ELBOS = {
-    "elbo_adversarial": "by the adversary", "elbo_corrected": "by a fresh adversary", "elbo": "ELBO",
+    "elbo_adversarial": "by the adversary",
+    "elbo_corrected": "by a fresh adversary",
+    "elbo": "ELBO",
     "elbo_ceiling": "ceiling: q as a Gaussian",
-}  # fmt: skip
+}
 LIKELIHOODS = {
-    "iwae_mixture": "IWAE, mixture", "iwae_refined": "IWAE, refined start", "iwae": "IWAE",
+    "iwae_mixture": "IWAE, mixture",
+    "iwae_refined": "IWAE, refined start",
+    "iwae": "IWAE",
     "ais_prior": "AIS from the prior",
-    "ais_doubled": "AIS, twice as long", "ais_own": "AIS from q's own Gaussian", "ais": "AIS",
-    "quadrature": "quadrature", "enumeration": "enumeration",
+    "ais_doubled": "AIS, twice as long",
+    "ais_own": "AIS from q's own Gaussian",
+    "ais": "AIS",
+    "quadrature": "quadrature",
+    "enumeration": "enumeration",
     "ppca": "closed form",
-}  # fmt: skip
+}
 
 PROVEN, IMPOSSIBLE = "#b3261e", "#f6dcd9"
 LOOK: dict[str, dict[str, Any]] = {
@@ -169,8 +176,12 @@ def _draw_gap(axes: Axes, top: int, rows: Sequence[Row], gap: float | None) -> N
         return
     value = rows[lines[0] - top - 1][1].value
     y = lines[0] + 0.78
-    axes.plot((value, value, value + gap, value + gap), (y - 0.08, y, y, y - 0.08), color=LOOK["upper_bound"]["color"],
-              linewidth=1.0)  # fmt: skip
+    axes.plot(
+        (value, value, value + gap, value + gap),
+        (y - 0.08, y, y, y - 0.08),
+        color=LOOK["upper_bound"]["color"],
+        linewidth=1.0,
+    )
     where: dict[str, Any] = {"textcoords": "offset points", "size": TEXT - 1, "color": FAINT, "va": "center"}
     words = f"gap on simulated data: {number(gap, '.2g')}"
     if _on_the_right(axes, value):
@@ -193,6 +204,13 @@ def _finish(axes: Axes, rows: Sequence[Row], scale: float) -> None:
     handles: list[Line2D | Patch] = [Line2D([], [], linestyle="", markersize=5, **LOOK[kind]) for kind in kinds]
     handles.append(Patch(color=IMPOSSIBLE, label="where the truth is proven not to be"))
     axes.figure.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0.02, 0.0), ncols=2, frameon=False, fontsize=TEXT - 0.5,
-        labelcolor=INK, handletextpad=0.4, columnspacing=2.0,
-    )  # fmt: skip
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.02, 0.0),
+        ncols=2,
+        frameon=False,
+        fontsize=TEXT - 0.5,
+        labelcolor=INK,
+        handletextpad=0.4,
+        columnspacing=2.0,
+    )

@@ -32,8 +32,17 @@ TITLE, TEXT, SMALLEST = 11.5, 8.0, 4.0
 
 # Petroff 2021, "Accessible color sequences for data visualization": told apart with every colour vision deficiency.
 PALETTE = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#92dadd", "#a96b59", "#e76300", "#94a4a2", "#717581", "#b9ac70",
-)  # fmt: skip
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#832db6",
+    "#92dadd",
+    "#a96b59",
+    "#e76300",
+    "#94a4a2",
+    "#717581",
+    "#b9ac70",
+)
 
 
 def blank(width: int, height: int, title: str, subtitle: str) -> Figure:
@@ -87,9 +96,16 @@ def tidy(axes: Axes) -> None:
 def legend(axes: Axes, **options: Any) -> Legend:  # noqa: ANN401  whatever matplotlib's takes
     """A legend to the right of the axes, where it covers nothing; `LEGEND` pixels are enough for short names."""
     usual: dict[str, Any] = {
-        "loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False, "fontsize": TEXT, "title_fontsize": TEXT,
-        "labelcolor": INK, "handletextpad": 0.1, "borderpad": 0, "labelspacing": 0.35,
-    }  # fmt: skip
+        "loc": "upper left",
+        "bbox_to_anchor": (1.0, 1.0),
+        "frameon": False,
+        "fontsize": TEXT,
+        "title_fontsize": TEXT,
+        "labelcolor": INK,
+        "handletextpad": 0.1,
+        "borderpad": 0,
+        "labelspacing": 0.35,
+    }
     made = axes.legend(**{**usual, **options})
     made.get_title().set_color(FAINT)
     return made

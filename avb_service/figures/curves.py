@@ -21,11 +21,22 @@ History = Sequence[Mapping[str, float]] | Mapping[str, Series]
 
 NATS = "nats per datum"
 UNITS = {
-    "accuracy": "fraction", "acceptance": "fraction", "fraction": "fraction", "lr": "learning rate", "norm": "norm",
-    "seconds": "seconds", "second": "per second", "perplexity": "perplexity", "temperature": "temperature",
-    "ess": "effective draws", "unverifiable": "fraction", "reach": "fraction", "bandwidth": "bandwidth",
-    "found": "modes", "draws": "fraction",
-}  # fmt: skip
+    "accuracy": "fraction",
+    "acceptance": "fraction",
+    "fraction": "fraction",
+    "lr": "learning rate",
+    "norm": "norm",
+    "seconds": "seconds",
+    "second": "per second",
+    "perplexity": "perplexity",
+    "temperature": "temperature",
+    "ess": "effective draws",
+    "unverifiable": "fraction",
+    "reach": "fraction",
+    "bandwidth": "bandwidth",
+    "found": "modes",
+    "draws": "fraction",
+}
 WORDS = {"kl": "KL", "elbo": "ELBO", "ais": "AIS", "iwae": "IWAE"}
 SHORT = 22  # characters of a name that has room for another beside it
 DENSE = 60  # points beyond which a line is drawn faint under its running mean

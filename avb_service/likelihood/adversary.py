@@ -104,10 +104,14 @@ def diagnose(model: LatentVariableModel, x: Tensor, seen: int, *, draws: int = 1
     log_ratio, floor, t, gaussian, t_contrast = (torch.cat(each, -1).double() for each in zip(*parts, strict=True))
     below, stderr = mean_and_stderr(floor - log_ratio)
     return Diagnosis(
-        log_ratio.mean().item(), floor.mean().item(), max(below, 0.0), stderr,
-        (t > math.log(seen)).double().mean().item(), (gaussian > math.log(seen)).double().mean().item(),
+        log_ratio.mean().item(),
+        floor.mean().item(),
+        max(below, 0.0),
+        stderr,
+        (t > math.log(seen)).double().mean().item(),
+        (gaussian > math.log(seen)).double().mean().item(),
         t_contrast.flatten().logsumexp(0).item() - math.log(t_contrast.numel()),
-    )  # fmt: skip
+    )
 
 
 def _figures(model: AdversarialModel, x: Tensor, draws: int, seed: int) -> tuple[Tensor, ...]:
@@ -149,10 +153,13 @@ class Excess:
 
     def metrics(self, split: str) -> dict[str, float]:
         """Named for a tracker: `test/adversary.not_a_bound` is 1 where it is none."""
-        return known({
-            f"{split}/adversary.excess": self.difference, f"{split}/adversary.excess.stderr": self.stderr,
-            f"{split}/adversary.not_a_bound": float(self.not_a_bound),
-        })  # fmt: skip
+        return known(
+            {
+                f"{split}/adversary.excess": self.difference,
+                f"{split}/adversary.excess.stderr": self.stderr,
+                f"{split}/adversary.not_a_bound": float(self.not_a_bound),
+            }
+        )
 
 
 def excess(adversarial: Estimate, bound: Estimate) -> Excess:

@@ -41,9 +41,11 @@ def ais(
         steps = tuned_steps(path, betas, recipe)
         run = anneal(path, path.draw(recipe.chains), betas, steps, recipe.leapfrog)
         return {
-            NATS: log_mean_exp(run.log_weights), VARIANCE: variance_of_log_mean(run.log_weights),
-            "ess": effective_size(run.log_weights), "acceptance": run.acceptance,
-        }  # fmt: skip
+            NATS: log_mean_exp(run.log_weights),
+            VARIANCE: variance_of_log_mean(run.log_weights),
+            "ess": effective_size(run.log_weights),
+            "acceptance": run.acceptance,
+        }
 
     rows = max(2 * recipe.chains, proposal.rows)
     return Scorer(name, "lower_bound", rows, score, recipe=annealing(proposal, recipe, schedule))

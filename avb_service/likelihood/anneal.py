@@ -137,8 +137,12 @@ def transition(path: Path, state: State, beta: float, step: Tensor, leapfrog: in
     log_accept = _log_density(path, end, beta, momentum) - _log_density(path, state, beta, start)
     log_accept = log_accept.nan_to_num(nan=-math.inf).clamp(max=0.0)  # far out of range: refused
     accepted = torch.rand_like(log_accept).log() < log_accept
-    moved = State(*(torch.where(accepted[(...,) + (None,) * (new.dim() - 2)], new, old)
-                    for new, old in zip(end, state, strict=True)))  # fmt: skip
+    moved = State(
+        *(
+            torch.where(accepted[(...,) + (None,) * (new.dim() - 2)], new, old)
+            for new, old in zip(end, state, strict=True)
+        )
+    )
     return moved, log_accept.exp()
 
 

@@ -51,9 +51,12 @@ def bdmc(
         lower = log_mean_exp(forward.log_weights)
         upper = log_mean_exp(torch.cat([back, forward.log_weights[1:]]))
         return {
-            NATS: lower, "upper": upper, "gap": upper - lower, "ess": effective_size(forward.log_weights),
+            NATS: lower,
+            "upper": upper,
+            "gap": upper - lower,
+            "ess": effective_size(forward.log_weights),
             "acceptance": forward.acceptance,
-        }  # fmt: skip
+        }
 
     rows, told = max(2 * recipe.chains, proposal.rows), annealing(proposal, recipe, schedule)
     return Scorer("bdmc", "lower_bound", rows, score, quantity="simulated", recipe=told)

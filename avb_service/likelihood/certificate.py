@@ -112,8 +112,9 @@ class Certificate:
         """Which checks failed, with their figures; empty where none did."""
         return "; ".join(
             f"{check.meaning}: {check.value:.3g}, expected {check.relation} {check.limit:.3g}"
-            for check in self.checks if not check.passed
-        )  # fmt: skip
+            for check in self.checks
+            if not check.passed
+        )
 
     def metrics(self) -> dict[str, float]:
         """Named for a tracker: `certificate/gap`, `certificate/passed`, and the bounds on simulated data."""
@@ -149,14 +150,22 @@ def certify(
         (
             Check("simulated_data", float(config.simulated), ">=", ENOUGH, "data simulated from the model"),
             Check("gap", gap + 2 * gap_error, "<=", config.gap, "mean gap between the bounds, plus 2 s.e."),
-            Check("gap_95", simulated.columns["gap"].quantile(0.95).item(), "<=", config.gap_95,
-                  "95th percentile of the gap"),
+            Check(
+                "gap_95",
+                simulated.columns["gap"].quantile(0.95).item(),
+                "<=",
+                config.gap_95,
+                "95th percentile of the gap",
+            ),
             Check("drift", abs(drift), "<=", allowed, "change under twice the temperatures"),
             Check("starts", abs(starts), "<=", config.starts, "chains from the prior against the refined start"),
             Check("ess", ais.columns["ess"].mean().item(), ">=", max(chains / 2, 2.0), "effective chains"),
-            *([Check("shortfall", higher.difference, "<=", higher.limit, f"{higher.bound} above {figure.name}")]
-              if higher else []),
+            *(
+                [Check("shortfall", higher.difference, "<=", higher.limit, f"{higher.bound} above {figure.name}")]
+                if higher
+                else []
+            ),
         ),
         simulated.value,
         simulated.diagnostics["upper"],
-    )  # fmt: skip
+    )

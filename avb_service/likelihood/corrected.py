@@ -93,9 +93,12 @@ def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scor
         drift = _train(game, config)
         reconstruction, kl = game.terms(config.elbo_draws)
         return {
-            NATS: reconstruction - kl, "reconstruction": reconstruction, "kl": kl,
-            "log_normaliser": game.log_normaliser(config.elbo_draws), "drift": torch.full_like(kl, drift),
-        }  # fmt: skip
+            NATS: reconstruction - kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "log_normaliser": game.log_normaliser(config.elbo_draws),
+            "drift": torch.full_like(kl, drift),
+        }
 
     recipe = {name: getattr(config, name) for name in ("rounds", "batch_size", "draws", "moment_draws", "elbo_draws")}
     return Scorer("elbo_corrected", "estimate", 1, score, block=LARGEST, recipe=recipe)

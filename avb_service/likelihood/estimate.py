@@ -33,9 +33,11 @@ Recipe = Mapping[str, str | float]  # how an estimator goes about it: `temperatu
 NATS = "nats"
 VARIANCE = "variance"  # of that number by the estimator's own draws, where it is known
 OF: dict[Quantity, str] = {
-    "log_likelihood": "", "simulated": " on data that the model drew itself", "own_elbo": " on q's own ELBO",
+    "log_likelihood": "",
+    "simulated": " on data that the model drew itself",
+    "own_elbo": " on q's own ELBO",
     "parzen_density": " of a density around samples",
-}  # fmt: skip
+}
 BLOCK = 50  # data: on a core, enough for full matrix products, and few enough to be shared out and lost
 CHECKSUM = hashlib.sha256().digest_size  # bytes
 
@@ -317,7 +319,13 @@ def _fingerprint(task: Task, scorer: Scorer) -> str:
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in task.model.state_dict().items()}
     digest = hashlib.sha256(safetensors.torch.save({**weights, "": task.x.cpu().contiguous()}))
     settings = (
-        scorer.name, task.make, task.seed, task.memory_mib, task.block_data, task.model.config, code_version(),
-    )  # fmt: skip
+        scorer.name,
+        task.make,
+        task.seed,
+        task.memory_mib,
+        task.block_data,
+        task.model.config,
+        code_version(),
+    )
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]

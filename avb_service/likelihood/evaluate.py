@@ -50,8 +50,10 @@ ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Score
 }
 QUICK = ("iwae_mixture", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "quadrature", "enumeration", "ppca")
 BUDGETS: Mapping[Budget, tuple[str, ...]] = {
-    "quick": QUICK, "standard": ("ais", *QUICK), "certified": ("ais", *QUICK),
-}  # fmt: skip
+    "quick": QUICK,
+    "standard": ("ais", *QUICK),
+    "certified": ("ais", *QUICK),
+}
 OF_ADVERSARIES = ("elbo_corrected",)  # what the certified budget buys besides, where the KL is an adversary's
 DIAGNOSIS_DRAWS = 512
 KINDS: tuple[Kind, ...] = ("exact", "lower_bound", "estimate")  # of log p(x), from the one that says the most

@@ -117,9 +117,12 @@ class _Grid:
             cells = _Cells(cells.datum[kept], cells.corner[kept], log_mass[kept])
         log_cell = self.cell.double().log().sum()
         return {
-            NATS: value + log_cell, "doubling": doubling, "shift": shift, "outside": outside,
+            NATS: value + log_cell,
+            "doubling": doubling,
+            "shift": shift,
+            "outside": outside,
             "cells": split * COARSE[self.dim],
-        }  # fmt: skip
+        }
 
     def _coarse(self) -> tuple[_Cells, Tensor]:
         """The cells that matter to each datum, and the share of points on the border, [b]."""

@@ -103,8 +103,11 @@ def best_bandwidth(trial: Estimate, bandwidths: Sequence[float]) -> float:
     if best in (0, len(bandwidths) - 1):
         _log.warning(
             "Parzen windows: the best bandwidth, %g, is at the end of those tried, from %g to %g; draws are far from "
-            "data, or values far from [0, 1]", bandwidths[best], bandwidths[0], bandwidths[-1],
-        )  # fmt: skip
+            "data, or values far from [0, 1]",
+            bandwidths[best],
+            bandwidths[0],
+            bandwidths[-1],
+        )
     return bandwidths[best]
 
 
@@ -206,9 +209,14 @@ def _scorer(name: str, samples: Tensor, bandwidths: Sequence[float], columns: Ca
     centres = _flat(samples)
     rows = max(1, 2 * CENTRES // math.prod(samples.shape[1:]))
     return Scorer(
-        name, "estimate", rows, lambda x: columns(log_densities(x, centres.to(x.device), bandwidths)), BLOCK,
-        "parzen_density", {"samples": len(samples)},
-    )  # fmt: skip
+        name,
+        "estimate",
+        rows,
+        lambda x: columns(log_densities(x, centres.to(x.device), bandwidths)),
+        BLOCK,
+        "parzen_density",
+        {"samples": len(samples)},
+    )
 
 
 def _numbered(values: Tensor) -> Columns:

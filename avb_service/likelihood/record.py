@@ -145,8 +145,10 @@ class LikelihoodRecord:
                 common; names the difference.
         """
         if None in (self.held_out, other.held_out):
-            raise UserError("one of the two has no exact figure or lower bound of log p(x) to be compared by; a method "
-                            "that defines no p(x|z) has none, and is seen by its Parzen windows")  # fmt: skip
+            raise UserError(
+                "one of the two has no exact figure or lower bound of log p(x) to be compared by; a method "
+                "that defines no p(x|z) has none, and is seen by its Parzen windows"
+            )
         # of binary data nothing else can be had, and only older versions, to which masks were levels, say so
         first, second = ({"measure": PROBABILITIES, **each.basis} for each in (self, other))
         if lines := [
@@ -154,8 +156,10 @@ class LikelihoodRecord:
             for key in first | second
             if first.get(key) != second.get(key)
         ]:
-            raise UserError("the two were scored on different data, or by another measure, so a difference would mean "
-                            "nothing; " + ", ".join(lines))  # fmt: skip
+            raise UserError(
+                "the two were scored on different data, or by another measure, so a difference would mean "
+                "nothing; " + ", ".join(lines)
+            )
         believed = self.objection is None and other.objection is None
         for mine, theirs in product(self.figures, other.figures):
             if believed or mine.name == theirs.name:
@@ -174,10 +178,11 @@ class LikelihoodRecord:
     def to_json(self) -> bytes:
         """With the figure of every datum, to the bit."""
         tree = {
-            "basis": dict(self.basis), "estimates": [_tree(each) for each in self.estimates],
+            "basis": dict(self.basis),
+            "estimates": [_tree(each) for each in self.estimates],
             "certificate": asdict(self.certificate) if self.certificate else None,
             "diagnosis": asdict(self.diagnosis) if self.diagnosis else None,
-        }  # fmt: skip
+        }
         strict = _finite(tree)
         return json.dumps(strict, sort_keys=True, allow_nan=False).encode()  # the same, just found or read from a store
 

@@ -46,9 +46,7 @@ class DistortionConfig(Config):
     def __call__(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W], distorted; gradients flow through. What comes in from outside is 0."""
         limits = (self.rotation, self.shear, self.zoom, self.zoom, self.shift, self.shift)
-        angle, shear, *zoom, across, down = (
-            x.new_empty(len(x)).uniform_(-1, 1) * limit for limit in limits
-        )  # fmt: skip
+        angle, shear, *zoom, across, down = (x.new_empty(len(x)).uniform_(-1, 1) * limit for limit in limits)
         wide, high = (z.exp() for z in zoom)
         cosine, sine = angle.cos(), angle.sin()
         rows = (

@@ -77,10 +77,12 @@ class Mixture(nn.Module):
         if not points.isfinite().all():
             raise DivergenceError("the codes are not finite, so no mixture fits them")
         mixture = GaussianMixture(
-            self.config.components, max_iter=ITERATIONS, n_init=self.config.starts,
+            self.config.components,
+            max_iter=ITERATIONS,
+            n_init=self.config.starts,
             reg_covar=noise**2 + RIDGE * points.var(0).mean().item() + 1e-12,
             random_state=int(torch.randint(2**31, ())),
-        )  # fmt: skip
+        )
         # threads of its own would wait for those of other workers in a busy loop
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a fit that still moves is a density all the same

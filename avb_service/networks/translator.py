@@ -56,10 +56,13 @@ class Translator(nn.Module):
             last.weight.mul_(START)
         self.map = nn.Parameter(torch.eye(2, 3)) if config.affine else None
         self.network = nn.Sequential(
-            *_convolution(shape[0], narrow), *_convolution(narrow, wide, stride=2),
+            *_convolution(shape[0], narrow),
+            *_convolution(narrow, wide, stride=2),
             *(Residual(wide) for _ in range(config.blocks)),
-            nn.Upsample(size=_size(shape)), *_convolution(wide, narrow), last,
-        )  # fmt: skip
+            nn.Upsample(size=_size(shape)),
+            *_convolution(wide, narrow),
+            last,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] of the one domain as images [B, C, H, W] of the other."""

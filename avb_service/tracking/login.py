@@ -89,9 +89,10 @@ def refusal(uri: str, status: int, answer: str) -> str:
         )
     if not (user and password):
         lacking = " and ".join(
-            name for name, value in (("MLFLOW_TRACKING_USERNAME", user), ("MLFLOW_TRACKING_PASSWORD", password))
+            name
+            for name, value in (("MLFLOW_TRACKING_USERNAME", user), ("MLFLOW_TRACKING_PASSWORD", password))
             if not value
-        )  # fmt: skip
+        )
         return f"asks for a login: set {lacking}, in the environment or ~/.mlflow/credentials. The password: {kept}"
     source = "MLFLOW_TRACKING_PASSWORD" if os.environ.get("MLFLOW_TRACKING_PASSWORD") else "~/.mlflow/credentials"
     return f"does not take the password of the user {user!r} that {source} holds: mend that. The password: {kept}"

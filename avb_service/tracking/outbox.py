@@ -113,8 +113,10 @@ class Outbox:
         while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
             self._thread.join(min(NOTE, left))
             if self._thread.is_alive() and self._waiting:
-                on_wait(f"{len(self._waiting)} records of {self.folder.parent.name} wait for MLflow at {self._uri}, "
-                        f"{max(0, until - time.monotonic()):.0f} s more")  # fmt: skip
+                on_wait(
+                    f"{len(self._waiting)} records of {self.folder.parent.name} wait for MLflow at {self._uri}, "
+                    f"{max(0, until - time.monotonic()):.0f} s more"
+                )
         self._over.set()
         self._raise_refusal()
         return len(self._waiting)

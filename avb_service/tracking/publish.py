@@ -28,7 +28,7 @@ from avb_service.tracking.registry import (
     pull,
     register,
     set_alias,
-)  # fmt: skip
+)
 from avb_service.tracking.runs import Run, check_experiment
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -86,12 +86,25 @@ def publish(
         alias, reason = _promotion(rows, record, uri)
     if before is None:
         _show(experiment, record, run)
-    tags = {**experiment.tags(), CONTENT: content, REASON: reason, SCORED_ON: record.scored_on,
-            "certificate": _verdict(record), **_figure(record)}  # fmt: skip
+    tags = {
+        **experiment.tags(),
+        CONTENT: content,
+        REASON: reason,
+        SCORED_ON: record.scored_on,
+        "certificate": _verdict(record),
+        **_figure(record),
+    }
     version = register(
-        model, folder, run.run_id, step=experiment.engine.round, aliases=[alias] if alias else [], metrics=metrics,
-        tags=tags, version=before.version if before else None, uri=uri,
-    )  # fmt: skip
+        model,
+        folder,
+        run.run_id,
+        step=experiment.engine.round,
+        aliases=[alias] if alias else [],
+        metrics=metrics,
+        tags=tags,
+        version=before.version if before else None,
+        uri=uri,
+    )
     return Published(f"models:/{model}/{version}", alias, reason, metrics)
 
 

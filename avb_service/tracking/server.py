@@ -189,9 +189,22 @@ def server_command(
         users = f"{SQLITE}{quote(str(database_path(uri).parent / login.DATABASE), safe='/ ')}" if root else uri
         environment |= login.read_secrets(secrets) | login.write_settings(secrets, users)
     arguments = [
-        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", uri, "--artifacts-destination", place, *(login.ARGUMENTS if secrets is not None else ()),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        uri,
+        "--artifacts-destination",
+        place,
+        *(login.ARGUMENTS if secrets is not None else ()),
+    ]
     return ServerCommand(arguments, environment)
 
 

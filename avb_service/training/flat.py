@@ -100,7 +100,7 @@ class Slots:
                 found[self._numbers[p]] = {
                     name: value[start : start + p.numel()].view_as(p) if name in self._laid_out else value
                     for name, value in states.get(index, {}).items()
-                }  # fmt: skip
+                }
                 start += room(p)
         return {number: found[number] for number in self._numbers.values() if found[number]}
 
@@ -116,7 +116,7 @@ class Slots:
                 states[index] = {
                     name: joined(each[name] for each in kept) if name in self._laid_out else value
                     for name, value in kept[0].items()
-                }  # fmt: skip
+                }
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 

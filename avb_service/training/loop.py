@@ -90,8 +90,10 @@ class Engine:
                 f"{workers} workers cannot share training.logical_workers {config.logical_workers}: some would have no "
                 "slice of the batch; start fewer, or raise training.logical_workers"
             )
-        self.shares = [range(r * config.logical_workers // workers, (r + 1) * config.logical_workers // workers)
-                       for r in range(workers)]  # fmt: skip
+        self.shares = [
+            range(r * config.logical_workers // workers, (r + 1) * config.logical_workers // workers)
+            for r in range(workers)
+        ]
         self.mine = self.shares[rank]
         device = next(algorithm.parameters()).device
         with together(device):
@@ -179,10 +181,12 @@ class Engine:
     def state(self) -> State:
         """All that a resumed run needs: nested dicts of tensors and numbers; between reports, call `pool` before."""
         state: State = {
-            "round": self.round, "algorithm": self.algorithm.state_dict(),
+            "round": self.round,
+            "algorithm": self.algorithm.state_dict(),
             "optimizers": {player.name: slots.state() for player, slots in self._slots()},
-            "terms": dict(self._terms.pooled), "manner": self.manner._asdict(),
-        }  # fmt: skip
+            "terms": dict(self._terms.pooled),
+            "manner": self.manner._asdict(),
+        }
         if self.average is not None:
             state["average"] = self.average.state_dict()
         return state

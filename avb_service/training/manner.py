@@ -71,9 +71,12 @@ def fastest(asked: Manner, device: torch.device, rounds: int, seconds: Callable[
     """
     best, least = None, 0.0
     for manner in asked.choices(device):
-        if best and asked.capture == AUTO and manner.capture == "compile" and (
-            rounds * least < WORTH_COMPILING or manner.precision != best.precision
-        ):  # fmt: skip
+        if (
+            best
+            and asked.capture == AUTO
+            and manner.capture == "compile"
+            and (rounds * least < WORTH_COMPILING or manner.precision != best.precision)
+        ):
             continue
         taken = seconds(manner)
         if best is None or taken < FASTER * least:

@@ -64,8 +64,9 @@ class Terms:
         return next(
             (round_, player, norm, row[len(turn.players) + turn.terms.index((player, ""))])
             for round_, turn, row in steps
-            for player, norm in zip(turn.players, row, strict=False) if not math.isfinite(norm)
-        )  # fmt: skip
+            for player, norm in zip(turn.players, row, strict=False)
+            if not math.isfinite(norm)
+        )
 
     def load(self, state: dict[str, Any]) -> None:
         """Forget all, and begin with what was pooled."""

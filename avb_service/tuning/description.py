@@ -69,13 +69,18 @@ def table(space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, P
     """
     rows = [
         {
-            "trial": trial.job.name, "stage": trial.stage, "method": trial.config.algorithm.name,
-            space.objective.metric: math.nan if trial.objective is None else trial.objective, "status": trial.status,
-            "rounds": trial.rounds, "train_seconds": trial.seconds,
+            "trial": trial.job.name,
+            "stage": trial.stage,
+            "method": trial.config.algorithm.name,
+            space.objective.metric: math.nan if trial.objective is None else trial.objective,
+            "status": trial.status,
+            "rounds": trial.rounds,
+            "train_seconds": trial.seconds,
             **{path: _given(space, trial).get(path, "") for path in space.space},
             "model": published[trial.job.name].uri if trial.job.name in published else "",
-        } for trial in trials
-    ]  # fmt: skip
+        }
+        for trial in trials
+    ]
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 

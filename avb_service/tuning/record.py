@@ -153,11 +153,12 @@ def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
     """
     folder = newest_folder(space, storage)
     must_match(
-        read_yaml(folder / SPACE), _begun_with(space),
+        read_yaml(folder / SPACE),
+        _begun_with(space),
         f"--resume: the space or the code has changed since {folder.name} was begun, so its trials could not be "
         "compared with new ones",
         "Give the same space and code, or begin a new search from it with --branch NAME",
-    )  # fmt: skip
+    )
     return folder
 
 

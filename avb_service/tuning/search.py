@@ -193,10 +193,14 @@ def run_trial(
     tree = reduce(lambda below, item: override(below, *item), assignments.items(), trees[values["preset"]])
     trial_id = tune.get_context().get_trial_id()
     job = Job(
-        config=ExperimentConfig.parse(tree).tree(), folder=str(Path(folder) / "trials" / trial_id),
-        name=f"{tree['algorithm']['name']}-{trial_id}", key=f"{Path(folder).name}/{trial_id}", parent=parent,
-        tracking_uri=uri, tags={"avb.kind": kind},
-    )  # fmt: skip
+        config=ExperimentConfig.parse(tree).tree(),
+        folder=str(Path(folder) / "trials" / trial_id),
+        name=f"{tree['algorithm']['name']}-{trial_id}",
+        key=f"{Path(folder).name}/{trial_id}",
+        parent=parent,
+        tracking_uri=uri,
+        tags={"avb.kind": kind},
+    )
     train(job, [TuneReportCallback()])
 
 
@@ -224,11 +228,15 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
     configs = {preset: space.trial(preset) for preset in stage.presets}
     trainable = tune.with_resources(
         tune.with_parameters(
-            run_trial, kind=stage.kind, trees={preset: config.tree() for preset, config in configs.items()},
-            folder=str(search.folder), parent=search.run.run_id, uri=search.tracking_uri,
+            run_trial,
+            kind=stage.kind,
+            trees={preset: config.tree() for preset, config in configs.items()},
+            folder=str(search.folder),
+            parent=search.run.run_id,
+            uri=search.tracking_uri,
         ),
         {"CPU": TRIAL_CPUS},
-    )  # fmt: skip
+    )
     path = search.folder / "tune" / stage.name
     if restorable(path):
         return tune.Tuner.restore(str(path), trainable, resume_errored=True)
@@ -249,13 +257,15 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=path.name, storage_path=str(path.parent), verbose=0,
+            name=path.name,
+            storage_path=str(path.parent),
+            verbose=0,
             callbacks=[callback, EndingCallback(search.trial_folder)],
             failure_config=tune.FailureConfig(
                 max_failures=max(config.scaling.max_failures for config in configs.values())
             ),
         ),
-    )  # fmt: skip
+    )
 
 
 def restorable(path: Path) -> bool:
@@ -297,10 +307,13 @@ def _scheduler(space: SpaceConfig, preset: str) -> Any:  # noqa: ANN401
         return FIFOScheduler()
     rounds, every = space.rounds(preset)
     return ASHAScheduler(
-        time_attr="round", metric=space.objective.metric, mode=space.objective.mode, reduction_factor=asha.reduction,
+        time_attr="round",
+        metric=space.objective.metric,
+        mode=space.objective.mode,
+        reduction_factor=asha.reduction,
         grace_period=min(asha.grace * every, rounds),
         max_t=rounds + 1,  # so that a trial which gets there ends by itself, and is not stopped on its last report
-    )  # fmt: skip
+    )
 
 
 def _ray_domain(domain: DomainConfig) -> Any:  # noqa: ANN401

@@ -195,9 +195,10 @@ class SpaceConfig(Config):
         if broken:
             return
         broken = (
-            list(self._tried_together(1)) or list(self._tried_together(1, DomainConfig.between))
+            list(self._tried_together(1))
+            or list(self._tried_together(1, DomainConfig.between))
             or list(self._tried_together(2))
-        )  # fmt: skip
+        )
         yield from broken
         for preset, value in product(self.baselines, self.latent_sizes()):
             yield from (f"baselines: at {value} latents, {line}" for line in self._tried(preset, {LATENT: value}))

@@ -78,12 +78,22 @@ def main() -> None:
     pixels = np.load(sys.argv[1])
     data = jnp.asarray(pixels.reshape(len(pixels), -1) / pixels.max(), jnp.float32)
     size, *keys = data.shape[1], *jax.random.split(jax.random.key(1), 10)
-    widths = {"features": (size, *HIDDEN), "offset": (HIDDEN[-1], LATENT), "weights": (HIDDEN[-1], BASES * LATENT),
-              "decoder": (LATENT, *HIDDEN, size)}  # fmt: skip
+    widths = {
+        "features": (size, *HIDDEN),
+        "offset": (HIDDEN[-1], LATENT),
+        "weights": (HIDDEN[-1], BASES * LATENT),
+        "decoder": (LATENT, *HIDDEN, size),
+    }
     model = {name: dense(key, *through) for key, (name, through) in zip(keys, widths.items(), strict=False)}
     model["basis"] = jax.vmap(lambda key: dense(key, NOISE, *BASIS, LATENT))(jax.random.split(keys[4], BASES))
-    widths = {"features": (size, *ADVERSARY), "code": (LATENT, *ADVERSARY), "theta": (ADVERSARY[-1], RANK),
-              "s": (ADVERSARY[-1], RANK), "t_x": (ADVERSARY[-1], 1), "t_z": (ADVERSARY[-1], 1)}  # fmt: skip
+    widths = {
+        "features": (size, *ADVERSARY),
+        "code": (LATENT, *ADVERSARY),
+        "theta": (ADVERSARY[-1], RANK),
+        "s": (ADVERSARY[-1], RANK),
+        "t_x": (ADVERSARY[-1], 1),
+        "t_z": (ADVERSARY[-1], 1),
+    }
     adversary = {name: dense(key, *through) for key, (name, through) in zip(keys, widths.items(), strict=False)}
     of_adversary, step_adversary = adam(adversary, RATE, BETA)
     of_model, step_model = adam(model, RATE, BETA)

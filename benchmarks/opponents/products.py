@@ -21,8 +21,15 @@ from avb_service.settings import read_config
 
 aten = torch.ops.aten
 PRODUCTS = {
-    aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.dot, aten.convolution, aten.convolution_backward,
-}  # fmt: skip
+    aten.mm,
+    aten.addmm,
+    aten.bmm,
+    aten.baddbmm,
+    aten.mv,
+    aten.dot,
+    aten.convolution,
+    aten.convolution_backward,
+}
 
 
 class Recording(TorchDispatchMode):

@@ -28,9 +28,12 @@ def main() -> None:
     model = VAE(VAEConfig(input_dim=tuple(data.shape[1:]), latent_dim=int(latent), reconstruction_loss="bce"))
     with tempfile.TemporaryDirectory() as folder:
         config = BaseTrainerConfig(
-            output_dir=folder, num_epochs=10**9, per_device_train_batch_size=BATCH, learning_rate=1e-3,
+            output_dir=folder,
+            num_epochs=10**9,
+            per_device_train_batch_size=BATCH,
+            learning_rate=1e-3,
             no_cuda=device == "cpu",
-        )  # fmt: skip
+        )
         dataset = BaseDataset(data, torch.zeros(len(data)))
         BaseTrainer(model, dataset, training_config=config, callbacks=[Epochs()]).train()
 

@@ -141,9 +141,10 @@ def test_nothing_is_pickled_and_nothing_that_is_read_is_run(module):
     calls = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     calls |= set(imports(MODULES[module], module))  # from torch import load
     allowed_pickles = [
-        node for node in ast.walk(tree)
+        node
+        for node in ast.walk(tree)
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
-    ]  # fmt: skip
+    ]
     built_in = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)} & {"eval", "exec"}
     shells = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "shell"]
     assert not names & PICKLES

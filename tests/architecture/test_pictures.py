@@ -14,8 +14,10 @@ SHOWN = set(re.findall(r"\]\(pictures/([^)]+)\)", METHODS))
 def test_every_picture_of_a_method_is_made_by_a_command_and_there():
     by_draw = {
         drawing.file(name, figure, step)
-        for name, drawing in DRAWINGS.items() for figure in drawing.figures for step in drawing.rounds or [None]
-    }  # fmt: skip
+        for name, drawing in DRAWINGS.items()
+        for figure in drawing.figures
+        for step in drawing.rounds or [None]
+    }
     by_benchmarks = set(re.findall(r"--(?:picture|figure)\s+docs/pictures/(\S+\.png)", METHODS))
     assert len(SHOWN) > 30
     assert not SHOWN - by_draw - by_benchmarks

@@ -108,15 +108,23 @@ class Hosts:
         _run("ip", "netns", "add", namespace)
         _run("ip", "link", "add", link, "type", "veth", "peer", "name", "e0", "netns", namespace)
         _run("ip", "link", "set", link, "master", self.bridge, "up")
-        for command in (f"addr add {self.address(name)}/24 dev e0", "link set e0 up", "link set lo up",
-                        f"route add default via {NETWORK}.1"):  # fmt: skip
+        for command in (
+            f"addr add {self.address(name)}/24 dev e0",
+            "link set e0 up",
+            "link set lo up",
+            f"route add default via {NETWORK}.1",
+        ):
             _run("ip", "-n", namespace, *command.split())
         apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts", "--ipc"]
         with (folder / "sshd.log").open("wb") as log:
             self._running[name] = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, *apart, "bash", "-c", BOOT.format(name=name, folder=folder)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_plain(),
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=_plain(),
+            )
         for _ in range(50):
             if self.ssh(name, "true").returncode == 0:
                 return
@@ -137,8 +145,11 @@ class Hosts:
         options = [word for option in SSH_OPTIONS for word in ("-o", option)]
         return subprocess.run(
             ["ssh", "-i", str(self.key), *options, f"root@{self.address(name)}", f"bash -lc {shlex.quote(command)}"],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=timeout,
+        )
 
     def processes(self, name: str) -> dict[int, list[str]]:
         """The command lines of what runs on a host, by process id as this machine counts them."""

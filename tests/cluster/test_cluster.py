@@ -65,11 +65,19 @@ def test_the_champion_is_pulled_from_outside(cluster, champion):
 
 def test_one_model_is_trained_on_several_hosts(cluster):
     # Two CPUs a host, so four workers are on two hosts at least.
-    settings = ("scaling.workers=4", "training.logical_workers=4", "training.rounds=100", "training.report_every=50",
-                "likelihood.budget=quick", "tracking.model=wide")  # fmt: skip
+    settings = (
+        "scaling.workers=4",
+        "training.logical_workers=4",
+        "training.rounds=100",
+        "training.report_every=50",
+        "likelihood.budget=quick",
+        "tracking.model=wide",
+    )
     cluster.do(HEAD, "avb train vae_digits --name wide " + " ".join(f"--set {each}" for each in settings))
-    ask = ("import mlflow; runs = mlflow.search_runs(search_all_experiments=True, output_format='list');"
-           "print([run.data.tags.get('avb.hosts') for run in runs if run.info.run_name == 'wide'][0])")  # fmt: skip
+    ask = (
+        "import mlflow; runs = mlflow.search_runs(search_all_experiments=True, output_format='list');"
+        "print([run.data.tags.get('avb.hosts') for run in runs if run.info.run_name == 'wide'][0])"
+    )
     trained_on = cluster.do(LAPTOP, f"{cluster.login} python -c {shlex.quote(ask)}").split(", ")
     assert len(trained_on) >= 2
 
@@ -103,10 +111,12 @@ def test_strangers_are_refused(cluster):
 
 def status(cluster: Deployed, host: str, url: str) -> str:
     """Of an answer to somebody without a token; 000 where nobody answers."""
-    ask = ("import sys, urllib.error, urllib.request as r\n"
-           "try: print(r.urlopen(sys.argv[1], timeout=20).status)\n"
-           "except urllib.error.HTTPError as error: print(error.code)\n"
-           "except OSError: print('000')")  # fmt: skip
+    ask = (
+        "import sys, urllib.error, urllib.request as r\n"
+        "try: print(r.urlopen(sys.argv[1], timeout=20).status)\n"
+        "except urllib.error.HTTPError as error: print(error.code)\n"
+        "except OSError: print('000')"
+    )
     return cluster.do(host, f"python -c {shlex.quote(ask)} {shlex.quote(url)}").strip()
 
 

@@ -15,10 +15,16 @@ from avb_service.tracking.server import connect
 
 AVB = str(Path(sys.executable).with_name("avb"))
 SET = {
-    "training.rounds": 4000, "training.report_every": 4000, "data.limit": 300, "likelihood.validation_data": 20,
-    "likelihood.test_data": 20, "likelihood.importance_draws": 64, "likelihood.budget": "quick",
-    "likelihood.elbo_draws": 4, "likelihood.search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
-}  # fmt: skip
+    "training.rounds": 4000,
+    "training.report_every": 4000,
+    "data.limit": 300,
+    "likelihood.validation_data": 20,
+    "likelihood.test_data": 20,
+    "likelihood.importance_draws": 64,
+    "likelihood.budget": "quick",
+    "likelihood.elbo_draws": 4,
+    "likelihood.search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},
+}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -49,9 +55,13 @@ def test_a_worker_that_is_told_to_end_saves_and_another_goes_on_from_there(tmp_p
     environment.pop("MLFLOW_TRACKING_URI", None)
     settings = [word for path, value in SET.items() for word in ("--set", f"{path}={json.dumps(value)}")]
     process = subprocess.Popen(
-        [AVB, "train", "vae_digits", "--name", "rented", *settings], cwd=tmp_path, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [AVB, "train", "vae_digits", "--name", "rented", *settings],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     store = CheckpointStore(tmp_path / "runs" / "rented" / "checkpoints")
     told, deadline = False, time.monotonic() + 400
     try:

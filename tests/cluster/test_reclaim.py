@@ -41,9 +41,7 @@ with cluster():
 
 def test_what_holds_nobody_is_given_back_and_nothing_else():
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     before, after = json.loads(done.stdout.splitlines()[-1])
     assert before == {"empty": "CREATED", "inhabited": "CREATED", "of a trial": "CREATED", "too large": "PENDING"}

@@ -59,9 +59,13 @@ class Desk:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [AVB, *arguments], cwd=self.folder, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [AVB, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)
@@ -214,8 +218,12 @@ def test_the_champion_is_pulled_loaded_without_pickle_and_sampled(desk, monkeypa
     pulled = desk.run("pull", "models:/avb-digits@champion", "champion")
     assert pulled.returncode == 0, pulled.stderr
     assert {path.name for path in (desk.folder / "champion").iterdir()} == {
-        "weights.safetensors", "config.yaml", "card.md", "likelihood.json", "manifest.json",
-    }  # fmt: skip
+        "weights.safetensors",
+        "config.yaml",
+        "card.md",
+        "likelihood.json",
+        "manifest.json",
+    }
     here, there = avb_service.load(desk.folder / "champion"), avb_service.load("models:/avb-digits@champion")
     assert not difference(here.config.tree(), there.config.tree())
     assert (here.sample(4, seed=1) == there.sample(4, seed=1)).all()
@@ -239,9 +247,7 @@ def test_resuming_with_another_space_is_refused_with_the_differing_lines(desk):
 
 
 def test_more_workers_than_the_machine_has_are_refused_at_once(desk):
-    refused = desk.run(
-        "train", "vae_digits", "--set", "scaling.workers=64", "--set", "training.logical_workers=64"
-    )  # fmt: skip
+    refused = desk.run("train", "vae_digits", "--set", "scaling.workers=64", "--set", "training.logical_workers=64")
     assert refused.returncode == 2
     assert "64 workers" in refused.stderr and "do not fit" in refused.stderr
 

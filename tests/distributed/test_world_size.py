@@ -40,18 +40,20 @@ WORLDS = (1, 2, 4)
 TRIALS = {
     **{method: (method, {}) for method in sorted(TABLE)},
     "avb_ac_simultaneous": (
-        "avb_ac", {"algorithm.simultaneous": True, "algorithm.adversary.steps": 1, "algorithm.model.steps": 1},
+        "avb_ac",
+        {"algorithm.simultaneous": True, "algorithm.adversary.steps": 1, "algorithm.model.steps": 1},
     ),
     "vq_vae_by_gradient": ("vq_vae", {"algorithm.codebook": {"name": "gradient", "size": 8, "dim": 4}}),
-}  # fmt: skip
+}
 every_trial = pytest.mark.parametrize("trial", TRIALS)
 UNEVEN, TRIED_UNEVEN = 3, ("avb_ac", "vq_vae")  # workers that do not divide the 4 logical ones: a game, and statistics
 ROUNDS, STOP = 20, 10
 STOPPED = 0  # stands for the run that was stopped at half time on 2 workers, and is resumed on 1
 SGD, ADAM = "float64-SGD", "float32-Adam"
 TURNS = {
-    SGD: {"optimizer": "SGD", "lr": 1e-3, "steps": 1}, ADAM: {"optimizer": "Adam", "lr": 1e-3, "steps": 2},
-}  # fmt: skip
+    SGD: {"optimizer": "SGD", "lr": 1e-3, "steps": 1},
+    ADAM: {"optimizer": "Adam", "lr": 1e-3, "steps": 2},
+}
 
 
 class Stopped(Exception):
@@ -135,11 +137,18 @@ def runs(small) -> dict[str, Tree]:
         players = build(small(method), load_data(small(method)).spec).players()
         for kind, turn in TURNS.items():
             sloped = kind == SGD and hasattr(small(method).algorithm, "penalty")
-            trees[f"{trial}-{kind}"] = small(method, {
-                "training.rounds": ROUNDS, "training.report_every": STOP, "training.logical_workers": 4,
-                "training.dtype": kind.split("-")[0], **({"algorithm.penalty": 0.5} if sloped else {}),
-                **{f"algorithm.{player.name}": turn for player in players}, **settings,
-            }).tree()  # fmt: skip
+            trees[f"{trial}-{kind}"] = small(
+                method,
+                {
+                    "training.rounds": ROUNDS,
+                    "training.report_every": STOP,
+                    "training.logical_workers": 4,
+                    "training.dtype": kind.split("-")[0],
+                    **({"algorithm.penalty": 0.5} if sloped else {}),
+                    **{f"algorithm.{player.name}": turn for player in players},
+                    **settings,
+                },
+            ).tree()
     return trees
 
 
@@ -151,9 +160,11 @@ def trained(runs, tmp_path_factory) -> dict[int, Path]:
     train(0, 1, runs, folders[1])
     spawn(
         tmp_path_factory.mktemp("spawn"),
-        (4, train, (runs, folders[4], None, True)), (3, train, (uneven, folders[3])), (2, train, (runs, folders[2])),
+        (4, train, (runs, folders[4], None, True)),
+        (3, train, (uneven, folders[3])),
+        (2, train, (runs, folders[2])),
         (2, train, (runs, folders[STOPPED], STOP, True)),
-    )  # fmt: skip
+    )
     return folders
 
 
@@ -377,9 +388,15 @@ def leave(rank: int, workers: int, tree: Tree, folder: Path) -> None:
 
 
 def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small, tmp_path):
-    tree = small("avb", {
-        "training.rounds": 30, "training.report_every": 25, "training.logical_workers": 4, "training.dtype": "float64",
-    }).tree()  # fmt: skip
+    tree = small(
+        "avb",
+        {
+            "training.rounds": 30,
+            "training.report_every": 25,
+            "training.logical_workers": 4,
+            "training.dtype": "float64",
+        },
+    ).tree()
     undisturbed = experiment(tree, tmp_path / "undisturbed", 0, 1)
     undisturbed.fit()
     spawn(tmp_path, (2, leave, (tree, tmp_path / "disturbed")))

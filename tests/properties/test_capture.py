@@ -15,8 +15,13 @@ from avb_service.training.recording import Uncapturable
 
 CPU = torch.device("cpu")
 CHANGING = {  # what makes a loss depend on the round, for the methods that have it
-    "kl_warmup": 7, "warmup": 7, "anneal": 7, "penalty": 0.5, "cycle_noise": 0.1, "straight_through": True,
-}  # fmt: skip
+    "kl_warmup": 7,
+    "warmup": 7,
+    "anneal": 7,
+    "penalty": 0.5,
+    "cycle_noise": 0.1,
+    "straight_through": True,
+}
 
 
 def changing(small, method: str) -> Experiment:

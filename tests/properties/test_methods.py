@@ -223,11 +223,15 @@ RESUMES = {
 
 @pytest.mark.parametrize(("training", "turn"), RESUMES.values(), ids=RESUMES)
 def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(small, method, tmp_path, training, turn):
-    config = small(method, {
-        "training.rounds": 6, "training.report_every": 3,
-        **{f"training.{key}": value for key, value in training.items()},
-        f"algorithm.{last_player(small(method))}": {"lr": 1e-3, **turn},
-    })  # fmt: skip
+    config = small(
+        method,
+        {
+            "training.rounds": 6,
+            "training.report_every": 3,
+            **{f"training.{key}": value for key, value in training.items()},
+            f"algorithm.{last_player(small(method))}": {"lr": 1e-3, **turn},
+        },
+    )
     straight = fit(start(config, tmp_path / "straight"))
     fit(start(config, tmp_path / "stopped"), stop_at=3)
     resumed = start(config, tmp_path / "stopped")

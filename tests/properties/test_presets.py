@@ -10,9 +10,12 @@ from avb_service.settings import preset_names, read_config
 from tests.mnist import write_mnist
 
 BRIEF = [
-    "training.rounds=2", "training.report_every=2", "likelihood.validation_data=8", "likelihood.search.temperatures=3",
+    "training.rounds=2",
+    "training.report_every=2",
+    "likelihood.validation_data=8",
+    "likelihood.search.temperatures=3",
     "data.validation=20",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

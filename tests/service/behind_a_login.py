@@ -29,8 +29,12 @@ def serving(store: str, secrets: Path, log: Path, artifacts: str | None = None) 
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", "from avb_service.cli import main; main()", *arguments],
-            env={**os.environ, **ours}, cwd=log.parent, stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
+            env={**os.environ, **ours},
+            cwd=log.parent,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
         try:
             patient = urllib3.Retry(total=None, connect=400, read=400, backoff_factor=0.1, backoff_max=0.5)
             try:

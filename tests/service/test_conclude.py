@@ -128,8 +128,10 @@ def test_a_search_says_what_is_searched_how_it_is_begun_and_what_came_of_it_and_
     assert "```\navb tune --space 'my space.yaml'\n```\n" in text and "models:/" not in text
     assert rows.keys() == {"a", "b", "c"}
     assert {name: row["status"] for name, row in rows.items()} == {
-        "a": "not at its end", "b": "stopped early by the scheduler", "c": "not at its end",
-    }  # fmt: skip
+        "a": "not at its end",
+        "b": "stopped early by the scheduler",
+        "c": "not at its end",
+    }
     trials = {trial.job.name: trial for trial in search.trials()}
     for name, row in rows.items():
         assert (row["rounds"], row["model"]) == (4, "") and row["train_seconds"] > 0

@@ -35,10 +35,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
-SPACE = SpaceConfig.parse({
-    "name": "cut", "preset": "vae_digits", "trials": 2, "set": {"tracking.experiment": "cut"},
-    "space": {"algorithm.latent_dim": {"choice": [2, 8]}},
-})  # fmt: skip
+SPACE = SpaceConfig.parse(
+    {
+        "name": "cut",
+        "preset": "vae_digits",
+        "trials": 2,
+        "set": {"tracking.experiment": "cut"},
+        "space": {"algorithm.latent_dim": {"choice": [2, 8]}},
+    }
+)
 LONG = 120  # seconds: nothing here waits for so long unless it has failed
 DATABASE = "mlflow.db"
 
@@ -172,16 +177,30 @@ def kept(place: Place) -> dict:
         "experiments": sorted(experiments.values()),
         "runs": sorted(
             [
-                str(run.data.tags.get(RESUME_KEY)), run.info.run_name, run.info.status, bool(run.info.end_time),
-                run.data.tags, run.data.params, files(run.info.run_id),
-                {key: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, key)]
-                 for key in sorted(run.data.metrics)},
+                str(run.data.tags.get(RESUME_KEY)),
+                run.info.run_name,
+                run.info.status,
+                bool(run.info.end_time),
+                run.data.tags,
+                run.data.params,
+                files(run.info.run_id),
+                {
+                    key: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, key)]
+                    for key in sorted(run.data.metrics)
+                },
                 [output.model_id for output in (run.outputs.model_outputs if run.outputs else [])],
-            ] for run in runs
+            ]
+            for run in runs
         ),
         "models": [
-            [model.name, str(model.status), model.params, model.tags, model.source_run_id,
-             sorted((metric.key, metric.value) for metric in model.metrics or [])]
+            [
+                model.name,
+                str(model.status),
+                model.params,
+                model.tags,
+                model.source_run_id,
+                sorted((metric.key, metric.value) for metric in model.metrics or []),
+            ]
             for model in models
         ],
         "versions": [
@@ -191,7 +210,7 @@ def kept(place: Place) -> dict:
         "aliases": [[each.name, each.aliases] for each in every(client.search_registered_models)],
         "letters": [path.name for path in sorted(place.folder.glob(f"trials/*/{OUTBOX}")) if letters(path)],
         "published": json.loads((place.folder / "published.json").read_text()),
-    }  # fmt: skip
+    }
     text = json.dumps(found, sort_keys=True)
     for id_, name in ids.items():
         text = text.replace(id_, name)

@@ -36,9 +36,13 @@ class Server:
     def start(self) -> None:
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
-                self.command.arguments, env={**os.environ, **self.command.environment}, cwd=self.folder, stdout=log,
-                stderr=log, start_new_session=True,
-            )  # fmt: skip
+                self.command.arguments,
+                env={**os.environ, **self.command.environment},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         patient = urllib3.Retry(total=None, connect=400, read=400, backoff_factor=0.1, backoff_max=0.5)
         urllib3.request("GET", f"{self.uri}/health", retries=patient)
 

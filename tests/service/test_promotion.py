@@ -150,9 +150,9 @@ def test_a_champion_of_an_older_version_stays_champion_until_a_better_one_comes(
 
     def with_bound(values: torch.Tensor, name: str) -> LikelihoodRecord:
         made = record(values, data="of then")
-        return dataclasses.replace(made, estimates=(
-            *made.estimates, Estimate.of(name, "lower_bound", {"nats": values - 0.1})
-        ))  # fmt: skip
+        return dataclasses.replace(
+            made, estimates=(*made.estimates, Estimate.of(name, "lower_bound", {"nats": values - 0.1}))
+        )
 
     older = register(with_bound(VALUES, "iwae_refined_256"))
     promote("vae", int(older.uri.rsplit("/", 1)[1]), override="other data", uri=uri)

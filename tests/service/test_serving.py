@@ -84,7 +84,7 @@ def ask(served: SimpleNamespace, body: object, kind: str = "application/json") -
     patient = urllib3.Retry(total=None, connect=50, backoff_factor=0.05, backoff_max=0.2)
     answer = urllib3.request(
         "POST", f"{served.address}/invocations", body=data, headers={"Content-Type": kind}, retries=patient
-    )  # fmt: skip
+    )
     return answer.status, json.loads(answer.data)
 
 
@@ -162,10 +162,17 @@ def test_integers_that_may_be_two_things_are_refused_by_name(served):
         assert answer["message"].endswith("for a served model its parameter dtype")
 
 
-@pytest.mark.parametrize("form", [
-    lambda x: x.numpy(), lambda x: x.numpy().astype(np.float64), lambda x: x.tolist(), lambda x: x,
-    lambda x: pd.DataFrame(x.flatten(1).numpy()), lambda x: list(x.numpy()[:, 0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.numpy(),
+        lambda x: x.numpy().astype(np.float64),
+        lambda x: x.tolist(),
+        lambda x: x,
+        lambda x: pd.DataFrame(x.flatten(1).numpy()),
+        lambda x: list(x.numpy()[:, 0]),
+    ],
+)
 def test_mlflows_own_loader_takes_the_same(served, form: Callable):
     x = digits(served.model)
     answer = served.mlflow.predict(form(x), params={"task": "encode"})

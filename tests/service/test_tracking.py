@@ -68,9 +68,13 @@ def server(local, tmp_path_factory):
     place = tmp_path_factory.mktemp("server")
     with (place / "log").open("w") as log:
         process = subprocess.Popen(
-            command.arguments, env={**os.environ, **command.environment}, cwd=place, stdout=log, stderr=log,
+            command.arguments,
+            env={**os.environ, **command.environment},
+            cwd=place,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             patient = urllib3.Retry(total=None, connect=200, read=200, backoff_factor=0.1, backoff_max=0.5)
             urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=patient)
@@ -239,8 +243,14 @@ def test_a_model_is_registered_listed_and_pulled_back(uri, client, run, name, mo
     aliases = {row.version: row.aliases for row in leaderboard(uri) if row.name == name}
     assert aliases == {1: (), 2: ("champion",)}
 
-    sources = [f"models:/{name}@champion", f"models:/{name}/1", f"models:/{name}/latest", f"runs:/{run.run_id}",
-               f"runs:/{run.run_id}/{name}", str(model)]  # fmt: skip
+    sources = [
+        f"models:/{name}@champion",
+        f"models:/{name}/1",
+        f"models:/{name}/latest",
+        f"runs:/{run.run_id}",
+        f"runs:/{run.run_id}/{name}",
+        str(model),
+    ]
     for index, source in enumerate(sources):
         pulled = pull(source, tmp_path / f"pulled-{index}", uri)
         assert read_folder(pulled) == read_folder(model)
@@ -319,7 +329,7 @@ def test_mlflow_loads_a_registered_model_without_pickle(uri, run, name, model, m
             reconstruct=lambda x, seed: torch.from_numpy(x) * weight.sum(),
             encode=lambda x, seed: torch.from_numpy(x).flatten(1) @ weight.new_ones(4, 2),
             sample=lambda n, seed: torch.full((n, 1, 2, 2), float(seed)),
-        )  # fmt: skip
+        )
 
     stand_in = ModuleType("avb_service.model")
     stand_in.load_model = load_model  # type: ignore[attr-defined]

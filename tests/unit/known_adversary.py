@@ -15,9 +15,10 @@ from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import seeded
 
 SMALL = {
-    "latent_dim": 3, "decoder": MLPConfig(hidden=(8,)),
+    "latent_dim": 3,
+    "decoder": MLPConfig(hidden=(8,)),
     "discriminator": InnerProductConfig(trunk=MLPConfig(hidden=(8,)), hidden=(8,), rank=4),
-}  # fmt: skip
+}
 INPUT = NoiseInputConfig(trunk=MLPConfig(hidden=(8,)), noise_dim=4, hidden=(8,))
 BASIS = NoiseBasisConfig(trunk=MLPConfig(hidden=(8,)), bases=4, noise_dim=4, hidden=(8,))
 BINARY = DataSpec((1, 1, 4), "binary", 1, torch.full((1, 1, 4), 0.25))

@@ -119,10 +119,17 @@ def test_it_is_repeatable_and_leaves_no_trace():
 
 def test_metrics_have_names():
     assert set(diagnose(plain(Always(0.0)), one_hot(N), SEEN).metrics("validation")) == {
-        f"validation/adversary.{name}" for name in (
-            "kl", "kl_floor", "floor_violation", "floor_stderr", "unverifiable", "out_of_reach", "log_normaliser",
+        f"validation/adversary.{name}"
+        for name in (
+            "kl",
+            "kl_floor",
+            "floor_violation",
+            "floor_stderr",
+            "unverifiable",
+            "out_of_reach",
+            "log_normaliser",
         )
-    }  # fmt: skip
+    }
 
 
 def failed(found: Diagnosis) -> set[str]:
@@ -180,9 +187,10 @@ def test_an_elbo_above_a_lower_bound_is_not_a_bound():
     assert found.stderr < 0.1, "data are paired: unpaired it is 8"
     assert found.not_a_bound and not found.check().passed
     assert found.metrics("test") == {
-        "test/adversary.excess": found.difference, "test/adversary.excess.stderr": found.stderr,
+        "test/adversary.excess": found.difference,
+        "test/adversary.excess.stderr": found.stderr,
         "test/adversary.not_a_bound": 1.0,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("offsets", [[-1.0, -1.2, -0.8, -1.1], [1.0, -1.2, 0.8, -0.4]])

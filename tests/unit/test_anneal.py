@@ -316,20 +316,28 @@ def test_few_real_data_do_not_excuse_a_drift_by_its_error(real, limit):
 
     def score(name: str, x: Tensor) -> Estimate:
         if name == "bdmc":
-            return Estimate.of(name, "lower_bound", {"nats": torch.zeros(200), "gap": torch.zeros(200),
-                                                     "upper": torch.zeros(200)}, "simulated")  # fmt: skip
+            return Estimate.of(
+                name,
+                "lower_bound",
+                {"nats": torch.zeros(200), "gap": torch.zeros(200), "upper": torch.zeros(200)},
+                "simulated",
+            )
         return Estimate.of(name, "lower_bound", {"nats": nats[name], "ess": torch.full((real,), 8.0)})
 
-    (drift,) = [check for check in certify(score, torch.zeros(60)[:real], 8, CertificateConfig()).checks
-                if check.name == "drift"]  # fmt: skip
+    (drift,) = [
+        check
+        for check in certify(score, torch.zeros(60)[:real], 8, CertificateConfig()).checks
+        if check.name == "drift"
+    ]
     assert drift.limit == pytest.approx(limit, rel=0.05) and not drift.passed
 
 
 def test_two_chains_give_no_certificate():
     model = pca(dim=2)
     recipe = AnnealConfig(chains=2)
-    certificate = certify(scoring(model, refined(model, PilotConfig()), recipe), data(model, 50), 2,
-                          CertificateConfig())  # fmt: skip
+    certificate = certify(
+        scoring(model, refined(model, PilotConfig()), recipe), data(model, 50), 2, CertificateConfig()
+    )
     assert [check.name for check in certificate.checks if not check.passed] == ["ess"]
 
 

@@ -19,9 +19,12 @@ ROOT = Path(__file__).parents[2]
 CASES = 200
 TRACE = "a file that nobody may write"
 TAGS = [
-    f"!!python/object/apply:os.system ['touch \"{TRACE}\"']", "!!python/name:os.system",
-    "!!python/object:os.PathLike {}", "!!python/object/new:os.system [true]", "!include /etc/passwd",
-]  # fmt: skip
+    f"!!python/object/apply:os.system ['touch \"{TRACE}\"']",
+    "!!python/name:os.system",
+    "!!python/object:os.PathLike {}",
+    "!!python/object/new:os.system [true]",
+    "!include /etc/passwd",
+]
 BROKEN = [
     "\n  : [", "\n\tx: 1", "\nx: {y: 1", "\nx: 'unfinished", "\n- a list item in a mapping", "\nx: *nobody",
     "\n%YAML 9.9\n---\n{", "\nx: &x [*x]", "\nx: " + "[" * 4000, "\nx: 2001-99-99", "\nx: 1" + "0" * 5000,
@@ -100,22 +103,40 @@ def without(*sections: str) -> Change:
 
 ANY = (with_broken_yaml, with_tag, that_is_no_mapping, cut_off)
 OUT_OF_RANGE = one_of(
-    training__rounds=[0, -5, 1.5, float("inf"), True], training__batch_size=[0, -1], training__seed=[-1],
-    training__ema=[0, 1, 2.0, float("nan")], training__logical_workers=[0, 7], training__dtype=["float8", 32],
-    tracking__figures_every=[0], scaling__workers=[0, -2, 64], scaling__cpus_per_worker=[0, -1, float("inf")],
-    scaling__max_failures=[-1], scaling__collective_timeout_s=[0, float("nan")], likelihood__validation_data=[0, -3],
-    algorithm__name=["vae2", "", None, "../vae"], data__name=["digit", ""], data__binarisation=["sometimes"],
+    training__rounds=[0, -5, 1.5, float("inf"), True],
+    training__batch_size=[0, -1],
+    training__seed=[-1],
+    training__ema=[0, 1, 2.0, float("nan")],
+    training__logical_workers=[0, 7],
+    training__dtype=["float8", 32],
+    tracking__figures_every=[0],
+    scaling__workers=[0, -2, 64],
+    scaling__cpus_per_worker=[0, -1, float("inf")],
+    scaling__max_failures=[-1],
+    scaling__collective_timeout_s=[0, float("nan")],
+    likelihood__validation_data=[0, -3],
+    algorithm__name=["vae2", "", None, "../vae"],
+    data__name=["digit", ""],
+    data__binarisation=["sometimes"],
     data__levels=[0, 256, -1, 1.5, True, "pixels", [255], {}, 16],
-)  # fmt: skip
+)
 INCOMPATIBLE = one_of(
-    scaling=[{"workers": 3}, {"workers": 2, "min_workers": 3}], training__logical_workers=[3, 1000],
-    algorithm__model__options=[{"momentum": 0.9}, {"no such": 1}], data__other=[{"name": "nothing"}, 3],
-)  # fmt: skip
+    scaling=[{"workers": 3}, {"workers": 2, "min_workers": 3}],
+    training__logical_workers=[3, 1000],
+    algorithm__model__options=[{"momentum": 0.9}, {"no such": 1}],
+    data__other=[{"name": "nothing"}, 3],
+)
 LEAVING = one_of(tracking__model=["../outside", "/etc/x", "a/b", "", "a:b", "50%"], data__name=OUTSIDE)
 PRESET = (
-    *ANY, with_unknown_key, with_wrong_type, OUT_OF_RANGE, OUT_OF_RANGE, INCOMPATIBLE, LEAVING,
+    *ANY,
+    with_unknown_key,
+    with_wrong_type,
+    OUT_OF_RANGE,
+    OUT_OF_RANGE,
+    INCOMPATIBLE,
+    LEAVING,
     without("algorithm", "data"),
-)  # fmt: skip
+)
 SPACE = (
     *ANY, with_unknown_key, with_wrong_type, without("preset"), without("space"),
     one_of(name=OUTSIDE), one_of(model=["../outside", "a/b", ""], preset=["../../etc/passwd", "/etc/passwd", "no", []]),

@@ -83,8 +83,14 @@ def package(tmp_path, monkeypatch):
 def test_a_model_of_an_installed_package_may_be_nothing_but_a_function(package, tmp_path):
     small = {"encoder.bases": 4, "encoder.noise_dim": 4, "encoder.hidden": [16], "discriminator.hidden": [32, 32]}
     overrides = [f"algorithm.{key}={value}" for key, value in small.items()]
-    overrides += ["algorithm.joint=correlated", "training.rounds=600", "training.report_every=600",
-                  "training.batch_size=128", "algorithm.model.lr=5e-3", "algorithm.adversary.lr=5e-3"]  # fmt: skip
+    overrides += [
+        "algorithm.joint=correlated",
+        "training.rounds=600",
+        "training.report_every=600",
+        "training.batch_size=128",
+        "algorithm.model.lr=5e-3",
+        "algorithm.adversary.lr=5e-3",
+    ]
     experiment = Experiment(read_config("avb_joint_eight_schools", overrides), tmp_path)
     experiment.fit()
     x, _ = experiment.data("test")

@@ -216,9 +216,7 @@ def test_every_command_prints_json_for_programs():
 
 def test_a_corrupt_npz_is_named(capsys, monkeypatch, tmp_path):
     (tmp_path / "x.npz").write_bytes(b"not an archive")
-    message = refused(
-        capsys, monkeypatch, "train", "vae_digits", "--set", "data.name=file", "--set", "data.path=x.npz"
-    )  # fmt: skip
+    message = refused(capsys, monkeypatch, "train", "vae_digits", "--set", "data.name=file", "--set", "data.path=x.npz")
     assert "x.npz" in message and "numpy" in message
 
 
@@ -356,11 +354,16 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize("command", ["train", "tune"])
 def test_more_workers_than_this_machine_has_are_refused_before_ray_is_started(command, monkeypatch, capsys, tmp_path):
     many = ["training.batch_size=64", "training.logical_workers=64", "scaling.workers=64"]
-    space = {"preset": "vae_digits", "space": {"algorithm.latent_dim": {"choice": [2]}},
-             "set": dict(each.split("=") for each in many)}  # fmt: skip
+    space = {
+        "preset": "vae_digits",
+        "space": {"algorithm.latent_dim": {"choice": [2]}},
+        "set": dict(each.split("=") for each in many),
+    }
     (tmp_path / "space.yaml").write_text(json.dumps(space).replace('"64"', "64"))
-    arguments = {"train": ["vae_digits", *(word for each in many for word in ("--set", each))],
-                 "tune": ["--space", "space.yaml"]}  # fmt: skip
+    arguments = {
+        "train": ["vae_digits", *(word for each in many for word in ("--set", each))],
+        "tune": ["--space", "space.yaml"],
+    }
     monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray was started"))
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -399,9 +402,17 @@ def test_users_arrays_train_without_a_cluster(tmp_path, shape, trunk):
 
     pixels = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", x=pixels)
-    overrides = ["data.name=file", f"data.path={tmp_path / 'mine.npz'}", "data.validation=10", "data.test=10",
-                 "training.rounds=3", "training.report_every=3", "likelihood.validation_data=10",
-                 f"algorithm.encoder={{name: {trunk}}}", f"algorithm.decoder={{name: {trunk}}}"]  # fmt: skip
+    overrides = [
+        "data.name=file",
+        f"data.path={tmp_path / 'mine.npz'}",
+        "data.validation=10",
+        "data.test=10",
+        "training.rounds=3",
+        "training.report_every=3",
+        "likelihood.validation_data=10",
+        f"algorithm.encoder={{name: {trunk}}}",
+        f"algorithm.decoder={{name: {trunk}}}",
+    ]
     experiment = Experiment(read_config("vae_digits", overrides), tmp_path / "checkpoints")
     experiment.fit()
     drawn = experiment.algorithm.sample(2)
@@ -416,28 +427,49 @@ def test_users_arrays_train_without_a_cluster(tmp_path, shape, trunk):
 @pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params", "IWAE"}), (91, {"gap", "params"}), (132, set())])
 def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     metrics = {
-        "test/log_likelihood": -22.0666, "test/log_likelihood.stderr": 0.2645, "certificate/gap": 0.0251,
+        "test/log_likelihood": -22.0666,
+        "test/log_likelihood.stderr": 0.2645,
+        "certificate/gap": 0.0251,
         "test/log_likelihood.iwae_refined_256.lower_bound": -22.21,
         "test/log_likelihood.iwae_256.lower_bound": -23.5,
-        "test/log_likelihood.elbo_adversarial.estimate": -122.5, "certificate/simulated.upper": -124.5,
-    }  # fmt: skip
-    tags = {"method": "avb_ac", "latent_dim": "16", "data": "digits", "certificate": "PASS", "parameters": "88000",
-            "train_seconds": "194"}  # fmt: skip
+        "test/log_likelihood.elbo_adversarial.estimate": -122.5,
+        "certificate/simulated.upper": -124.5,
+    }
+    tags = {
+        "method": "avb_ac",
+        "latent_dim": "16",
+        "data": "digits",
+        "certificate": "PASS",
+        "parameters": "88000",
+        "train_seconds": "194",
+    }
     version = RegisteredVersion("digits-smoke", 12, ("champion",), None, 0.0, tags, metrics)
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=width, color_system=None))
     tables.leaderboard(rows.leaderboard([version], [version.uri]))
     heading, _, row = tables.out.file.getvalue().splitlines()[2:5]
-    assert row.split()[:7] == ["digits-smoke/12", "*", "champion", "avb_ac", *(["digits"] if not absent else []), "16",
-                               "-22.07", "±"][:7]  # fmt: skip
+    assert (
+        row.split()[:7]
+        == ["digits-smoke/12", "*", "champion", "avb_ac", *(["digits"] if not absent else []), "16", "-22.07", "±"][:7]
+    )
     assert "…" not in row + heading
     assert {name for name in ("gap", "params", "certificate", "IWAE") if name not in heading} == absent
     assert ("-22.21" in row) == ("IWAE" not in absent) and "-23.50" not in row
 
 
 def test_a_figure_that_is_too_low_is_marked_and_the_mark_explained(monkeypatch):
-    low = RegisteredVersion("low", 3, (), None, 0.0, {"method": "vae", "data": "digits", "shortfall_by": "iwae_256"},
-                            {"test/log_likelihood": -43.6, "test/log_likelihood.shortfall": 15.62,
-                             "test/log_likelihood.iwae_mixture_512.lower_bound": -27.97})  # fmt: skip
+    low = RegisteredVersion(
+        "low",
+        3,
+        (),
+        None,
+        0.0,
+        {"method": "vae", "data": "digits", "shortfall_by": "iwae_256"},
+        {
+            "test/log_likelihood": -43.6,
+            "test/log_likelihood.shortfall": 15.62,
+            "test/log_likelihood.iwae_mixture_512.lower_bound": -27.97,
+        },
+    )
     sound = RegisteredVersion("sound", 1, (), None, 0.0, {"method": "vae"}, {"test/log_likelihood": -27.98})
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
     tables.leaderboard(rows.leaderboard([low, sound]))
@@ -480,8 +512,10 @@ def test_what_speaks_against_an_adversary_is_shown_below_its_figures(monkeypatch
     from avb_service.likelihood import Diagnosis, Estimate, LikelihoodRecord
 
     nats = arange(9.0) - 30
-    found = (Estimate.of("ais", "lower_bound", {"nats": nats}),
-             Estimate.of("elbo_adversarial", "estimate", {"nats": nats - 1}))  # fmt: skip
+    found = (
+        Estimate.of("ais", "lower_bound", {"nats": nats}),
+        Estimate.of("elbo_adversarial", "estimate", {"nats": nats - 1}),
+    )
     record = LikelihoodRecord({}, found, None, Diagnosis(10.0, 12.5, 2.5, 0.1, 0.0, 0.0, 0.05))
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
     tables.estimates(record, "a model")

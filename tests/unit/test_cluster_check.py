@@ -182,7 +182,9 @@ def test_closed_ports_are_named():
         assert probe.closed([target]) == [target]
     problems = unreached({"two": [("one", 6379), ("one", 40001)]}, [("one", 6379)])
     assert [line.split(":")[1] for line in problems] == [
-        " cannot connect to port 6379 of one", " cannot connect to the ports that Ray chooses of one"]  # fmt: skip
+        " cannot connect to port 6379 of one",
+        " cannot connect to the ports that Ray chooses of one",
+    ]
 
 
 def test_only_one_host_that_answers_shares_with_itself():
@@ -203,9 +205,11 @@ def test_what_the_autoscaler_notes_of_a_host_that_it_gives_up_is_understood(monk
 
     noted: list[str] = []
     here = SimpleNamespace(
-        provider=SimpleNamespace(internal_ip=lambda node: node), event_summarizer=Mock(), nodes_to_terminate=[],
+        provider=SimpleNamespace(internal_ip=lambda node: node),
+        event_summarizer=Mock(),
+        nodes_to_terminate=[],
         _get_node_type=lambda node: "local.cluster.node",
-    )  # fmt: skip
+    )
     for host, reason in (("10.0.0.2", "launch failed"), ("worker3", "launch failed"), ("10.0.0.4", "idle")):
         StandardAutoscaler.schedule_node_termination(here, host, reason, noted.append)
     logs = tmp_path / "session_latest" / "logs"
@@ -231,8 +235,14 @@ def test_everything_that_a_file_lacks_is_said_at_once(tmp_path):
     with pytest.raises(ConfigError) as refused:
         ClusterFile.read(path)
     begins = [line.split(":")[0] for line in refused.value.problems]
-    assert begins == ["provider.type", "provider.head_ip", "provider", "auth.ssh_user", "auth.ssh_private_key",
-                      "setup_commands"]  # fmt: skip
+    assert begins == [
+        "provider.type",
+        "provider.head_ip",
+        "provider",
+        "auth.ssh_user",
+        "auth.ssh_private_key",
+        "setup_commands",
+    ]
 
 
 def test_problems_end_the_command_with_2_and_json_is_json(cluster, homes, monkeypatch, capsys):

@@ -72,9 +72,12 @@ def started(tmp_path: Path, fails: int = 0) -> tuple[subprocess.CompletedProcess
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     environment = {
-        "PATH": f"{programs}:{os.environ['PATH']}", "RAY_TMPDIR": str(tmp_path / "ray"), "ASKED": str(asked),
-        "FAILS": str(fails), "AVB_RAY_PORTS": "",
-    }  # fmt: skip
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "RAY_TMPDIR": str(tmp_path / "ray"),
+        "ASKED": str(asked),
+        "FAILS": str(fails),
+        "AVB_RAY_PORTS": "",
+    }
     command = ["bash", str(ROOT / "deploy" / "start.sh"), "--head"]
     done = subprocess.run(command, env=environment, text=True, capture_output=True)
     return done, asked.read_text().splitlines() if asked.exists() else []
@@ -113,8 +116,12 @@ def installed(tmp_path: Path, **more: str) -> Path:
     shutil.copy(ROOT / "pyproject.toml", project)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {
-        **os.environ, "HOME": str(tmp_path), "PATH": path, "RAY_HEAD_IP": "", **more,
-    }  # fmt: skip
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PATH": path,
+        "RAY_HEAD_IP": "",
+        **more,
+    }
     for _ in range(2):
         subprocess.run(["bash", project / "deploy" / "install.sh", tmp_path / "shared"], env=environment, check=True)
     return project

@@ -57,10 +57,14 @@ def problems(model: type[Config], tree) -> list[str]:
 
 
 ATOMS = {
-    "int": st.integers(-(2**50), 2**50), "float": st.floats(allow_nan=False, allow_infinity=False),
-    "str": st.text(), "bool": st.booleans(), "none": st.none(), "list": st.lists(st.integers(), max_size=2),
+    "int": st.integers(-(2**50), 2**50),
+    "float": st.floats(allow_nan=False, allow_infinity=False),
+    "str": st.text(),
+    "bool": st.booleans(),
+    "none": st.none(),
+    "list": st.lists(st.integers(), max_size=2),
     "dict": st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-}  # fmt: skip
+}
 ACCEPTED = {
     "height": ("int",), "title": ("str",), "grid": ("bool",), "zoom": ("int", "float", "none"),
 }  # fmt: skip
@@ -123,9 +127,13 @@ def test_what_is_wrong_is_said_so_that_it_can_be_mended(tree, line):
 
 def test_all_errors_are_reported_at_once():
     tree = {
-        "shape": {"name": "circle", "radius": -1, "colour": "red"}, "grid": 1, "zoom": math.nan,
-        "hight": 3, "height": 11, "title": 7,
-    }  # fmt: skip
+        "shape": {"name": "circle", "radius": -1, "colour": "red"},
+        "grid": 1,
+        "zoom": math.nan,
+        "hight": 3,
+        "height": 11,
+        "title": 7,
+    }
     expected = {"shape.radius", "shape.colour", "grid", "zoom", "hight", "height", "title"}
     lines = problems(Canvas, tree)
     assert {line.split(":")[0] for line in lines} == expected
@@ -242,8 +250,10 @@ def test_settings_on_top_of_a_preset():
     assert (config.algorithm.adversary.steps, config.algorithm.model.lr, config.training.ema) == (3, 0.07, 0.77)
     lines = difference(read_config("avb_digits").tree(), config.tree())
     assert [line.split(":")[0] for line in lines] == [
-        "algorithm.adversary.steps", "algorithm.model.lr", "training.ema",
-    ]  # fmt: skip
+        "algorithm.adversary.steps",
+        "algorithm.model.lr",
+        "training.ema",
+    ]
 
 
 def test_an_unknown_preset_lists_those_there_are():
@@ -295,8 +305,11 @@ def test_sections_that_do_not_go_together_are_reported_beside_misspelt_keys():
     with pytest.raises(ConfigError) as caught:
         read_config("vae_digits", assignments)
     assert {line.split(":")[0] for line in caught.value.problems} == {
-        "algorithm.observation", "training.logical_workers", "scaling.wokers", "scaling.workers",
-    }  # fmt: skip
+        "algorithm.observation",
+        "training.logical_workers",
+        "scaling.wokers",
+        "scaling.workers",
+    }
 
 
 def test_where_a_run_takes_place_does_not_decide_which_model_comes_out():
@@ -307,9 +320,10 @@ def test_where_a_run_takes_place_does_not_decide_which_model_comes_out():
 
 
 OPTIMIZERS = sorted(
-    name for name in torch.optim.__all__
+    name
+    for name in torch.optim.__all__
     if isinstance(getattr(torch.optim, name), type) and issubclass(getattr(torch.optim, name), torch.optim.Optimizer)
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,14 @@ CLOUDS = ("aws", "gcp")
 COMPOSE = json.loads(files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text())
 KUBERAY = yaml.safe_load(Path(__file__).with_name("kuberay.yaml").read_text())
 SECRETS = {
-    "credentials", "mlflow_password", "mlflow_session_key", "pgpass", "postgres_password", "ray_token",
+    "credentials",
+    "mlflow_password",
+    "mlflow_session_key",
+    "pgpass",
+    "postgres_password",
+    "ray_token",
     "s3_credentials",
-}  # fmt: skip
+}
 
 
 def read(name: str) -> Any:

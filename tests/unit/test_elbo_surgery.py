@@ -168,9 +168,14 @@ def test_metrics_have_names():
     model = uniform(30, 2, 1.0, 0.5)
     named = surgery(model, model.numbered(), 2, 0).metrics("test")
     assert set(named) == {
-        "test/surgery.reconstruction", "test/surgery.mutual_information", "test/surgery.marginal_kl", "test/surgery.kl",
-        "test/surgery.active_units", "test/surgery.kl_dimension_00", "test/surgery.kl_dimension_01",
-    }  # fmt: skip
+        "test/surgery.reconstruction",
+        "test/surgery.mutual_information",
+        "test/surgery.marginal_kl",
+        "test/surgery.kl",
+        "test/surgery.active_units",
+        "test/surgery.kl_dimension_00",
+        "test/surgery.kl_dimension_01",
+    }
     hidden = uniform(30, 2, 1.0, 0.5, hidden=True)
     fitted = surgery(hidden, hidden.numbered(), 2, 0).metrics("test")
     assert {name.replace(".gaussian_fit", "") for name in fitted} == set(named)

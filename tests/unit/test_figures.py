@@ -124,7 +124,7 @@ HISTORY = [
         "model/loss": 30 + 500 * 0.1**r,
         "adversary/accuracy": 0.6,
         "validation/log_likelihood.lower_bound": -r,
-    }  # fmt: skip
+    }
     for r in range(41)
 ]
 
@@ -205,17 +205,29 @@ SUBJECT = "bernoulli_vae of digits_and_letters.npz and digits, 64 latents, round
 def everything(x: Tensor, labels: Tensor) -> dict[str, Figure]:
     """A figure of every kind."""
     pairs, numbers = Points(torch.tensor([[0.0, 1.0], [2.0, 1.0]])), Points(torch.tensor([[0.5]]))
-    models = {"plane": Linear(2), "line": Linear(1), "many": Linear(17), "coded": Coded(), "shift": Shift(),
-              "pairs": pairs, "numbers": numbers}  # fmt: skip
+    models = {
+        "plane": Linear(2),
+        "line": Linear(1),
+        "many": Linear(17),
+        "coded": Coded(),
+        "shift": Shift(),
+        "pairs": pairs,
+        "numbers": numbers,
+    }
     more = {"model/a_long_name_of_something": 3.0, "model/another_name": 2.0, "validation/kl": 1.0}
     history = [{**report, **{name: value * report["round"] for name, value in more.items()}} for report in HISTORY]
     figures = {}
     for kind, model in models.items():
         channels, height, width = model.spec.shape
         drawn = draw(
-            model, x[:, :channels, :height, :width], labels, history if kind == "plane" else None,
-            other=x[:, :, :4, :4], subject=SUBJECT, data="validation data",
-        )  # fmt: skip
+            model,
+            x[:, :channels, :height, :width],
+            labels,
+            history if kind == "plane" else None,
+            other=x[:, :, :4, :4],
+            subject=SUBJECT,
+            data="validation data",
+        )
         figures |= {f"{kind}, {name}": figure for name, figure in drawn.items()}
     for figure in figures.values():
         figure.draw_without_rendering()
@@ -279,8 +291,10 @@ def test_mosaic_pixels_are_exact_squares() -> None:
 def test_vectors_are_strips_told_from_the_page() -> None:
     picture = to_array(mosaic(torch.tensor([0.0, 1.0, torch.nan]).reshape(1, 1, 1, 3), "title", "subtitle", [1]))
     assert [picture[HEADER + 1, MARGIN + 1 + 32 * i].tolist() for i in range(3)] == [
-        STRIP[0].tolist(), STRIP[1].tolist(), [255, 255, 255],
-    ]  # fmt: skip
+        STRIP[0].tolist(),
+        STRIP[1].tolist(),
+        [255, 255, 255],
+    ]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4), (1, 1, 20), (1, 1, 784), (1, 8, 8), (3, 8, 8), (2, 1, 9)])
@@ -406,10 +420,21 @@ def test_curves_have_a_panel_for_each_group_and_unit() -> None:
 
 
 def test_curves_show_what_no_longer_name_says_and_each_under_its_unit() -> None:
-    history = [{"round": r, "validation/parzen": 200.0 + r, "validation/parzen.bandwidth": 0.1,
-                "validation/modes_found": 8, "validation/good_draws": 0.9} for r in range(3)]  # fmt: skip
-    panels = {axes.get_ylabel(): [text.get_text() for text in axes.get_legend().get_texts()]
-              for axes in training_curves(history).axes if axes.has_data()}  # fmt: skip
+    history = [
+        {
+            "round": r,
+            "validation/parzen": 200.0 + r,
+            "validation/parzen.bandwidth": 0.1,
+            "validation/modes_found": 8,
+            "validation/good_draws": 0.9,
+        }
+        for r in range(3)
+    ]
+    panels = {
+        axes.get_ylabel(): [text.get_text() for text in axes.get_legend().get_texts()]
+        for axes in training_curves(history).axes
+        if axes.has_data()
+    }
     assert panels == {
         "nats per datum": ["parzen"], "bandwidth": ["parzen, bandwidth"], "modes": ["modes found"],
         "fraction": ["good draws"],
@@ -417,8 +442,11 @@ def test_curves_show_what_no_longer_name_says_and_each_under_its_unit() -> None:
 
 
 def test_curves_leave_error_bars_out() -> None:
-    aside = {"validation/log_likelihood.iwae_8.own_error": 0.01, "validation/adversary.floor_stderr": 0.2,
-             "validation/log_likelihood.iwae_8.stderr": 0.3}  # fmt: skip
+    aside = {
+        "validation/log_likelihood.iwae_8.own_error": 0.01,
+        "validation/adversary.floor_stderr": 0.2,
+        "validation/log_likelihood.iwae_8.stderr": 0.3,
+    }
     assert to_png(training_curves([{**report, **aside} for report in HISTORY])) == to_png(training_curves(HISTORY))
 
 

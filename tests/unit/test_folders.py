@@ -44,8 +44,9 @@ def of_class(data):
     """The label of each image, by its pixels."""
     return {
         image.numpy().tobytes(): label
-        for split in splits(data) for image, label in zip(split.pixels, split.labels.tolist(), strict=True)
-    }  # fmt: skip
+        for split in splits(data)
+        for image, label in zip(split.pixels, split.labels.tolist(), strict=True)
+    }
 
 
 def pixels(path):

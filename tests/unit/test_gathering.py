@@ -65,8 +65,10 @@ def test_it_does_not_wait_for_hosts_on_which_ray_does_not_start(joined, monkeypa
     notes = joined(2)
     assert ("waiting up to 15 min" in notes[0]) == waits
     said = [absent.line(hosts[i], [hosts[i]]) for i in failing]
-    assert waits or notes == [f"2 of {wanted} hosts have joined the cluster, with 4 CPUs and 0 GPUs; going on without "
-                              + "\n  ".join(["the others", *said])]  # fmt: skip
+    assert waits or notes == [
+        f"2 of {wanted} hosts have joined the cluster, with 4 CPUs and 0 GPUs; going on without "
+        + "\n  ".join(["the others", *said])
+    ]
 
 
 def test_what_failed_in_another_cluster_counts_for_nothing(monkeypatch, tmp_path):

@@ -21,9 +21,11 @@ from avb_service.networks.trunks import MLPConfig
 from avb_service.seeding import seeded
 
 QUICK = {
-    "importance_draws": 64, "proposal_draws": 64, "elbo_draws": 8,
+    "importance_draws": 64,
+    "proposal_draws": 64,
+    "elbo_draws": 8,
     "search": {"temperatures": 20, "chains": 8, "rest": 5},
-}  # fmt: skip
+}
 
 
 def settings(**options: object) -> LikelihoodConfig:
@@ -135,9 +137,10 @@ def test_an_estimate_is_a_mean_with_its_standard_error():
     assert result.stderr == pytest.approx(math.sqrt(14 / 3) / 2)
     assert result.per_datum.dtype == torch.float64
     assert result.metrics("test") == {
-        "test/log_likelihood.iwae_8.lower_bound": 3.0, "test/log_likelihood.iwae_8.stderr": result.stderr,
+        "test/log_likelihood.iwae_8.lower_bound": 3.0,
+        "test/log_likelihood.iwae_8.stderr": result.stderr,
         "test/log_likelihood.iwae_8.ess": 2.5,
-    }  # fmt: skip
+    }
     ceiling = Estimate.of("elbo_ceiling", "upper_bound", {NATS: values}, "own_elbo")
     assert ceiling.metrics("test") == {"test/elbo_ceiling": 3.0, "test/elbo_ceiling.stderr": ceiling.stderr}
     assert (result.meaning, ceiling.meaning) == ("lower bound", "upper bound on q's own ELBO")
@@ -253,9 +256,12 @@ def test_weak_pilots_make_no_figure_that_is_believed():
     model = Bent(2, noise=0.02, pixels=30)
     x = data(model, 40)
     weak = settings(
-        pilot={"temperatures": 2, "chains": 4, "rest": 1, "leapfrog": 1}, ais={"temperatures": 2, "chains": 2},
-        ais_prior={"temperatures": 2, "chains": 2}, importance_draws=256, certificate={"real": 20, "simulated": 20},
-    )  # fmt: skip
+        pilot={"temperatures": 2, "chains": 4, "rest": 1, "leapfrog": 1},
+        ais={"temperatures": 2, "chains": 2},
+        ais_prior={"temperatures": 2, "chains": 2},
+        importance_draws=256,
+        certificate={"real": 20, "simulated": 20},
+    )
     whole = Evaluator(model, weak).assess(x, "certified")
     value = {each.name: each.value for each in whole.estimates}
     assert whole.held_out.name == "quadrature" and whole.held_out.kind == "exact" and whole.objection is None

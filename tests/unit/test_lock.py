@@ -24,8 +24,15 @@ def path(tmp_path, monkeypatch):
 def left(path, **changes) -> None:
     """What a process that was killed has left."""
     path.parent.mkdir(exist_ok=True)
-    owner = {"what": "search digits", "user": "ann", "host": socket.gethostname(), "pid": os.getpid(), "since": "then",
-             "token": "x", "processes": lock._table()}  # fmt: skip
+    owner = {
+        "what": "search digits",
+        "user": "ann",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": "then",
+        "token": "x",
+        "processes": lock._table(),
+    }
     path.write_text(json.dumps({**owner, **changes}))
 
 

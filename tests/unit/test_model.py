@@ -64,10 +64,15 @@ def broken(value: float) -> Tensor:
 def test_data_that_do_not_fit_are_named_whatever_they_are_given_to(binary, x, message):
     evaluator = binary.evaluator()
     given = [
-        binary.log_likelihood, lambda x: evaluator.score("elbo", x), lambda x: evaluator.score("bdmc", x),
-        evaluator.objective, evaluator.evaluate, lambda x: evaluator.assess(x, "quick"), evaluator.certify,
+        binary.log_likelihood,
+        lambda x: evaluator.score("elbo", x),
+        lambda x: evaluator.score("bdmc", x),
+        evaluator.objective,
+        evaluator.evaluate,
+        lambda x: evaluator.assess(x, "quick"),
+        evaluator.certify,
         binary.parzen,
-    ]  # fmt: skip
+    ]
     for score in given:
         with pytest.raises(DataError, match=message):
             score(x)
@@ -115,8 +120,13 @@ def masks(tmp_path) -> str:
 
 
 def of_file(path: str, observation: str, levels: int | None) -> dict:
-    return {"data.name": "file", "data.path": path, "data.binarisation": "none", "data.levels": levels,
-            "algorithm.observation": {"name": observation}}  # fmt: skip
+    return {
+        "data.name": "file",
+        "data.path": path,
+        "data.binarisation": "none",
+        "data.levels": levels,
+        "algorithm.observation": {"name": observation},
+    }
 
 
 def test_masks_are_binary_and_said_to_be_to_who_has_taken_them_for_grey(small, masks):
@@ -147,8 +157,13 @@ def test_data_that_are_not_the_models_own_are_told(small, tmp_path):
     path = tmp_path / "data.npy"
     values = np.random.default_rng(0).standard_normal((60, 8, 8))
     np.save(path, values)
-    config = small("vae", {"data": {"name": "file", "path": str(path), "binarisation": "none"},
-                           "algorithm.observation": {"name": "gaussian"}})  # fmt: skip
+    config = small(
+        "vae",
+        {
+            "data": {"name": "file", "path": str(path), "binarisation": "none"},
+            "algorithm.observation": {"name": "gaussian"},
+        },
+    )
     algorithm, sha256 = build(config, load_data(config).spec), load_data(config).sha256
     model = LoadedModel(algorithm, config, "# card", LikelihoodRecord({"data_sha256": sha256}, ()))
     assert model.other_data(model.dataset()) is None
@@ -169,10 +184,14 @@ def test_what_a_model_is_given_may_be_an_array_wherever_it_is_given(binary, gan)
     assert torch.equal(binary.encode(array), binary.encode(x))
     assert torch.equal(binary.reconstruct(array.tolist()), binary.reconstruct(x))
     scores = [
-        lambda x: binary.log_likelihood(x), lambda x: binary.parzen(x), lambda x: [evaluator.score("elbo", x)],
-        lambda x: evaluator.evaluate(x), lambda x: [evaluator.objective(x)],
-        lambda x: evaluator.assess(x, "quick").estimates, lambda x: gan.log_likelihood(x, noise=0.1)[:1],
-    ]  # fmt: skip
+        lambda x: binary.log_likelihood(x),
+        lambda x: binary.parzen(x),
+        lambda x: [evaluator.score("elbo", x)],
+        lambda x: evaluator.evaluate(x),
+        lambda x: [evaluator.objective(x)],
+        lambda x: evaluator.assess(x, "quick").estimates,
+        lambda x: gan.log_likelihood(x, noise=0.1)[:1],
+    ]
     for score in scores:
         given, expected = score(array), score(x)
         assert [each.name for each in given] == [each.name for each in expected] and given

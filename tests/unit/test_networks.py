@@ -18,10 +18,13 @@ from avb_service.seeding import generator, seeded
 
 SHAPES = [(1, 28, 28), (1, 28, 20), (3, 64, 64), (1, 1, 4), (1, 8, 8), (2, 5, 3)]
 TRUNKS = [
-    MLPConfig(hidden=(12,)), MLPConfig(hidden=(12, 7), activation="elu"), ConvConfig(channels=(8, 9), hidden=12),
-    ConvConfig(channels=(4,), hidden=12, activation="silu"), ConvConfig(channels=(3, 4, 5), hidden=9, activation="elu"),
+    MLPConfig(hidden=(12,)),
+    MLPConfig(hidden=(12, 7), activation="elu"),
+    ConvConfig(channels=(8, 9), hidden=12),
+    ConvConfig(channels=(4,), hidden=12, activation="silu"),
+    ConvConfig(channels=(3, 4, 5), hidden=9, activation="elu"),
     AffineConfig(),
-]  # fmt: skip
+]
 NORMALISED = ConvConfig(channels=(8, 9), hidden=12, activation="tanh", normalise=True)
 ADVERSARIES = [
     InnerProductConfig(trunk=MLPConfig(hidden=(12,)), hidden=(9, 8), rank=7),
@@ -192,10 +195,14 @@ def test_a_decoder_keeps_leading_dimensions_of_codes():
 
 @shapes
 @pytest.mark.parametrize(
-    "config", [NoiseInputConfig(noise_dim=4, hidden=(9,)), NoiseInputConfig(noise_dim=4, hidden=()),
-               NoiseBasisConfig(bases=4, noise_dim=5, hidden=(6, 6))],
+    "config",
+    [
+        NoiseInputConfig(noise_dim=4, hidden=(9,)),
+        NoiseInputConfig(noise_dim=4, hidden=()),
+        NoiseBasisConfig(bases=4, noise_dim=5, hidden=(6, 6)),
+    ],
     ids=["noise_input", "noise_input-linear", "noise_basis"],
-)  # fmt: skip
+)
 def test_implicit_encoders(config, shape):
     encoder = config.model_copy(update={"trunk": ConvConfig(channels=(4,), hidden=12)}).build(shape, DIM)
     q = encoder(images(5, shape))
@@ -282,8 +289,9 @@ def test_inner_product_adversary_is_its_formula():
     network = awake(ADVERSARIES[0].build((1, 8, 8), DIM, quadratic=False))
     x, z = images(4, (1, 8, 8)).double(), torch.randn(4, DIM, dtype=torch.float64)
     h, c = network.features(x), network.code(z)
-    expected = torch.stack([network.theta(h)[b] @ network.s(c)[b] + network.t_x(h)[b, 0] + network.t_z(c)[b, 0]
-                            for b in range(4)])  # fmt: skip
+    expected = torch.stack(
+        [network.theta(h)[b] @ network.s(c)[b] + network.t_x(h)[b, 0] + network.t_z(c)[b, 0] for b in range(4)]
+    )
     torch.testing.assert_close(network(x)(z), expected)
 
 

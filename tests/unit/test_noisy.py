@@ -66,8 +66,11 @@ def test_annealing_finds_the_likelihood_that_the_noise_makes(name, x):
 def test_what_applies_is_found_and_names_the_noise_everywhere(x):
     estimates = Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG).evaluate(x, "standard")
     assert {each.name for each in estimates} == {
-        "ais.noise_0.7", "iwae_mixture_128.noise_0.7", "quadrature.noise_0.7", "ppca.noise_0.7",
-    }  # fmt: skip
+        "ais.noise_0.7",
+        "iwae_mixture_128.noise_0.7",
+        "quadrature.noise_0.7",
+        "ppca.noise_0.7",
+    }
     by_name = {each.name: each for each in estimates}
     assert "test/log_likelihood.ais.noise_0.7.lower_bound" in by_name["ais.noise_0.7"].metrics("test")
     torch.testing.assert_close(by_name["ppca.noise_0.7"].per_datum, GENERATOR.linear.exact(x), rtol=0, atol=1e-6)
@@ -87,8 +90,9 @@ def test_figures_under_different_noise_are_not_compared(x):
 def test_a_generator_gets_its_certificate_for_which_nothing_is_annealed_twice(x):
     scored: list[str] = []
     x = x[: CONFIG.certificate.real]
-    evaluator = Evaluator(NoisyModel(GENERATOR, NOISE), CONFIG,
-                          progress=lambda name: scored.append(name) or (lambda done, total: None))  # fmt: skip
+    evaluator = Evaluator(
+        NoisyModel(GENERATOR, NOISE), CONFIG, progress=lambda name: scored.append(name) or (lambda done, total: None)
+    )
     certificate = evaluator.assess(x, "certified").certificate
     assert certificate.passed, certificate.reason
     assert len(scored) == len(set(scored))

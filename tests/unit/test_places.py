@@ -103,8 +103,10 @@ def run(code: str) -> str:
     """What a process says that settles first, all that it prints of itself included."""
     told = subprocess.run(
         [sys.executable, "-c", f"from avb_service.places import settle; settle()\n{code}"],
-        capture_output=True, text=True, env={**os.environ, "TMPDIR": tempfile.gettempdir()},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+    )
     assert told.returncode == 0, told.stderr
     return told.stdout + told.stderr
 

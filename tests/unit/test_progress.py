@@ -26,8 +26,10 @@ def shown(terminal: bool, **options) -> str:
 
 def test_off_a_terminal_each_report_is_a_line():
     assert shown(False).splitlines() == [
-        "mine  round    500  log p(x) >=   -20.25", "mine  round   1000  log p(x) >=   -20.25", "mine  done",
-    ]  # fmt: skip
+        "mine  round    500  log p(x) >=   -20.25",
+        "mine  round   1000  log p(x) >=   -20.25",
+        "mine  done",
+    ]
 
 
 def test_on_a_terminal_the_time_left_is_shown_as_soon_as_it_is_known():
@@ -60,8 +62,15 @@ def test_a_trial_is_shown_against_its_own_number_of_rounds(tmp_path):
 
 
 def test_a_trial_that_ends_says_how_and_how_many_have(tmp_path):
-    trials = [SimpleNamespace(trial_id=name, config={"preset": "avb"}, last_result={"round": 40, OBJECTIVE: -20.0},
-                              is_finished=lambda ended=(name == "z"): ended) for name in "abcz"]  # fmt: skip
+    trials = [
+        SimpleNamespace(
+            trial_id=name,
+            config={"preset": "avb"},
+            last_result={"round": 40, OBJECTIVE: -20.0},
+            is_finished=lambda ended=(name == "z"): ended,
+        )
+        for name in "abcz"
+    ]
     for name, outcome in {"a": Outcome("finished"), "b": Outcome("diverged", "round 41: nan")}.items():
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / OUTCOME, asdict(outcome))

@@ -131,11 +131,17 @@ def test_weights_are_one_over_the_density_of_the_mixture():
     model = Uniform(2)
     moments = [([0.0, 1.0], [[1.0, 0.5], [0.5, 2.0]]), ([1.0, -1.0], [[0.3, 0.0], [0.0, 0.1]]), ([0, 0], np.eye(2))]
     proposals = [
-        *(Proposal(lambda x, m=mean, c=covariance: MultivariateNormal(
-            torch.tensor([m], dtype=torch.float64), torch.tensor([c], dtype=torch.float64)), recipe={"start": "given"})
-          for mean, covariance in moments[:2]),
+        *(
+            Proposal(
+                lambda x, m=mean, c=covariance: MultivariateNormal(
+                    torch.tensor([m], dtype=torch.float64), torch.tensor([c], dtype=torch.float64)
+                ),
+                recipe={"start": "given"},
+            )
+            for mean, covariance in moments[:2]
+        ),
         Proposal(lambda x: model.prior(), recipe={"start": "prior"}),
-    ]  # fmt: skip
+    ]
     found = scored(iwae_mixture(model, proposals, 64), data(PCA(2), 1))[NATS]
     shares = np.array([30, 30, 4]) / 64
     each = [multivariate_normal(mean, covariance).pdf(model.seen[:, 0]) for mean, covariance in moments]
@@ -161,9 +167,11 @@ def test_every_part_of_a_mixture_has_its_share_of_the_draws(draws, parts):
 
 
 CASES = {
-    "narrow and beside it": widened(0.3, shift=1.0), "wide": widened(3.0), "two humps": two_humps,
+    "narrow and beside it": widened(0.3, shift=1.0),
+    "wide": widened(3.0),
+    "two humps": two_humps,
     "right": widened(1.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("q", CASES.values(), ids=CASES)

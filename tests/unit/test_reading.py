@@ -66,8 +66,9 @@ def test_arrays_that_are_left_out_are_named(tmp_path):
 def test_a_population_is_not_said_to_be_shared(tmp_path):
     description = load(DataConfig(name="onehot-4")).description
     assert description.splitlines() == [
-        "onehot-4: 4 vectors of 4 numbers, binary, 4 classes", "  training, validation and testing have all of them",
-    ]  # fmt: skip
+        "onehot-4: 4 vectors of 4 numbers, binary, 4 classes",
+        "  training, validation and testing have all of them",
+    ]
 
 
 def shared(data):

@@ -85,9 +85,14 @@ def test_models_without_a_common_figure_are_not_compared():
 
 def test_what_can_be_believed_of_either_is_compared_and_not_a_bound_that_is_loose_for_one():
     """An annealed model whose own encoder has collapsed, and one with discrete codes, 9 nats behind it."""
-    annealed = record(HARD, estimates=(
-        estimate(HARD, "ais"), estimate(HARD - 0.3, "iwae_refined_256"), estimate(HARD - 17, "iwae_256"),
-    ))  # fmt: skip
+    annealed = record(
+        HARD,
+        estimates=(
+            estimate(HARD, "ais"),
+            estimate(HARD - 0.3, "iwae_refined_256"),
+            estimate(HARD - 17, "iwae_256"),
+        ),
+    )
     values = HARD - 9
     exact = (estimate(values, "iwae_256"), estimate(values - 1, "elbo"), estimate(values, "enumeration", "exact"))
     comparison = annealed.against(record(HARD, estimates=exact, certificate=None))
@@ -136,9 +141,13 @@ def test_a_figure_that_another_valid_bound_is_above_is_not_believed_and_that_is_
 def test_a_bound_that_is_above_by_luck_shows_nothing(difference, variance, short):
     """Of 40 data, each with that variance by either estimator: three standard errors are 3 sqrt(2 / 40) = 0.67."""
     own = torch.full((40,), variance)
-    made = record(HARD, estimates=(
-        estimate(HARD, variance=own), estimate(HARD + difference, "iwae_mixture_512", variance=own),
-    ))  # fmt: skip
+    made = record(
+        HARD,
+        estimates=(
+            estimate(HARD, variance=own),
+            estimate(HARD + difference, "iwae_mixture_512", variance=own),
+        ),
+    )
     assert (made.shortfall is not None) == short
     assert (made.objection is None) != short
 
@@ -152,16 +161,22 @@ def test_a_bound_whose_own_error_nobody_knows_has_that_of_the_data():
 
 def older() -> LikelihoodRecord:
     """As a version wrote it that knew no mixture: under the certificate's checks of then."""
-    return record(HARD, estimates=(
-        estimate(HARD), estimate(HARD - 0.1, "iwae_refined_256"), estimate(HARD - 0.3, "iwae_256"),
-    ))  # fmt: skip
+    return record(
+        HARD,
+        estimates=(
+            estimate(HARD),
+            estimate(HARD - 0.1, "iwae_refined_256"),
+            estimate(HARD - 0.3, "iwae_256"),
+        ),
+    )
 
 
 def test_a_record_of_an_older_version_is_read_believed_and_compared():
     read = LikelihoodRecord.from_json(older().to_json())
     assert read.objection is None and read.named("iwae_refined").name == "iwae_refined_256"
-    newer = record(HARD, estimates=(estimate(HARD - 1), estimate(HARD - 1, "iwae_mixture_512"),
-                                    estimate(HARD - 1.3, "iwae_256")))  # fmt: skip
+    newer = record(
+        HARD, estimates=(estimate(HARD - 1), estimate(HARD - 1, "iwae_mixture_512"), estimate(HARD - 1.3, "iwae_256"))
+    )
     assert read.against(newer).estimator == "ais" and read.against(newer).difference == pytest.approx(1)
     quick = [record(HARD, estimates=made.estimates[1:], certificate=None) for made in (read, newer)]
     assert quick[0].against(quick[1]).estimator == "iwae_256", "which both have"
@@ -169,8 +184,14 @@ def test_a_record_of_an_older_version_is_read_believed_and_compared():
 
 
 def test_an_estimator_is_named_in_full():
-    made = record(HARD, estimates=(estimate(HARD, "ais_prior"), estimate(HARD - 1, "iwae_refined_9"),
-                                   estimate(HARD - 2, "iwae_9.noise_0.1")))  # fmt: skip
+    made = record(
+        HARD,
+        estimates=(
+            estimate(HARD, "ais_prior"),
+            estimate(HARD - 1, "iwae_refined_9"),
+            estimate(HARD - 2, "iwae_9.noise_0.1"),
+        ),
+    )
     assert made.named("ais") is None
     assert made.named("iwae").name == "iwae_9.noise_0.1"
     assert made.named("iwae_refined").name == "iwae_refined_9"
@@ -212,16 +233,26 @@ def test_a_record_survives_its_file_to_the_bit():
 def test_the_file_is_json_also_of_what_is_no_number_and_older_files_are_read():
     odd = torch.tensor([math.nan, math.inf, -math.inf, 1.5], dtype=torch.float64)
     diagnosis = Diagnosis(10.0, 12.5, 2.5, math.nan, 0.3, 0.9, 0.05)
-    made = record(HARD, gap=math.nan, estimates=(estimate(HARD[:4], "ais", doubling=odd), estimate(HARD[:1], "elbo")),
-                  diagnosis=diagnosis)  # fmt: skip
+    made = record(
+        HARD,
+        gap=math.nan,
+        estimates=(estimate(HARD[:4], "ais", doubling=odd), estimate(HARD[:1], "elbo")),
+        diagnosis=diagnosis,
+    )
 
     def refuse(literal: str) -> float:
         raise AssertionError(f"{literal} is no JSON")
 
     tree = json.loads(made.to_json(), parse_constant=refuse)
     assert tree["estimates"][0]["columns"]["doubling"] == [None, "Infinity", "-Infinity", 1.5]
-    older = tree | {"estimates": json.loads(json.dumps(tree["estimates"]).replace("null", "NaN").replace(
-        '"Infinity"', "Infinity").replace('"-Infinity"', "-Infinity"))}  # fmt: skip
+    older = tree | {
+        "estimates": json.loads(
+            json.dumps(tree["estimates"])
+            .replace("null", "NaN")
+            .replace('"Infinity"', "Infinity")
+            .replace('"-Infinity"', "-Infinity")
+        )
+    }
     for content in (made.to_json(), json.dumps(older).encode()):
         read = LikelihoodRecord.from_json(content)
         assert torch.equal(read.estimates[0].columns["doubling"].nan_to_num(7), odd.nan_to_num(7))
@@ -238,8 +269,9 @@ DIAGNOSIS = Diagnosis(10.0, 12.5, 2.5, 0.1, 0.3, 0.9, 0.05)
 
 
 def test_what_speaks_against_an_adversary_is_recorded_and_survives_the_file():
-    made = record(HARD, estimates=(estimate(HARD + 2, "elbo_adversarial", "estimate"), estimate(HARD)),
-                  diagnosis=DIAGNOSIS)  # fmt: skip
+    made = record(
+        HARD, estimates=(estimate(HARD + 2, "elbo_adversarial", "estimate"), estimate(HARD)), diagnosis=DIAGNOSIS
+    )
     read = LikelihoodRecord.from_json(made.to_json())
     assert read.diagnosis == DIAGNOSIS and read.doubts == made.doubts
     assert [check.name for check in made.doubts if not check.passed] == ["floor_violation", "unverifiable", "excess"]

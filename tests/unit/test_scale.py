@@ -17,23 +17,37 @@ from avb_service.tuning.space import SpaceConfig
 
 NORMAL = np.random.default_rng(0).standard_normal((120, 6)) + 0.01  # no whole numbers among them
 FINE = {
-    "standard": NORMAL, "pixels": (NORMAL > 0) * 0.75 + 0.1, "small": NORMAL / 10, "ten": NORMAL * 10,
+    "standard": NORMAL,
+    "pixels": (NORMAL > 0) * 0.75 + 0.1,
+    "small": NORMAL / 10,
+    "ten": NORMAL * 10,
     "one column": np.concatenate([NORMAL[:, :5], np.full((120, 1), 0.5)], 1),
-}  # fmt: skip
+}
 FAR = {
-    "large": NORMAL * 1e4, "counts": np.exp(4.7 + 3 * np.abs(NORMAL)), "shifted": NORMAL + 5e3, "huge": NORMAL * 1e37,
-    "missing": np.where(np.arange(720).reshape(120, 6) % 70, NORMAL, -9999.5), "tiny": NORMAL * 1e-9,
-}  # fmt: skip
+    "large": NORMAL * 1e4,
+    "counts": np.exp(4.7 + 3 * np.abs(NORMAL)),
+    "shifted": NORMAL + 5e3,
+    "huge": NORMAL * 1e37,
+    "missing": np.where(np.arange(720).reshape(120, 6) % 70, NORMAL, -9999.5),
+    "tiny": NORMAL * 1e-9,
+}
 
 
 def config(folder, x, *assignments: str) -> ExperimentConfig:
     np.save(folder / "x.npy", x.astype(np.float32))
-    return read_config("vae_digits", [
-        "data={name: file, binarisation: none, validation: 20, test: 20, levels: real}",
-        f"data.path={folder / 'x.npy'}",
-        "algorithm.observation={name: gaussian, scale: 1.0}", "training.batch_size=20", "training.rounds=15",
-        "training.report_every=15", "tracking.figures_every=100", *assignments,
-    ])  # fmt: skip
+    return read_config(
+        "vae_digits",
+        [
+            "data={name: file, binarisation: none, validation: 20, test: 20, levels: real}",
+            f"data.path={folder / 'x.npy'}",
+            "algorithm.observation={name: gaussian, scale: 1.0}",
+            "training.batch_size=20",
+            "training.rounds=15",
+            "training.report_every=15",
+            "tracking.figures_every=100",
+            *assignments,
+        ],
+    )
 
 
 def diverged(experiment: Experiment) -> str:

@@ -7,8 +7,11 @@ from avb_service.tuning import record
 from avb_service.tuning.space import SpaceConfig
 
 SPACE = {
-    "name": "digits", "preset": "vae_digits", "trials": 2, "space": {"algorithm.latent_dim": {"choice": [2, 4]}},
-}  # fmt: skip
+    "name": "digits",
+    "preset": "vae_digits",
+    "trials": 2,
+    "space": {"algorithm.latent_dim": {"choice": [2, 4]}},
+}
 
 
 def space(**changes) -> SpaceConfig:

@@ -121,8 +121,13 @@ def test_the_scheduler_goes_by_the_longest_trial(grace, rounds, every, first):
 
 
 def test_the_largest_trial_that_may_be_drawn_has_to_fit():
-    space = SpaceConfig.parse({**GOOD, "set": {"training.logical_workers": 8, "training.batch_size": 64},
-                               "space": {"scaling.workers": {"choice": [1, 8]}}})  # fmt: skip
+    space = SpaceConfig.parse(
+        {
+            **GOOD,
+            "set": {"training.logical_workers": 8, "training.batch_size": 64},
+            "space": {"scaling.workers": {"choice": [1, 8]}},
+        }
+    )
     with pytest.raises(UserError, match="8 workers of 1 CPUs and 0 GPUs do not fit; the cluster has 1 node"):
         search.check_capacity(space, Capacity((Node(2, 0),)))
     assert search.models_at_a_time(space, "avb_digits", Capacity((Node(16, 0),))) == 2, "and not the 14 of the smallest"
@@ -187,10 +192,12 @@ def test_data_that_do_not_fit_a_baseline_are_refused_before_the_search(tmp_path)
 
 def test_a_codebook_that_may_be_drawn_larger_than_the_data_is_refused_before_the_search():
     space = {
-        "name": "codes", "preset": "vq_vae_digits", "trials": 2,
+        "name": "codes",
+        "preset": "vq_vae_digits",
+        "trials": 2,
         "space": {"algorithm.codebook.size": {"choice": [16, 5000]}},
         "objective": {"metric": "validation/log_likelihood", "mode": "max"},
-    }  # fmt: skip
+    }
     with pytest.raises(UserError, match="5000"):
         search.preflight(SpaceConfig.parse(space))
 

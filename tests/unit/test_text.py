@@ -97,7 +97,7 @@ def test_a_scalar_in_a_file_is_the_text_that_was_written(text):
     garden = read(
         f"title: {text}\nsign: {text}\nshort: {text}\npaths: [{text}, x]\ngates: {text}\nnames: {{{text}: {text}}}\n"
         f"inner: {{gates: [{text}]}}\nthing: {{name: leaf, title: {text}}}\n"
-    )  # fmt: skip
+    )
     assert garden.title == garden.sign == garden.short == garden.gates == garden.thing.title == text
     assert garden.paths == (text, "x") and garden.names == {text: text} and garden.inner.gates == (text,)
     assert assigned(f"paths=[{text}, x]").paths == assigned(f"gates=[{text}, x]").gates == (text, "x")

@@ -91,5 +91,7 @@ def test_two_trees_differ_exactly_where_lines_say_so(old, new):
 
 def test_difference_of_a_changed_an_added_and_a_removed_leaf():
     assert difference({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5, "e": 4}, "d": 3}) == [
-        "a.b: 1 -> 5", "a.c: 2 -> (absent)", "a.e: (absent) -> 4",
-    ]  # fmt: skip
+        "a.b: 1 -> 5",
+        "a.c: 2 -> (absent)",
+        "a.e: (absent) -> 4",
+    ]
