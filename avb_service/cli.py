@@ -295,7 +295,7 @@ def evaluate(
 @app.command()
 def compare(first: Model, second: Model, as_json: Json = False) -> None:
     """Which of two models is better, datum by datum on the same held-out data."""
-    from avb_service.tracking.publish import record_of
+    from avb_service.tracking.promotion import record_of
 
     comparison = record_of(first).against(record_of(second))
     ahead = "is ahead of" if comparison.better else "is not ahead of"
@@ -309,7 +309,7 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make a version champion: for a better held-out likelihood with a certificate, or for a reason of yours."""
-    from avb_service.tracking.publish import promote as move
+    from avb_service.tracking.promotion import promote as move
 
     name, _, version = model.removeprefix("models:/").partition("/")
     if not version.isdigit():

@@ -29,11 +29,10 @@ from avb_service.likelihood import (
 )
 from avb_service.likelihood.estimate import Kind
 from avb_service.likelihood.needs import on_a_grid
+from avb_service.likelihood.record import LIKELIHOOD
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
 from avb_service.trees import Tree
-
-LIKELIHOOD = "likelihood.json"  # beside the weights
 
 EXPECTED = {
     "binary": "0 or 1 (the model was trained on binary data)",

@@ -96,15 +96,23 @@ def read_folder(folder: Path, required: Iterable[str] = ()) -> dict[str, bytes]:
     Raises:
         DataError: naming the file that is missing, damaged or was tampered with.
     """
-    files = {}
-    for name, checksum in read_manifest(folder).items():
-        content = read_file(folder / name)
-        if hashlib.sha256(content).hexdigest() != checksum:
-            raise DataError(f"{folder / name} does not match its checksum: it was damaged or changed after writing")
-        files[name] = content
+    files = {name: _verified(folder / name, checksum) for name, checksum in read_manifest(folder).items()}
     if missing := sorted(set(required) - files.keys()):
         raise DataError(f"{folder / MANIFEST} does not list {', '.join(missing)}, expected {', '.join(required)}")
     return files
+
+
+def read_listed(folder: Path, name: str) -> bytes:
+    """One file of such a folder, verified; the others need not be there.
+
+    Args:
+        folder: where it is.
+        name: of a file that its manifest lists.
+
+    Raises:
+        DataError: it is missing, damaged or was tampered with.
+    """
+    return _verified(folder / name, read_manifest(folder)[name])
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
@@ -229,6 +237,14 @@ def persistently(act: Callable[[], Result]) -> Result:
             _log.warning("%s; trying again in %g s", error, wait)
             time.sleep(wait)
     return act()
+
+
+def _verified(path: Path, checksum: str) -> bytes:
+    """The bytes of a file, which have that SHA-256."""
+    content = read_file(path)
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise DataError(f"{path} does not match its checksum: it was damaged or changed after writing")
+    return content
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -21,6 +21,7 @@ from avb_service.likelihood.needs import PROBABILITIES
 from avb_service.likelihood.shortfall import Shortfall, shortfall
 from avb_service.trees import mapped
 
+LIKELIHOOD = "likelihood.json"  # a model's record, beside its weights
 # Whose bound is the figure of a model that has no exact value: settled before looking, but for draws and noise.
 BOUNDS = ("ais", "iwae_mixture", "iwae_refined", "iwae", "elbo")  # the third is by older versions
 STANDARD_ERRORS = 2.0  # a difference of fewer is no difference

@@ -3,36 +3,19 @@
 Floor 7.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from avb_service.algorithms import TABLE
-from avb_service.checkpoint import read_model_files
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment, objective_of
 from avb_service.likelihood import Check, LikelihoodRecord, known, verdict
-from avb_service.model import LIKELIHOOD
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
-from avb_service.tracking.registry import (
-    CONTENT,
-    FIGURE,
-    HELD_OUT,
-    HIGHER,
-    SCORED_ON,
-    SHORTFALL,
-    RegisteredVersion,
-    leaderboard,
-    pull,
-    register,
-    set_alias,
-)
+from avb_service.tracking.promotion import REASON, promotion, versions_of
+from avb_service.tracking.registry import CONTENT, FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL, register
 from avb_service.tracking.runs import Run, check_experiment
-
-CHAMPION, CHALLENGER = "champion", "challenger"
-REASON = "promotion"  # tag of a version
 
 
 @dataclass(frozen=True)
@@ -75,7 +58,7 @@ def publish(
         metrics[SHORTFALL] = record.shortfall.difference
     experiment.publish(folder, card(experiment, record, run.run_id), record)
     content = fingerprint(folder)
-    rows = _versions(model, uri)
+    rows = versions_of(model, uri)
     mine = (row for row in rows if row.run_id == run.run_id and row.tags.get(CONTENT) == content)
     before = next(mine, None)  # by a call that was cut off
     alias: str | None = None
@@ -83,7 +66,7 @@ def publish(
     if before is not None and before.aliases:
         alias, reason = before.aliases[0], before.tags[REASON]
     elif candidate:
-        alias, reason = _promotion(rows, record, uri)
+        alias, reason = promotion(rows, record, uri)
     if before is None:
         _show(experiment, record, run)
     tags = {
@@ -136,7 +119,7 @@ def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
     """
     check_experiment(config.tracking.experiment, uri)
     name, method = config.tracking.model, config.algorithm.name
-    for row in _versions(name, uri):
+    for row in versions_of(name, uri):
         others = row.tags.get("method"), row.tags.get("data")
         if None in others:
             kind = "was not registered by this service"
@@ -147,50 +130,6 @@ def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
         else:
             continue
         raise UserError(f"the name {name!r} is taken: {row.uri} {kind}. Choose another with tracking.model")
-
-
-def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:
-    """The held-out likelihoods that a registered model carries; the model itself is not built.
-
-    Raises:
-        UserError: there is no such model, or it was published without.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        files = read_model_files(pull(model, Path(folder) / "model", uri))
-    if LIKELIHOOD not in files:
-        raise UserError(f"{model} carries no held-out likelihoods; publish it anew")
-    return LikelihoodRecord.from_json(files[LIKELIHOOD])
-
-
-def promote(name: str, version: int, override: str | None = None, uri: str | None = None) -> str:
-    """Make a version champion if it has earned that, or because somebody takes it upon themselves.
-
-    Args:
-        name: of the registered model.
-        version: its number.
-        override: why it is to be champion although it has not; recorded with it.
-        uri: where, as `tracking_uri` reads it.
-
-    Returns:
-        The reason.
-
-    Raises:
-        UserError: it has not earned it; says why. Or the override gives no reason.
-    """
-    if override is not None and not override.strip():
-        raise UserError(f"--override: given {override!r}, expected a reason, which is kept with the model")
-    rows = _versions(name, uri)
-    row = next((row for row in rows if row.version == version), None)
-    if override is None and row is not None and CHAMPION in row.aliases:  # perhaps by a call that was cut off
-        set_alias(name, CHAMPION, version, uri, instead_of=CHALLENGER)
-        return row.tags.get(REASON, "it is champion already")
-    alias, reason = _promotion(rows, record_of(f"models:/{name}/{version}", uri), uri)
-    if alias != CHAMPION:
-        if override is None:
-            raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")
-        reason = f"overridden ({override}), although {reason}"
-    set_alias(name, CHAMPION, version, uri, tags={REASON: reason}, instead_of=CHALLENGER)
-    return reason
 
 
 def card(experiment: Experiment, record: LikelihoodRecord, run_id: str) -> str:
@@ -275,24 +214,3 @@ def _verdict(record: LikelihoodRecord) -> str:
     if best is not None and best.kind == "exact" and record.shortfall is None:
         return "exact"
     return record.certificate.verdict if record.certificate else "none"
-
-
-def _versions(model: str, uri: str | None) -> list[RegisteredVersion]:
-    """What is registered under a name, the newest first."""
-    return [row for row in leaderboard(uri) if row.name == model]
-
-
-def _promotion(rivals: Sequence[RegisteredVersion], record: LikelihoodRecord, uri: str | None) -> tuple[str, str]:
-    """Champion or challenger among the versions of its name, and why."""
-    if (objection := record.objection) is not None:
-        return CHALLENGER, objection
-    champion = next((row for row in rivals if CHAMPION in row.aliases), None)
-    if champion is None:
-        return CHAMPION, "the first of its name whose likelihood can be believed"
-    try:
-        comparison = record.against(record_of(champion.uri, uri))
-    except UserError as error:
-        return CHALLENGER, f"cannot be compared with {champion.uri}: {error}"
-    if comparison.better:
-        return CHAMPION, f"better than {champion.uri}: {comparison}"
-    return CHALLENGER, f"no better than {champion.uri} beyond two standard errors: {comparison}"

@@ -1,4 +1,4 @@
-"""The registry: model folders published under a name, compared, and pulled back verified.
+"""The registry: model folders published under a name, with their numbers and aliases.
 
 Floor 7. A registered model is an MLflow pyfunc whose data is a model folder and whose loader is our module, so it is
 loaded without pickle. Its numbers are metrics of the logged model and tags of the version.
@@ -14,11 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avb_service.checkpoint import LOADER, ModelFolder, model_folder, read_model_files
-from avb_service.errors import DataError, UserError
-from avb_service.storage import fingerprint, read_folder, write_folder
+from avb_service.checkpoint import LOADER, ModelFolder
+from avb_service.errors import UserError
+from avb_service.storage import fingerprint
 from avb_service.tracking.runs import parameters
-from avb_service.tracking.server import check_server, connect, every, existing_is_fine, refusals, tracking_uri
+from avb_service.tracking.server import connect, every, existing_is_fine, refusals, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -153,7 +153,7 @@ def set_alias(
         UserError: no such model or version, or a name that MLflow reserves.
     """
     client = connect(tracking_uri(uri))
-    row = _registered(client, f"models:/{name}/{version}")
+    row = registered(client, f"models:/{name}/{version}")
     with refusals(f"cannot make models:/{name}/{version} its {alias!r}"):
         for key, value in (tags or {}).items():
             client.set_model_version_tag(name, str(version), key, value)
@@ -167,35 +167,6 @@ def leaderboard(uri: str | None = None) -> list[RegisteredVersion]:
     where = tracking_uri(uri)
     with refusals(f"cannot list the models at {where}"):
         return sorted(_versions(connect(where)), key=lambda row: (row.name, -row.version))
-
-
-def pull(model: str, directory: Path, uri: str | None = None) -> Path:
-    """Fetch a model folder and verify it.
-
-    Args:
-        model: models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME/latest, runs:/ID, or a local model folder, also as
-            MLflow downloads it.
-        directory: where to put it; absent or empty, or holding that very model.
-        uri: where the registry is, as `tracking_uri` reads it.
-
-    Returns:
-        The directory.
-
-    Raises:
-        UserError: there is no such model (the message lists what there is), it is damaged, the directory holds
-            something else, or the registry does not answer or refuses us.
-    """
-    with tempfile.TemporaryDirectory() as temporary:
-        remote = model.startswith(("models:", "runs:"))
-        if not remote and not Path(model).is_dir():
-            raise UserError(f"{model} is neither models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID nor a folder")
-        source = _download(model, Path(temporary), check_server(uri)) if remote else Path(model)
-        files = read_model_files(source)
-    if directory.is_dir() and any(directory.iterdir()):
-        if _holds(directory, files):
-            return directory
-        raise UserError(f"{directory} holds something other than {model}: choose an empty directory or remove it")
-    return write_folder(directory, files)
 
 
 def _begun(client: "MlflowClient", name: str, run: "Run", content: str, version: int | None) -> "LoggedModel | None":
@@ -293,7 +264,7 @@ def _row(entry: "ModelVersion", aliases: tuple[str, ...]) -> RegisteredVersion:
     )
 
 
-def _registered(client: "MlflowClient", model: str) -> RegisteredVersion:
+def registered(client: "MlflowClient", model: str) -> RegisteredVersion:
     """The version that models:/NAME@ALIAS or models:/NAME/VERSION means."""
     parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/]+)|/(?P<version>\d+|latest))", model)
     with refusals(f"cannot look up {model}"):
@@ -307,38 +278,3 @@ def _registered(client: "MlflowClient", model: str) -> RegisteredVersion:
         f"there is no model {model}; expected models:/NAME@ALIAS or models:/NAME/VERSION. Registered are:\n"
         + "\n".join(known or ["  none"])
     )
-
-
-def _of_run(client: "MlflowClient", model: str) -> "LoggedModel":
-    """The newest model that the run of runs:/ID or runs:/ID/NAME has logged."""
-    run_id, _, name = model.removeprefix("runs:/").partition("/")
-    with refusals(f"cannot look up {model}"):
-        outputs = client.get_run(run_id).outputs
-        logged = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
-    ready = [entry for entry in logged if entry.status == "READY" and name in ("", entry.name)]
-    if not ready:
-        known = ", ".join(f"runs:/{run_id}/{entry.name}" for entry in logged)
-        raise UserError(f"the run has no model {model}; it has {known or 'none at all'}")
-    return max(ready, key=lambda entry: entry.creation_timestamp)
-
-
-def _download(model: str, directory: Path, uri: str) -> Path:
-    """Fetch an MLflow model and return the model folder inside it."""
-    client = connect(uri)
-    from mlflow.artifacts import download_artifacts
-
-    if model.startswith("runs:/"):
-        location = _of_run(client, model).artifact_location
-    else:
-        row = _registered(client, model)
-        location = client.get_model_version_download_uri(row.name, str(row.version))
-    with refusals(f"cannot download {model} from {uri}"):
-        path = Path(download_artifacts(artifact_uri=location, dst_path=str(directory), tracking_uri=uri))
-    return model_folder(path, model)
-
-
-def _holds(directory: Path, files: Mapping[str, bytes]) -> bool:
-    try:
-        return read_folder(directory) == files
-    except DataError:
-        return False

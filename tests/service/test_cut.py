@@ -22,7 +22,7 @@ from avb_service import figures, storage
 from avb_service.distributed.train import OUTBOX, OUTCOME, Job
 from avb_service.experiment import Experiment
 from avb_service.storage import write_json
-from avb_service.tracking import Outbox, close_open_children, publish
+from avb_service.tracking import Outbox, close_open_children, promotion
 from avb_service.tracking.outbox import letters
 from avb_service.tracking.runs import PARENT, RESUME_KEY
 from avb_service.tracking.server import connect, every
@@ -123,7 +123,7 @@ def begun(small, tmp_path, monkeypatch) -> tuple[Place, list[Job]]:
     records = {name: experiment.assess() for name, experiment in trained.items()}
     monkeypatch.setattr(Job, "trained", lambda job: trained[job.name])
     monkeypatch.setattr(Job, "assess", lambda job, **scoring: records[job.name])
-    monkeypatch.setattr(publish, "record_of", lambda *_: records["a"])
+    monkeypatch.setattr(promotion, "record_of", lambda *_: records["a"])
     monkeypatch.setattr(Experiment, "draw", lambda experiment: {"samples": None})
     monkeypatch.setattr(Experiment, "surgery", lambda experiment: {"validation/kl": 1.0})
     for name, stand_in in (("bounds", lambda *_: None), ("caption", lambda *_: None), ("to_png", lambda _: png(0))):
@@ -156,7 +156,7 @@ def work(place: Place, jobs: list[Job]) -> None:
             write_json(Path(job.folder) / OUTCOME, {"status": "finished"})
     close_open_children(search.run.run_id, "FINISHED", str(STOPPED), place.uri)
     conclude(search, lambda step: None)
-    publish.promote("made", 1, override="its samples are sharper", uri=place.uri)
+    promotion.promote("made", 1, override="its samples are sharper", uri=place.uri)
 
 
 def kept(place: Place) -> dict:

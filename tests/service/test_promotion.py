@@ -11,9 +11,11 @@ from avb_service import rows
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment
 from avb_service.likelihood import Certificate, Check, Diagnosis, Estimate, LikelihoodRecord
+from avb_service.likelihood.record import LIKELIHOOD
 from avb_service.model import load_model
 from avb_service.tracking import Run, leaderboard, pull
-from avb_service.tracking.publish import card, promote, publish, record_of
+from avb_service.tracking.promotion import promote, record_of
+from avb_service.tracking.publish import card, publish
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -51,7 +53,9 @@ def experiment(small, tmp_path_factory) -> Experiment:
 
 
 @pytest.fixture
-def register(experiment, uri, tmp_path):
+def register(experiment, uri, tmp_path, monkeypatch):
+    monkeypatch.setattr(Experiment, "draw", lambda experiment: {})  # plots are not the matter here, and take seconds
+
     def published(made: LikelihoodRecord, run_id: str | None = None):
         run = Run.start("promotion", "run", experiment.config.tree(), uri=uri) if run_id is None else Run(run_id, uri)
         return publish(experiment, made, run, Path(tmp_path) / "model")
@@ -191,3 +195,38 @@ def test_a_promotion_that_was_cut_off_is_completed(register, uri):
     assert promote("vae", int(version), uri=uri) == worse.reason
     (row,) = [row for row in leaderboard(uri) if row.uri == worse.uri]
     assert row.aliases == ("champion",)
+
+
+def test_a_champion_that_no_longer_loads_does_not_block_the_next(register, uri, tmp_path):
+    """Nothing is left of it but its record, and what leads to that; and its record is verified."""
+    from avb_service.tracking.server import connect
+
+    of_now = record(VALUES, data="of now")
+    broken = register(of_now)
+    promote("vae", int(broken.uri.rsplit("/", 1)[1]), override="other data", uri=uri)
+    place = connect(uri).get_model_version_download_uri("vae", broken.uri.rsplit("/", 1)[1])
+    (kept,) = Path(place.removeprefix("file://")).rglob(LIKELIHOOD)
+    for name in ("weights.safetensors", "config.yaml", "card.md"):
+        (kept.parent / name).unlink()
+    with pytest.raises(UserError, match="weights.safetensors"):
+        pull(broken.uri, tmp_path / "pulled", uri)
+    assert register(of_now).reason.startswith(f"no better than {broken.uri}")
+    content = kept.read_bytes()
+    kept.write_bytes(content.replace(b"-40.0", b"-90.0", 1))
+    assert "does not match its checksum" in register(record(VALUES + 1, data="of now")).reason
+    kept.write_bytes(content)
+    better = register(record(VALUES + 2, data="of now"))
+    assert (better.alias, champion(uri)) == ("champion", better.uri)
+
+
+def test_a_model_without_a_record_is_named(vae_folder, uri):
+    from avb_service.checkpoint import ModelFolder
+    from avb_service.tracking import register as register_folder
+
+    bare = dataclasses.replace(ModelFolder.read(vae_folder), more={}).write(vae_folder.parent / "bare")
+    run = Run.start("promotion", "bare", {}, uri=uri)
+    version = register_folder("bare", bare, run.run_id, uri=uri)
+    for model in (f"models:/bare/{version}", f"runs:/{run.run_id}", str(bare)):
+        with pytest.raises(UserError, match=f"{model} carries no held-out likelihoods; publish it anew"):
+            record_of(model, uri)
+    assert record_of(str(vae_folder), uri).basis == {"data_sha256": "ab"}

@@ -8,7 +8,8 @@ from avb_service.experiment import Experiment
 from avb_service.model import load_model
 from avb_service.seeding import seeded
 from avb_service.tracking import Run, leaderboard, pull
-from avb_service.tracking.publish import publish, record_of
+from avb_service.tracking.promotion import record_of
+from avb_service.tracking.publish import publish
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),

@@ -1,0 +1,91 @@
+"""Who is champion: records of held-out likelihoods are compared, and aliases moved. No model is downloaded or built.
+
+Floor 7.
+"""
+
+from collections.abc import Sequence
+
+from avb_service.errors import UserError
+from avb_service.likelihood.record import LIKELIHOOD, LikelihoodRecord
+from avb_service.tracking.download import read_file
+from avb_service.tracking.registry import RegisteredVersion, leaderboard, set_alias
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+REASON = "promotion"  # tag of a version
+
+
+def promote(name: str, version: int, override: str | None = None, uri: str | None = None) -> str:
+    """Make a version champion if it has earned that, or because somebody takes it upon themselves.
+
+    Args:
+        name: of the registered model.
+        version: its number.
+        override: why it is to be champion although it has not; recorded with it.
+        uri: where, as `tracking_uri` reads it.
+
+    Returns:
+        The reason.
+
+    Raises:
+        UserError: it has not earned it; says why. Or the override gives no reason.
+    """
+    if override is not None and not override.strip():
+        raise UserError(f"--override: given {override!r}, expected a reason, which is kept with the model")
+    rows = versions_of(name, uri)
+    row = next((row for row in rows if row.version == version), None)
+    if override is None and row is not None and CHAMPION in row.aliases:  # perhaps by a call that was cut off
+        set_alias(name, CHAMPION, version, uri, instead_of=CHALLENGER)
+        return row.tags.get(REASON, "it is champion already")
+    alias, reason = promotion(rows, record_of(f"models:/{name}/{version}", uri), uri)
+    if alias != CHAMPION:
+        if override is None:
+            raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")
+        reason = f"overridden ({override}), although {reason}"
+    set_alias(name, CHAMPION, version, uri, tags={REASON: reason}, instead_of=CHALLENGER)
+    return reason
+
+
+def promotion(rivals: Sequence[RegisteredVersion], record: LikelihoodRecord, uri: str | None) -> tuple[str, str]:
+    """Whether a model has earned to be champion: its record against that of the champion.
+
+    Args:
+        rivals: what is registered under its name.
+        record: of the model.
+        uri: where, as `tracking_uri` reads it.
+
+    Returns:
+        Champion or challenger, and why.
+    """
+    if (objection := record.objection) is not None:
+        return CHALLENGER, objection
+    champion = next((row for row in rivals if CHAMPION in row.aliases), None)
+    if champion is None:
+        return CHAMPION, "the first of its name whose likelihood can be believed"
+    try:
+        comparison = record.against(record_of(champion.uri, uri))
+    except UserError as error:
+        return CHALLENGER, f"cannot be compared with {champion.uri}: {error}"
+    if comparison.better:
+        return CHAMPION, f"better than {champion.uri}: {comparison}"
+    return CHALLENGER, f"no better than {champion.uri} beyond two standard errors: {comparison}"
+
+
+def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:
+    """The held-out likelihoods that a model carries; nothing else of it is read, so it need not be one that loads.
+
+    Args:
+        model: as `pull` takes it.
+        uri: where, as `tracking_uri` reads it.
+
+    Raises:
+        UserError: there is no such model, or it was published without.
+    """
+    content = read_file(model, LIKELIHOOD, uri)
+    if content is None:
+        raise UserError(f"{model} carries no held-out likelihoods; publish it anew")
+    return LikelihoodRecord.from_json(content)
+
+
+def versions_of(model: str, uri: str | None) -> list[RegisteredVersion]:
+    """What is registered under a name, the newest first."""
+    return [row for row in leaderboard(uri) if row.name == model]
