@@ -1,14 +1,18 @@
 """What the tests of servers and stores share: passwords, and a small model to keep."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from behind_a_login import SECRETS
 
+from avb_service.distributed import cluster, scoring, train
 from avb_service.experiment import Experiment
 from avb_service.likelihood import LikelihoodRecord
+from avb_service.likelihood.estimate import serially
+from avb_service.tuning.record import Search
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +38,32 @@ def vae_folder(small, tmp_path_factory) -> Path:
     trained = Experiment(small("vae"), place / "checkpoints")
     trained.fit()
     return trained.publish(place / "model", "# VAE", LikelihoodRecord({"data_sha256": "ab"}, (), None))
+
+
+@pytest.fixture
+def no_ray(monkeypatch) -> None:
+    """Commands train and score in this process."""
+
+    def fit(job: train.Job, callbacks: object) -> None:
+        job.begin()
+        Experiment(job.settings, job.checkpoints).fit()
+
+    capacity = cluster.Capacity((cluster.Node(4, 0),))
+    monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(capacity))
+    monkeypatch.setattr(cluster, "own_capacity", lambda: None)
+    monkeypatch.setattr(scoring, "on_cluster", lambda capacity: serially)
+    monkeypatch.setattr("avb_service.distributed.progress.listening", lambda report: nullcontext([]))
+    monkeypatch.setattr(train, "train_alone", fit)
+
+
+@pytest.fixture
+def fit_trials() -> Callable[..., None]:
+    """Stands in for Ray Tune, where all trials of a search have begun: trains in this process what has not ended."""
+
+    def run_search(search: Search, *given: object) -> None:
+        for trial in search.trials():
+            if trial.outcome is None:
+                Experiment(trial.config, trial.job.checkpoints).fit()
+                train.Outcome("finished").write(Path(trial.job.folder))
+
+    return run_search

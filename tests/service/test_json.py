@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,9 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from avb_service import cli, rows
-from avb_service.distributed import check, cluster, scoring, train
+from avb_service.distributed import check
 from avb_service.experiment import Experiment
 from avb_service.likelihood import Certificate, Check, Diagnosis, Estimate, LikelihoodRecord
-from avb_service.likelihood.estimate import serially
 from avb_service.tracking import RegisteredVersion, Run, leaderboard
 from avb_service.tracking.publish import Published, publish
 from avb_service.tuning import search
@@ -217,22 +215,6 @@ def test_a_plan(small):
     Path("mine.yaml").write_text(small("vae").to_yaml())
     planned = answer("plan", "mine.yaml", "--workers", "2")
     assert [each["workers"] for each in planned["workers"]] == [1, 2] and planned["averaged_bytes"] > 0
-
-
-@pytest.fixture
-def no_ray(monkeypatch):
-    """Training and scoring in this process."""
-
-    def fit(job: train.Job, callbacks: object) -> None:
-        job.begin()
-        Experiment(job.settings, job.checkpoints).fit()
-
-    capacity = cluster.Capacity((cluster.Node(4, 0),))
-    monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(capacity))
-    monkeypatch.setattr(cluster, "own_capacity", lambda: None)
-    monkeypatch.setattr(scoring, "on_cluster", lambda capacity: serially)
-    monkeypatch.setattr("avb_service.distributed.progress.listening", lambda report: nullcontext([]))
-    monkeypatch.setattr(train, "train_alone", fit)
 
 
 def test_a_run_and_its_model(no_ray, small):
