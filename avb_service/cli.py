@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from avb_service.likelihood import Runner
-    from avb_service.likelihood.estimate import Progress
+    from avb_service.likelihood.scoring import Progress
 
 app = typer.Typer(
     help="Train, search, score and publish latent-variable models.",
@@ -254,7 +254,7 @@ def evaluate(
 ) -> None:
     """Log-likelihoods of held-out data, each with its kind and error bar; with a certificate where asked for."""
     import avb_service
-    from avb_service.likelihood import LikelihoodRecord
+    from avb_service.records import LikelihoodRecord
     from avb_service.settings import read_likelihood
     from avb_service.storage import check_place, writing
 
@@ -580,7 +580,7 @@ def _progress(quiet: bool) -> "Iterator[Callable[[str], Progress]]":
 def _runner(workers: int) -> "Iterator[Runner]":
     """Who scores blocks: this process, or so many Ray workers."""
     if workers == 1:
-        from avb_service.likelihood.estimate import serially
+        from avb_service.likelihood.scoring import serially
 
         yield serially
         return

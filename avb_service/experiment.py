@@ -25,7 +25,6 @@ from avb_service.errors import DataError, DivergenceError, UserError
 from avb_service.likelihood import (
     Columns,
     Evaluator,
-    LikelihoodRecord,
     Task,
     can_be_diagnosed,
     codes_seen,
@@ -36,6 +35,7 @@ from avb_service.likelihood import (
 from avb_service.likelihood.needs import measure
 from avb_service.model import build, write_model
 from avb_service.provenance import code_version
+from avb_service.records import LikelihoodRecord
 from avb_service.seeding import derive_seed, reproducible, seeded
 from avb_service.settings import ExperimentConfig
 from avb_service.training.agreement import together

@@ -19,17 +19,9 @@ from avb_service.data.inputs import Given, refuse_first, seen
 from avb_service.data.stream import fixed
 from avb_service.distributions import Grid, Values
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood import (
-    Budget,
-    Estimate,
-    Evaluator,
-    LikelihoodConfig,
-    LikelihoodRecord,
-    NoisyModel,
-)
-from avb_service.likelihood.estimate import Kind
+from avb_service.likelihood import Budget, Evaluator, LikelihoodConfig, NoisyModel
 from avb_service.likelihood.needs import on_a_grid
-from avb_service.likelihood.record import LIKELIHOOD
+from avb_service.records import LIKELIHOOD, Estimate, Kind, LikelihoodRecord
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
 from avb_service.trees import Tree

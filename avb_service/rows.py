@@ -7,7 +7,6 @@ together.
 
 import json
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 from avb_service.trees import mapped
 
 if TYPE_CHECKING:
-    from avb_service.likelihood import Check, Comparison, Estimate, LikelihoodRecord
     from avb_service.plan import Planned
+    from avb_service.records import Check, Comparison, Estimate, LikelihoodRecord
     from avb_service.tracking import RegisteredVersion
     from avb_service.tracking.publish import Published
 
 Row = dict[str, Any]
-
-BOUND = r"test/log_likelihood\.{}_\d+\.lower_bound"  # of an estimator, with its draws
 
 
 def as_json(rows: object) -> str:
@@ -68,6 +65,7 @@ def leaderboard(
 
 
 def _model(version: "RegisteredVersion") -> Row:
+    from avb_service.records.key import Key, metric
     from avb_service.tracking.registry import FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL
 
     metrics, tags = version.metrics, {key: value for key, value in version.tags.items() if value}
@@ -85,9 +83,9 @@ def _model(version: "RegisteredVersion") -> Row:
         "log_likelihood_by": tags.get(FIGURE),
         "shortfall": metrics.get(SHORTFALL),
         "shortfall_by": tags.get(HIGHER),
-        "iwae_mixture": _bound(metrics, "iwae_mixture"),
-        "iwae_refined": _bound(metrics, "iwae_refined"),
-        "elbo_adversarial": metrics.get("test/log_likelihood.elbo_adversarial.estimate"),
+        "iwae_mixture": version.bound("iwae_mixture"),
+        "iwae_refined": version.bound("iwae_refined"),
+        "elbo_adversarial": metrics.get(metric("test", Key("elbo_adversarial"), "estimate")),
         "parzen": metrics.get("test/parzen"),
         "parzen_training": metrics.get("test/parzen_training"),
         "simulated_upper": metrics.get("certificate/simulated.upper"),
@@ -97,11 +95,6 @@ def _model(version: "RegisteredVersion") -> Row:
         "parameters": _number(tags, "parameters", int),
         "train_seconds": _number(tags, "train_seconds", float),
     }
-
-
-def _bound(metrics: Mapping[str, float], estimator: str) -> float | None:
-    """What an estimator has found, with however many draws."""
-    return next((value for name, value in metrics.items() if re.fullmatch(BOUND.format(estimator), name)), None)
 
 
 def _number(tags: Mapping[str, str], name: str, kind: type[int] | type[float]) -> float | None:
@@ -127,7 +120,7 @@ def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int, ot
         count: how many test data were scored.
         other_data: that they are of other data than the model's own, if so.
     """
-    from avb_service.likelihood import HOLDS, verdict
+    from avb_service.records import HOLDS, verdict
 
     doubts, certificate, figure, higher = record.doubts, record.certificate, record.held_out, record.shortfall
     return {
@@ -139,7 +132,7 @@ def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int, ot
         "figure": figure and {"estimator": figure.name, "value": figure.value, "stderr": figure.stderr},
         "shortfall": higher
         and {
-            "estimator": higher.bound,
+            "estimator": str(higher.bound),
             "difference": higher.difference,
             "n_data": higher.data,
             "reason": str(higher),

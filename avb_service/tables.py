@@ -17,7 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from avb_service.likelihood import Check, LikelihoodRecord
+    from avb_service.records import Check, LikelihoodRecord
 
 out = Console() if sys.stdout.isatty() else Console(width=120)
 
@@ -93,7 +93,7 @@ def estimates(record: "LikelihoodRecord", title: str, other_data: str | None = N
         title: of the table.
         other_data: that they are of other data than the model's own, if so.
     """
-    from avb_service.likelihood import HOLDS, verdict
+    from avb_service.records import HOLDS, verdict
 
     rows = [
         {

@@ -19,8 +19,9 @@ from sklearn.model_selection import cross_val_score
 from sklearn.neural_network import MLPClassifier
 
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Estimate, Evaluator
+from avb_service.likelihood import Evaluator
 from avb_service.optim import TurnConfig
+from avb_service.records import Estimate
 from avb_service.seeding import seeded
 from avb_service.settings import read_config
 

@@ -16,23 +16,14 @@ from torch import Tensor
 
 from avb_service.experiment import Experiment
 from avb_service.figures import bounds, caption, to_png
-from avb_service.likelihood import (
-    Certificate,
-    Estimate,
-    Evaluator,
-    LikelihoodConfig,
-    Task,
-    codes_seen,
-    diagnose,
-    excess,
-)
-from avb_service.likelihood.adversary import Diagnosis, Excess
+from avb_service.likelihood import Evaluator, LikelihoodConfig, Task, codes_seen, diagnose
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.bdmc import bdmc
-from avb_service.likelihood.certificate import certify
-from avb_service.likelihood.estimate import estimate
+from avb_service.likelihood.certify import certify
 from avb_service.likelihood.proposals import own
+from avb_service.likelihood.scoring import estimate
+from avb_service.records import Certificate, Diagnosis, Estimate, Excess, excess
 from avb_service.settings import read_config
 
 SETTINGS = [

@@ -22,8 +22,9 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import DataSpec
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Estimate, Evaluator, LikelihoodConfig
+from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.maths import standard_normal
+from avb_service.records import Estimate
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Estimate
+from avb_service.records import Estimate, mean_and_stderr
 from avb_service.settings import read_config
 
 WARM, TIMED = 5, 60  # rounds
@@ -58,11 +58,11 @@ def main() -> None:
         if given.seconds is not None:
             rounds = [int(given.seconds / seconds_a_round(given.preset, settings)) for settings in both]
         plain, other = (figure(given.preset, settings, n) for settings, n in zip(both, rounds, strict=True))
-        apart = (other.per_datum - plain.per_datum).double()
+        apart, error = mean_and_stderr(other.per_datum - plain.per_datum)
         print(
             f"{given.preset}, seed {seed}: {plain.name} {plain.value:.2f} after {rounds[0]} rounds; with "
-            f"{' '.join(given.settings)} {other.value:.2f} after {rounds[1]}: {apart.mean():+.3f} "
-            f"± {apart.std() / len(apart) ** 0.5:.3f}",
+            f"{' '.join(given.settings)} {other.value:.2f} after {rounds[1]}: {apart:+.3f} "
+            f"± {error:.3f}",
             flush=True,
         )
 

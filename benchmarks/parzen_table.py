@@ -16,7 +16,8 @@ import torch
 from avb_service.divergences import DIVERGENCES
 from avb_service.errors import DivergenceError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Estimate, Evaluator
+from avb_service.likelihood import Evaluator
+from avb_service.records import Estimate
 from avb_service.settings import read_config
 
 # All alike have a critic whose slope is kept small (R1): a generator's gradient grows as e^-V under reverse KL,
@@ -58,7 +59,7 @@ def main(names: Sequence[str], rounds: int) -> None:
 
 
 def _line(name: str, estimate: Estimate) -> str:
-    bandwidth = estimate.columns["bandwidth"][0].item()
+    bandwidth = estimate.columns["bandwidth"][0]
     return f"| {name} | {estimate.value:.1f} ± {estimate.stderr:.1f} | {bandwidth:.3f} |"
 
 

@@ -18,7 +18,7 @@ from avb_service.distributed.cluster import ROOM, worker_cpus
 from avb_service.distributed.interrupts import interruptible
 from avb_service.errors import DivergenceError, UserError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import LikelihoodRecord
+from avb_service.records import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import write_json
 from avb_service.tracking import Outbox, Run, Status, deliver

@@ -15,13 +15,13 @@ from matplotlib.ticker import MaxNLocator
 
 from avb_service.errors import DataError
 from avb_service.figures.canvas import FAINT, HAIRLINE, INK, PALETTE, TEXT, blank, number, place, tidy
-from avb_service.likelihood.estimate import Estimate, mean_and_stderr
+from avb_service.records import Estimate, mean_and_stderr
 
 LABELS, AXIS, FIGURES = 262, 520, 150  # pixels: names, axis, figures
 ROW, BELOW = 38, 120  # pixels: of a row; of the ticks, their name and the legend
 ERRORS = 2  # standard errors that a bar reaches
 
-# Name of an estimator, or its beginning -> what people call it, from top to bottom.
+# Name of an estimator -> what people call it, from top to bottom.
 ELBOS = {
     "elbo_adversarial": "by the adversary",
     "elbo_corrected": "by a fresh adversary",
@@ -91,24 +91,24 @@ def bounds(estimates: Sequence[Estimate], gap: float | None = None) -> Figure:
 
 
 def _rows(estimates: Sequence[Estimate], names: Mapping[str, str]) -> list[Row]:
-    """The estimates that have one of the names, in its order, as people call them."""
+    """The estimates by these estimators, in their order, as people call them."""
     most = max((len(estimate.per_datum) for estimate in estimates), default=0)
     rows: list[Row] = []
     for name, spoken in names.items():
         for estimate in estimates:
-            estimator, dot, noise = estimate.name.partition(".")
-            count = estimator.removeprefix(f"{name}_")
-            if estimator == name or count.isdecimal():
-                draws = f", {count} draws" if count.isdecimal() else ""
+            key = estimate.key
+            if key.estimator == name:
+                draws = "" if key.draws is None else f", {key.draws} draws"
+                noise = "" if key.noise is None else f", noise {key.noise:g}"
                 few = f", {len(estimate.per_datum)} data" if len(estimate.per_datum) < most else ""
-                rows.append((spoken + draws + dot.replace(".", ", ") + noise.replace("_", " ") + few, estimate))
+                rows.append((spoken + draws + noise + few, estimate))
     return rows
 
 
 def _limits(rows: Sequence[Row], gap: float | None) -> tuple[float, float]:
     """All bars and the gap, with a margin."""
     low, high = min(e.value - _bar(e) for _, e in rows), max(e.value + _bar(e) for _, e in rows)
-    annealed = next((e for _, e in rows if e.name == "ais"), None)
+    annealed = next((e for _, e in rows if e.key.estimator == "ais"), None)
     if annealed is not None and gap is not None:
         high = max(high, annealed.value + gap)
     margin = 0.12 * (high - low) or 1.0
@@ -171,7 +171,7 @@ def _on_the_right(axes: Axes, value: float) -> bool:
 
 def _draw_gap(axes: Axes, top: int, rows: Sequence[Row], gap: float | None) -> None:
     """A bracket from AIS to the right: how far the two bounds were apart on data that the model drew itself."""
-    lines = [line for line, (_, estimate) in enumerate(rows, top + 1) if estimate.name == "ais"]
+    lines = [line for line, (_, estimate) in enumerate(rows, top + 1) if estimate.key.estimator == "ais"]
     if gap is None or not lines:
         return
     value = rows[lines[0] - top - 1][1].value

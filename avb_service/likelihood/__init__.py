@@ -1,17 +1,26 @@
 """Log-likelihoods that say what they are: exact, a bound, or an estimate.
 
-Floor 5.
+Floor 5. What is found is told as records (floor 4) have it.
 """
 
-from avb_service.likelihood.adversary import Diagnosis, can_be_diagnosed, codes_seen, diagnose, excess, verdict
-from avb_service.likelihood.certificate import HOLDS, Certificate, Check
+from avb_service.likelihood.adversary import can_be_diagnosed, codes_seen, diagnose
 from avb_service.likelihood.config import LikelihoodConfig
 from avb_service.likelihood.elbo_surgery import surgery
-from avb_service.likelihood.estimate import Columns, Estimate, Runner, Task, known
 from avb_service.likelihood.evaluate import BUDGETS, ESTIMATORS, Budget, Evaluator, latent_variable_model
 from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.parzen import parzen_of_draws
-from avb_service.likelihood.record import Comparison, LikelihoodRecord
+from avb_service.likelihood.scoring import Columns, Runner, Task
+from avb_service.records import (
+    HOLDS,
+    Certificate,
+    Check,
+    Diagnosis,
+    Estimate,
+    LikelihoodRecord,
+    excess,
+    known,
+    verdict,
+)
 
 __all__ = [
     "BUDGETS",
@@ -21,7 +30,6 @@ __all__ = [
     "Certificate",
     "Check",
     "Columns",
-    "Comparison",
     "Diagnosis",
     "Estimate",
     "Evaluator",

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, temperatures, tuned_steps
-from avb_service.likelihood.estimate import NATS, VARIANCE, Columns, Recipe, Scorer
 from avb_service.likelihood.proposals import Proposal
+from avb_service.likelihood.scoring import Columns, Scorer
 from avb_service.maths import effective_size, log_mean_exp, variance_of_log_mean
+from avb_service.records import NATS, VARIANCE, Key
+from avb_service.records.estimate import Recipe
 
 
 def ais(
@@ -48,7 +50,7 @@ def ais(
         }
 
     rows = max(2 * recipe.chains, proposal.rows)
-    return Scorer(name, "lower_bound", rows, score, recipe=annealing(proposal, recipe, schedule))
+    return Scorer(Key(name), "lower_bound", rows, score, recipe=annealing(proposal, recipe, schedule))
 
 
 def annealing(proposal: Proposal, recipe: AnnealConfig, schedule: str) -> Recipe:

@@ -11,9 +11,10 @@ from torch import Tensor
 from avb_service.algorithm import LatentVariableModel
 from avb_service.likelihood.ais import annealing
 from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, anneal_back, temperatures, tuned_steps
-from avb_service.likelihood.estimate import NATS, Columns, Scorer
 from avb_service.likelihood.proposals import Proposal
+from avb_service.likelihood.scoring import Columns, Scorer
 from avb_service.maths import effective_size, log_mean_exp
+from avb_service.records import NATS, Key
 
 
 def bdmc(
@@ -59,4 +60,4 @@ def bdmc(
         }
 
     rows, told = max(2 * recipe.chains, proposal.rows), annealing(proposal, recipe, schedule)
-    return Scorer("bdmc", "lower_bound", rows, score, quantity="simulated", recipe=told)
+    return Scorer(Key("bdmc"), "lower_bound", rows, score, quantity="simulated", recipe=told)

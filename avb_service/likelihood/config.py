@@ -9,10 +9,10 @@ from pydantic import Field
 
 from avb_service.config import Config
 from avb_service.likelihood.anneal import AnnealConfig
-from avb_service.likelihood.certificate import CertificateConfig
+from avb_service.likelihood.certify import CertificateConfig
 from avb_service.likelihood.corrected import CorrectionConfig
-from avb_service.likelihood.estimate import BLOCK
 from avb_service.likelihood.proposals import PilotConfig
+from avb_service.likelihood.scoring import BLOCK
 
 Budget = Literal["quick", "standard", "certified"]
 Count = Annotated[int, Field(ge=2)]

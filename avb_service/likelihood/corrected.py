@@ -17,13 +17,14 @@ from avb_service.algorithm import Algorithm, Batch, LatentVariableModel, Loss, P
 from avb_service.config import Config
 from avb_service.distributions import ImplicitPosterior, whiten
 from avb_service.errors import UserError
-from avb_service.likelihood.estimate import NATS, Columns, Scorer
 from avb_service.likelihood.moments import exact_moments
 from avb_service.likelihood.needs import some_posterior
+from avb_service.likelihood.scoring import Columns, Scorer
 from avb_service.maths import cholesky, fit_gaussian, log_mean_exp
 from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
 from avb_service.optim import Positive, ScheduleConfig, TurnConfig
+from avb_service.records import NATS, Key
 from avb_service.seeding import generator
 from avb_service.training.config import TrainingConfig
 from avb_service.training.loop import Engine
@@ -101,7 +102,7 @@ def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scor
         }
 
     recipe = {name: getattr(config, name) for name in ("rounds", "batch_size", "draws", "moment_draws", "elbo_draws")}
-    return Scorer("elbo_corrected", "estimate", 1, score, block=LARGEST, recipe=recipe)
+    return Scorer(Key("elbo_corrected"), "estimate", 1, score, block=LARGEST, recipe=recipe)
 
 
 class Correction(Algorithm):

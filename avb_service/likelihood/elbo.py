@@ -10,9 +10,10 @@ from torch.distributions import Distribution
 
 from avb_service.algorithm import AdversarialModel, LatentVariableModel
 from avb_service.errors import UserError
-from avb_service.likelihood.estimate import NATS, Columns, Scorer
 from avb_service.likelihood.moments import exact_moments, kl, kl_floor
 from avb_service.likelihood.needs import has_density, has_standard_normal_prior, prior_name, some_posterior
+from avb_service.likelihood.scoring import Columns, Scorer
+from avb_service.records import NATS, Key
 from avb_service.seeding import seeded
 
 
@@ -43,7 +44,7 @@ def elbo(model: LatentVariableModel, draws: int) -> Scorer:
         divergence = kl(q, model.prior(), z)
         return {NATS: reconstruction - divergence, "reconstruction": reconstruction, "kl": divergence}
 
-    return Scorer("elbo", "lower_bound", draws, score, recipe={"draws": draws})
+    return Scorer(Key("elbo"), "lower_bound", draws, score, recipe={"draws": draws})
 
 
 def elbo_adversarial(model: LatentVariableModel, draws: int, seed: int) -> Scorer:
@@ -76,7 +77,7 @@ def elbo_adversarial(model: LatentVariableModel, draws: int, seed: int) -> Score
         log_ratio = model.log_ratio(x, q, z, shared).mean(0)
         return {NATS: reconstruction - log_ratio, "reconstruction": reconstruction, "log_ratio": log_ratio}
 
-    return Scorer("elbo_adversarial", "estimate", draws, score, recipe={"draws": draws})
+    return Scorer(Key("elbo_adversarial"), "estimate", draws, score, recipe={"draws": draws})
 
 
 def elbo_ceiling(model: LatentVariableModel, draws: int) -> Scorer:
@@ -107,4 +108,4 @@ def elbo_ceiling(model: LatentVariableModel, draws: int) -> Scorer:
         floor = kl_floor(q, z)
         return {NATS: reconstruction - floor, "reconstruction": reconstruction, "kl_floor": floor}
 
-    return Scorer("elbo_ceiling", "upper_bound", draws, score, quantity="own_elbo", recipe={"draws": draws})
+    return Scorer(Key("elbo_ceiling"), "upper_bound", draws, score, quantity="own_elbo", recipe={"draws": draws})

@@ -15,9 +15,9 @@ from torch.distributions import Distribution
 from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import DataError
-from avb_service.likelihood.estimate import evaluating
 from avb_service.likelihood.moments import exact_moments, kl, kl_floor
 from avb_service.likelihood.needs import has_standard_normal_prior
+from avb_service.likelihood.scoring import evaluating
 from avb_service.maths import fit_gaussian
 from avb_service.seeding import seeded
 

@@ -13,21 +13,21 @@ from torch import Tensor
 from avb_service.algorithm import AdversarialModel, Algorithm, DecodingModel, LatentVariableModel
 from avb_service.data.inputs import Given
 from avb_service.errors import UserError
-from avb_service.likelihood.adversary import Diagnosis, can_be_diagnosed, codes_seen, diagnose
+from avb_service.likelihood.adversary import can_be_diagnosed, codes_seen, diagnose
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
 from avb_service.likelihood.bdmc import bdmc
-from avb_service.likelihood.certificate import Certificate, certify
+from avb_service.likelihood.certify import certify
 from avb_service.likelihood.config import Budget, LikelihoodConfig
 from avb_service.likelihood.corrected import elbo_corrected
 from avb_service.likelihood.elbo import elbo, elbo_adversarial, elbo_ceiling
-from avb_service.likelihood.estimate import Estimate, Kind, Progress, Runner, Scorer, Task, estimate, serially
 from avb_service.likelihood.exact import enumeration, ppca, quadrature
 from avb_service.likelihood.importance import iwae, iwae_mixture
 from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.parzen import Windows, parzen_rows
 from avb_service.likelihood.proposals import from_prior, mixed, own, refined
-from avb_service.likelihood.record import LikelihoodRecord
+from avb_service.likelihood.scoring import Progress, Runner, Scorer, Task, estimate, serially
+from avb_service.records import Certificate, Diagnosis, Estimate, Kind, LikelihoodRecord
 from avb_service.training.config import TrainingConfig
 
 # From the one that says the most. What does not apply to a model is left out.
@@ -75,7 +75,7 @@ class Make:
             UserError: it does not apply; names what the model lacks, and what to use.
         """
         scorer = ESTIMATORS[self.name](latent_variable_model(model), self.config)
-        return replace(scorer, name=f"{scorer.name}.noise_{model.noise:g}") if isinstance(model, NoisyModel) else scorer
+        return replace(scorer, key=replace(scorer.key, noise=model.noise)) if isinstance(model, NoisyModel) else scorer
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Evaluator:
         self.require("ais")
         x = self.check(x)
         known = known or self.evaluate(x[: self.config.certificate.real], "standard")
-        annealed, *_ = (each for each in known if each.name.partition(".")[0] == "ais")
+        annealed, *_ = (each for each in known if each.key.estimator == "ais")
 
         def score(name: str, part: Tensor) -> Estimate:
             return annealed.first(len(part)) if name == "ais" else self._score(name, part)

@@ -15,8 +15,9 @@ from torch.nn.functional import max_pool1d, max_pool2d
 from avb_service.algorithm import LatentVariableModel
 from avb_service.discrete import DiscreteCodes, arrangements
 from avb_service.errors import UserError
-from avb_service.likelihood.estimate import NATS, Columns, Kind, Scorer, evaluating
 from avb_service.likelihood.needs import gaussian_marginals, has_standard_normal_prior, others, prior_name
+from avb_service.likelihood.scoring import Columns, Scorer, evaluating
+from avb_service.records import NATS, Key, Kind
 from avb_service.seeding import generator
 
 HALF_WIDTH = 8.0  # of the box, in standard deviations of the prior, whose density is e^-32 of its peak there
@@ -61,7 +62,7 @@ def quadrature(model: LatentVariableModel) -> Scorer:
         raise UserError(f"quadrature needs at most 2 latent dimensions, this model has {dim}: use {others(model)}")
     points = COARSE[dim] ** dim
     rows = max(ROWS, points // math.prod(model.spec.shape))  # the coarse grid is kept as a whole
-    return Scorer("quadrature", _settled, rows, lambda x: _Grid(model, x, marginals).solve())
+    return Scorer(Key("quadrature"), _settled, rows, lambda x: _Grid(model, x, marginals).solve())
 
 
 def _settled(columns: Columns) -> Kind:
@@ -191,7 +192,7 @@ def ppca(model: LatentVariableModel) -> Scorer:
     """
     mean, factor, scale = _affine(model)
     evidence = LowRankMultivariateNormal(mean, factor, scale.square(), validate_args=False)
-    return Scorer("ppca", "exact", 1, lambda x: {NATS: evidence.log_prob(x.flatten(1).double())})
+    return Scorer(Key("ppca"), "exact", 1, lambda x: {NATS: evidence.log_prob(x.flatten(1).double())})
 
 
 def _affine(model: LatentVariableModel) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,7 +239,7 @@ def enumeration(model: LatentVariableModel) -> Scorer:
             total = torch.logaddexp(total, model.log_joint(x, z[:, None]).double().logsumexp(0))
         return {NATS: total}
 
-    return Scorer("enumeration", "exact", min(len(codes), ROWS), score)
+    return Scorer(Key("enumeration"), "exact", min(len(codes), ROWS), score)
 
 
 def _states(model: LatentVariableModel) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from avb_service.algorithm import LatentVariableModel
-from avb_service.likelihood.estimate import NATS, VARIANCE, Columns, Scorer
 from avb_service.likelihood.proposals import Proposal
+from avb_service.likelihood.scoring import Columns, Scorer
 from avb_service.maths import effective_size, log_mean_exp, variance_of_log_mean
+from avb_service.records import NATS, VARIANCE, Key
 
 PRIOR_SHARE = 1 / 16  # of a mixture's draws; what is left is shared out evenly
 
@@ -35,7 +36,7 @@ def iwae(model: LatentVariableModel, proposal: Proposal, draws: int) -> Scorer:
         return _averaged(model.log_joint(x, z) - r.log_prob(z))
 
     rows = max(draws, proposal.rows)
-    return Scorer(f"iwae_{draws}", "lower_bound", rows, score, recipe={"draws": draws, **proposal.recipe})
+    return Scorer(Key("iwae", draws), "lower_bound", rows, score, recipe={"draws": draws, **proposal.recipe})
 
 
 def iwae_mixture(model: LatentVariableModel, proposals: Sequence[Proposal], draws: int) -> Scorer:
@@ -65,7 +66,9 @@ def iwae_mixture(model: LatentVariableModel, proposals: Sequence[Proposal], draw
     rows = max(draws + of_codes, *(proposal.rows for proposal in proposals))
     told = {key: value for proposal in proposals for key, value in proposal.recipe.items()}
     start = " + ".join(str(proposal.recipe["start"]) for proposal in proposals)
-    return Scorer(f"iwae_mixture_{draws}", "lower_bound", rows, score, recipe={**told, "draws": draws, "start": start})
+    return Scorer(
+        Key("iwae_mixture", draws), "lower_bound", rows, score, recipe={**told, "draws": draws, "start": start}
+    )
 
 
 def _averaged(log_weights: Tensor) -> Columns:

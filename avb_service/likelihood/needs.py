@@ -8,10 +8,9 @@ from torch.distributions import Distribution, Independent, Normal
 from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
-from avb_service.likelihood.estimate import evaluating
+from avb_service.likelihood.scoring import evaluating
+from avb_service.records.record import PROBABILITIES
 from avb_service.seeding import seeded
-
-PROBABILITIES = "probabilities of levels"
 
 
 def some_posterior(model: LatentVariableModel) -> Distribution | ImplicitPosterior:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from avb_service.algorithm import Algorithm
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood.estimate import NATS, Columns, Estimate, Scorer, Task, estimate
+from avb_service.likelihood.scoring import Columns, Scorer, Task, estimate
+from avb_service.records import NATS, Estimate, Key
 from avb_service.seeding import permutation, seeded
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def best_bandwidth(trial: Estimate, bandwidths: Sequence[float]) -> float:
         trial: by `bandwidth_trial`, of data that are used for nothing else.
         bandwidths: those tried.
     """
-    best = max(range(len(bandwidths)), key=lambda k: trial.columns[str(k)].mean().item())
+    best = max(range(len(bandwidths)), key=lambda k: trial.columns[str(k)].mean())
     if best in (0, len(bandwidths) - 1):
         _log.warning(
             "Parzen windows: the best bandwidth, %g, is at the end of those tried, from %g to %g; draws are far from "
@@ -209,7 +210,7 @@ def _scorer(name: str, samples: Tensor, bandwidths: Sequence[float], columns: Ca
     centres = _flat(samples)
     rows = max(1, 2 * CENTRES // math.prod(samples.shape[1:]))
     return Scorer(
-        name,
+        Key(name),
         "estimate",
         rows,
         lambda x: columns(log_densities(x, centres.to(x.device), bandwidths)),

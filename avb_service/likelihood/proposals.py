@@ -19,10 +19,11 @@ from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
 from avb_service.likelihood.anneal import AnnealConfig, Path, pilot_chains, temperatures, transition
-from avb_service.likelihood.estimate import Recipe, evaluating
 from avb_service.likelihood.gaussians import by_moments, by_scores
 from avb_service.likelihood.needs import has_posterior, others, prior_name, some_posterior
+from avb_service.likelihood.scoring import evaluating
 from avb_service.maths import fit_gaussian, log_mean_exp
+from avb_service.records.estimate import Recipe
 from avb_service.seeding import seeded
 
 PRIOR_DRAWS = 4096

@@ -6,7 +6,7 @@ Floor 7.
 from collections.abc import Sequence
 
 from avb_service.errors import UserError
-from avb_service.likelihood.record import LIKELIHOOD, LikelihoodRecord
+from avb_service.records import LIKELIHOOD, LikelihoodRecord
 from avb_service.tracking.download import read_file
 from avb_service.tracking.registry import RegisteredVersion, leaderboard, set_alias
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from avb_service.algorithms import TABLE
 from avb_service.errors import UserError
 from avb_service.experiment import Experiment, objective_of
-from avb_service.likelihood import Check, LikelihoodRecord, known, verdict
+from avb_service.records import Check, LikelihoodRecord, known, verdict
+from avb_service.records.key import to_json
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.promotion import REASON, promotion, versions_of
-from avb_service.tracking.registry import CONTENT, FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL, register
+from avb_service.tracking.registry import CONTENT, ESTIMATES, FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL, register
 from avb_service.tracking.runs import Run, check_experiment
 
 
@@ -74,6 +75,7 @@ def publish(
         CONTENT: content,
         REASON: reason,
         SCORED_ON: record.scored_on,
+        ESTIMATES: to_json(each.key for each in record.estimates),
         "certificate": _verdict(record),
         **_figure(record),
     }
@@ -169,7 +171,7 @@ images = model.sample(16, seed=0)
 def _figure(record: LikelihoodRecord) -> dict[str, str]:
     """Tags: by which estimator the figure is, and by which it is shown to be too low."""
     figure = {} if record.held_out is None else {FIGURE: record.held_out.name}
-    return figure if record.shortfall is None else {**figure, HIGHER: record.shortfall.bound}
+    return figure if record.shortfall is None else {**figure, HIGHER: str(record.shortfall.bound)}
 
 
 def _shortfall(record: LikelihoodRecord) -> str:

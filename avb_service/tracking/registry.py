@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from avb_service.checkpoint import LOADER, ModelFolder
 from avb_service.errors import UserError
+from avb_service.records.key import from_json, metric, read_older_metrics
 from avb_service.storage import fingerprint
 from avb_service.tracking.runs import parameters
 from avb_service.tracking.server import connect, every, existing_is_fine, refusals, tracking_uri
@@ -31,6 +32,7 @@ SCORED_ON = "scored_on"  # a tag of a version
 CONTENT = "sha256"  # another, and of its logged model
 HELD_OUT = "test/log_likelihood"  # the model's figure, exact or a lower bound
 SHORTFALL = "test/log_likelihood.shortfall"  # by how much another bound shows it to be too low
+ESTIMATES = "estimates"  # a tag: what its estimates are known by
 FIGURE, HIGHER = "log_likelihood_by", "shortfall_by"  # tags: whose figure that is, and whose bound the other
 PARAMETERS: Mapping[str, str | int] = {"task": "reconstruct", "n": 16, "seed": 0, "dtype": ""}  # of a served model
 DESCRIPTION = 5000  # characters that MLflow's tables hold
@@ -63,6 +65,15 @@ class RegisteredVersion:
     def uri(self) -> str:
         """What `pull` takes."""
         return f"models:/{self.name}/{self.version}"
+
+    def bound(self, estimator: str) -> float | None:
+        """The lower bound on log p(x) that an estimator has found, nats per datum; None where there is none."""
+        try:
+            keys = from_json(self.tags[ESTIMATES])
+        except (KeyError, ValueError):  # registered before there was that tag, or by somebody else
+            keys = read_older_metrics(self.metrics)
+        names = (metric("test", key, "lower_bound") for key in keys if key.estimator == estimator)
+        return next((self.metrics[name] for name in names if name in self.metrics), None)
 
 
 def register(

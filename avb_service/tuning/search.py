@@ -23,7 +23,7 @@ from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
 from avb_service.distributed.train import Job, train
 from avb_service.experiment import check_fit
-from avb_service.likelihood import LikelihoodRecord
+from avb_service.records import LikelihoodRecord
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.tracking.publish import Published

@@ -23,6 +23,7 @@ FLOORS = {
     "algorithm": 2,
     "algorithms": 3,
     "data": 4, "training": 4, "checkpoint": 4, "storage": 4, "lock": 4, "places": 4,
+    "records": 4,
     "likelihood": 5, "figures": 5,
     "settings": 6, "model": 6, "experiment": 6, "plan": 6,
     "tracking": 7,

@@ -10,8 +10,8 @@ from behind_a_login import SECRETS
 
 from avb_service.distributed import cluster, scoring, train
 from avb_service.experiment import Experiment
-from avb_service.likelihood import LikelihoodRecord
-from avb_service.likelihood.estimate import serially
+from avb_service.likelihood.scoring import serially
+from avb_service.records import LikelihoodRecord
 from avb_service.tuning.record import Search
 
 

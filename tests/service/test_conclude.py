@@ -8,7 +8,7 @@ import pytest
 
 from avb_service.distributed.train import Job
 from avb_service.experiment import OBJECTIVE, Experiment
-from avb_service.likelihood.certificate import Certificate, Check
+from avb_service.records import Certificate, Check
 from avb_service.tracking import Run, leaderboard
 from avb_service.tracking.server import connect
 from avb_service.tuning.record import Search, open_search

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from avb_service import cli, rows
 from avb_service.distributed import check
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Certificate, Check, Diagnosis, Estimate, LikelihoodRecord
+from avb_service.records import Certificate, Check, Diagnosis, Estimate, Key, LikelihoodRecord
 from avb_service.tracking import RegisteredVersion, Run, leaderboard
 from avb_service.tracking.publish import Published, publish
 from avb_service.tuning import search
@@ -147,10 +147,10 @@ def test_evaluations(model, options):
 
 
 def test_an_evaluation_says_whose_figure_is_the_models_and_whether_it_is_too_low():
-    def of(name: str, nats: float) -> Estimate:
-        return Estimate.of(name, "lower_bound", {"nats": torch.full((9,), nats), "variance": torch.zeros(9)})
+    def of(key: Key, nats: float) -> Estimate:
+        return Estimate.of(key, "lower_bound", {"nats": torch.full((9,), nats), "variance": torch.zeros(9)})
 
-    sound, low = (LikelihoodRecord({}, (of("ais", -3.0), of("iwae_256", nats))) for nats in (-3.1, -1.0))
+    sound, low = (LikelihoodRecord({}, (of(Key("ais"), -3.0), of(Key("iwae", 256), nats))) for nats in (-3.1, -1.0))
     found = [told("evaluate", rows.as_json(rows.evaluation(each, "m", "digits", 9))) for each in (sound, low)]
     assert [each["figure"]["estimator"] for each in found] == ["ais", "ais"] and found[0]["shortfall"] is None
     assert found[1]["shortfall"]["estimator"] == "iwae_256" and found[1]["shortfall"]["difference"] == 2.0
@@ -160,7 +160,7 @@ def test_an_evaluation_says_whose_figure_is_the_models_and_whether_it_is_too_low
 
 def test_what_is_not_finite_is_null():
     nats = torch.tensor([-math.inf, -1.0])
-    figures = Estimate.of("ais", "lower_bound", {"nats": nats, "ess": nats})
+    figures = Estimate.of(Key("ais"), "lower_bound", {"nats": nats, "ess": nats})
     diagnosis = Diagnosis(*[math.nan] * 7)
     made = Certificate((Check("gap", math.nan, "<=", 0.2, "gap"),), -math.inf, math.inf)
     row = rows.evaluation(LikelihoodRecord({}, (figures,), made, diagnosis), "m", "digits", 2)

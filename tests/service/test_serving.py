@@ -22,8 +22,8 @@ from avb_service.checkpoint import LOADER
 from avb_service.cli import app
 from avb_service.errors import DataError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import LikelihoodRecord
 from avb_service.model import LoadedModel, load_model
+from avb_service.records import LikelihoodRecord
 from avb_service.storage import read_folder
 from avb_service.tracking import Run, register
 

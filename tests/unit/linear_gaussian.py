@@ -17,8 +17,9 @@ from torch.distributions import (
 
 from avb_service.algorithm import LatentVariableModel, Player
 from avb_service.distributions import DataSpec, ImplicitPosterior
-from avb_service.likelihood.estimate import Columns, Estimate, Scorer, Task, estimate
+from avb_service.likelihood.scoring import Columns, Scorer, Task, estimate
 from avb_service.maths import standard_normal
+from avb_service.records import Estimate
 from avb_service.seeding import seeded
 
 PIXELS = 6

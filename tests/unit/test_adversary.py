@@ -6,6 +6,7 @@ import pytest
 import torch
 from known_adversary import BASIS, BINARY, INPUT, SMALL, Always, Constant, Known, Optimal, gaussian, one_hot
 from linear_gaussian import PCA
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, kl_divergence
 
@@ -13,9 +14,9 @@ from avb_service.algorithms.avb import AVB, AVBConfig
 from avb_service.algorithms.avb_ac import AVBAC, AVBACConfig
 from avb_service.errors import DataError, UserError
 from avb_service.likelihood import adversary as module
-from avb_service.likelihood.adversary import Diagnosis, codes_seen, diagnose, excess, verdict
-from avb_service.likelihood.estimate import NATS, Estimate, Kind
+from avb_service.likelihood.adversary import codes_seen, diagnose
 from avb_service.optim import TurnConfig
+from avb_service.records import NATS, Diagnosis, Estimate, Key, Kind, excess, verdict
 
 N = 50
 Q = gaussian(N, 3, "q")
@@ -175,13 +176,13 @@ def test_what_cannot_be_diagnosed_says_why():
 # Against a lower bound.
 
 
-def estimate(name: str, kind: Kind, values: Tensor) -> Estimate:
-    return Estimate.of(name, kind, {NATS: values})
+def estimate(name: str, kind: Kind, values: ArrayLike) -> Estimate:
+    return Estimate.of(Key(name), kind, {NATS: values})
 
 
 def test_an_elbo_above_a_lower_bound_is_not_a_bound():
     ais = estimate("ais", "lower_bound", torch.tensor([-80.0, -120.0, -95.0, -101.0]))
-    above = estimate("elbo_adversarial", "estimate", ais.per_datum + torch.tensor([1.0, 1.2, 0.8, 1.1]))
+    above = estimate("elbo_adversarial", "estimate", ais.per_datum + [1.0, 1.2, 0.8, 1.1])
     found = excess(above, ais)
     assert found.difference == pytest.approx(1.025)
     assert found.stderr < 0.1, "data are paired: unpaired it is 8"
@@ -196,7 +197,7 @@ def test_an_elbo_above_a_lower_bound_is_not_a_bound():
 @pytest.mark.parametrize("offsets", [[-1.0, -1.2, -0.8, -1.1], [1.0, -1.2, 0.8, -0.4]])
 def test_an_elbo_below_it_or_within_chance_is_not_flagged(offsets):
     ais = estimate("ais", "lower_bound", torch.tensor([-80.0, -120.0, -95.0, -101.0]))
-    found = excess(estimate("elbo_adversarial", "estimate", ais.per_datum + torch.tensor(offsets)), ais)
+    found = excess(estimate("elbo_adversarial", "estimate", ais.per_datum + offsets), ais)
     assert not found.not_a_bound and found.check().passed
     assert found.metrics("test")["test/adversary.not_a_bound"] == 0.0
 

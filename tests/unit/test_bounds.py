@@ -10,21 +10,21 @@ from PIL import Image
 
 from avb_service.errors import DataError
 from avb_service.figures import bounds, to_png
-from avb_service.likelihood.estimate import NATS, Estimate, Kind
+from avb_service.records import NATS, Estimate, Key, Kind
 
 DATA = torch.linspace(-9.0, 9.0, 100, dtype=torch.float64)  # common to all estimates, so that they are paired
 NOISE = torch.linspace(-0.1, 0.1, 100, dtype=torch.float64).flip(0)
 
 
-def estimate(name: str, kind: Kind, value: float, n: int = 100) -> Estimate:
+def estimate(name: str, kind: Kind, value: float, n: int = 100, draws: int | None = None) -> Estimate:
     values = (DATA + NOISE * (len(name) % 3))[:n]
-    return Estimate.of(name, kind, {NATS: values - values.mean() + value})
+    return Estimate.of(Key(name, draws), kind, {NATS: values - values.mean() + value})
 
 
 ADVERSARY = estimate("elbo_adversarial", "estimate", -17.0)
 CORRECTED = estimate("elbo_corrected", "estimate", -43.5)
 CEILING = estimate("elbo_ceiling", "upper_bound", -43.0)
-IWAE = estimate("iwae_256", "lower_bound", -33.0)
+IWAE = estimate("iwae", "lower_bound", -33.0, draws=256)
 AIS = estimate("ais", "lower_bound", -23.0)
 EXACT = estimate("quadrature", "exact", -22.5)
 GAP = 0.5
@@ -81,7 +81,7 @@ def test_only_an_estimate_beyond_the_ceiling_is_proven_wrong():
 def test_chance_is_no_proof(spread, proven):
     """The mean is above by 0.3; what counts is how much the difference scatters, and not how much the data do."""
     scatter = spread * torch.tensor([-1.0, 1.0]).repeat(50)
-    above = Estimate.of("elbo_adversarial", "estimate", {NATS: CEILING.per_datum + 0.3 + scatter})
+    above = Estimate.of(Key("elbo_adversarial"), "estimate", {NATS: CEILING.per_datum + 0.3 + scatter.numpy()})
     found = [word for word in words(bounds([above, CEILING])) if word.startswith("proven wrong, by 0.3 nats")]
     assert bool(found) == proven
 
@@ -119,7 +119,7 @@ def test_other_quantities_are_left_out():
 
 
 def test_one_datum_has_no_bars_and_can_be_drawn():
-    figure = bounds([estimate("iwae_256", "lower_bound", -33.0, n=1)])
+    figure = bounds([estimate("iwae", "lower_bound", -33.0, n=1, draws=256)])
     assert "−33.00 ± nan" in words(figure)
     assert Image.open(BytesIO(to_png(figure))).size[0] > 800
 

@@ -176,8 +176,8 @@ def test_an_estimator_that_there_is_none_of_is_refused_with_those_that_there_are
 def folders(small, tmp_path_factory) -> dict[str, Path]:
     """A published model of each kind."""
     from avb_service.experiment import load_data
-    from avb_service.likelihood import LikelihoodRecord
     from avb_service.model import build, write_model
+    from avb_service.records import LikelihoodRecord
 
     found = {}
     for method in ("vae", "gan"):
@@ -495,11 +495,11 @@ def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
 def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatch):
     from torch import tensor
 
-    from avb_service.likelihood import Estimate, LikelihoodRecord
+    from avb_service.records import Estimate, Key, LikelihoodRecord
 
     columns = {"nats": tensor([-24.0, -26.0]), "upper": tensor([-23.5, -25.0])}
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))
-    record = LikelihoodRecord({}, (Estimate.of("bdmc", "lower_bound", columns, "simulated"),))
+    record = LikelihoodRecord({}, (Estimate.of(Key("bdmc"), "lower_bound", columns, "simulated"),))
     tables.estimates(record, "a model")
     lower, upper = (line for line in tables.out.file.getvalue().splitlines() if "bdmc" in line)
     assert "-25.000" in lower and "lower bound on data that the model drew itself" in lower
@@ -509,12 +509,12 @@ def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatc
 def test_what_speaks_against_an_adversary_is_shown_below_its_figures(monkeypatch):
     from torch import arange
 
-    from avb_service.likelihood import Diagnosis, Estimate, LikelihoodRecord
+    from avb_service.records import Diagnosis, Estimate, Key, LikelihoodRecord
 
     nats = arange(9.0) - 30
     found = (
-        Estimate.of("ais", "lower_bound", {"nats": nats}),
-        Estimate.of("elbo_adversarial", "estimate", {"nats": nats - 1}),
+        Estimate.of(Key("ais"), "lower_bound", {"nats": nats}),
+        Estimate.of(Key("elbo_adversarial"), "estimate", {"nats": nats - 1}),
     )
     record = LikelihoodRecord({}, found, None, Diagnosis(10.0, 12.5, 2.5, 0.1, 0.0, 0.0, 0.05))
     monkeypatch.setattr(tables, "out", Console(file=io.StringIO(), width=120, color_system=None))

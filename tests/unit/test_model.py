@@ -14,8 +14,9 @@ from avb_service import tables
 from avb_service.checkpoint import ModelFolder
 from avb_service.errors import DataError, UserError
 from avb_service.experiment import load_data
-from avb_service.likelihood import Evaluator, LikelihoodRecord
+from avb_service.likelihood import Evaluator
 from avb_service.model import LoadedModel, build, load_model, write_model
+from avb_service.records import LikelihoodRecord
 
 SHAPE = (1, 8, 8)
 
@@ -195,7 +196,7 @@ def test_what_a_model_is_given_may_be_an_array_wherever_it_is_given(binary, gan)
     for score in scores:
         given, expected = score(array), score(x)
         assert [each.name for each in given] == [each.name for each in expected] and given
-        assert all(torch.equal(a.per_datum, b.per_datum) for a, b in zip(given, expected, strict=True))
+        assert all(np.array_equal(a.per_datum, b.per_datum) for a, b in zip(given, expected, strict=True))
 
 
 def test_a_budget_that_does_not_exist_is_refused(binary):

@@ -4,19 +4,24 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from avb_service.errors import DataError, UserError
 from avb_service.experiment import Experiment
-from avb_service.likelihood import Certificate, Check, Diagnosis, Estimate, LikelihoodRecord
+from avb_service.records import Certificate, Check, Diagnosis, Estimate, Key, LikelihoodRecord
+from avb_service.records.key import from_json, read_older, to_json
 
 BASIS = {"data": "digits", "data_sha256": "ab", "split": "test", "binarisation": "dynamic", "seed": "0"}
 
 
-def estimate(values: Tensor, name: str = "ais", kind: str = "lower_bound", **columns: Tensor) -> Estimate:
-    return Estimate.of(name, kind, {"nats": values, **columns})
+def estimate(
+    values: ArrayLike, estimator: str = "ais", kind: str = "lower_bound", draws: int | None = None, **columns: ArrayLike
+) -> Estimate:
+    return Estimate.of(Key(estimator, draws), kind, {"nats": values, **columns})
 
 
 def certificate(gap: float) -> Certificate:
@@ -89,12 +94,16 @@ def test_what_can_be_believed_of_either_is_compared_and_not_a_bound_that_is_loos
         HARD,
         estimates=(
             estimate(HARD, "ais"),
-            estimate(HARD - 0.3, "iwae_refined_256"),
-            estimate(HARD - 17, "iwae_256"),
+            estimate(HARD - 0.3, "iwae_refined", draws=256),
+            estimate(HARD - 17, "iwae", draws=256),
         ),
     )
     values = HARD - 9
-    exact = (estimate(values, "iwae_256"), estimate(values - 1, "elbo"), estimate(values, "enumeration", "exact"))
+    exact = (
+        estimate(values, "iwae", draws=256),
+        estimate(values - 1, "elbo"),
+        estimate(values, "enumeration", "exact"),
+    )
     comparison = annealed.against(record(HARD, estimates=exact, certificate=None))
     assert comparison.estimator == "ais and enumeration"
     assert comparison.difference == pytest.approx(9)
@@ -113,25 +122,28 @@ def test_an_exact_value_of_all_data_is_the_figure_and_one_of_some_is_not():
 
 
 def test_which_bound_is_the_figure_does_not_depend_on_how_high_it_is():
-    names = ["elbo", "iwae_256", "iwae_mixture_512", "ais"]
+    names = ["elbo", "iwae", "iwae_mixture", "ais"]
     for best in range(4):
         values = [HARD - abs(best - number) for number in range(4)]
         made = [estimate(each, name) for each, name in zip(values, names, strict=True)]
         for count in range(1, 5):
-            assert record(HARD, estimates=tuple(made[:count])).held_out.name == names[count - 1]
+            assert record(HARD, estimates=tuple(made[:count])).held_out.key == Key(names[count - 1])
 
 
 def test_a_figure_that_another_valid_bound_is_above_is_not_believed_and_that_is_said():
     """Weak pilots: iwae agrees with what is exact on some of the data, and ais is a thousand nats below."""
-    low, high = (estimate(HARD - below, name, variance=torch.ones(40)) for below, name in ((1e3, "ais"), (0, "iwae_9")))
+    low = estimate(HARD - 1e3, variance=torch.ones(40))
+    high = estimate(HARD, "iwae", draws=9, variance=torch.ones(40))
     exact, belief = estimate(HARD[:10], "quadrature", "exact"), estimate(HARD + 5e3, "elbo_adversarial", "estimate")
     made = record(HARD, estimates=(low, high, exact, belief))
     assert made.held_out.name == "ais" and made.certificate.passed
     assert made.objection == "ais is too low: iwae_9, as valid a bound, is 1000.00 nats above it on the same 40 data"
     few = record(HARD, estimates=(low, exact, belief)).shortfall
-    assert (few.bound, few.data, few.difference) == ("quadrature", 10, pytest.approx(1000))
+    assert (few.bound, few.data, few.difference) == (Key("quadrature"), 10, pytest.approx(1000))
     assert made.standing < record(HARD - 2000).standing
-    assert made.excess.bound == "iwae_9", "an adversary is held against what is known, and not against that figure"
+    assert made.excess.bound == Key("iwae", 9), (
+        "an adversary is held against what is known, and not against that figure"
+    )
     assert record(HARD).shortfall is None
 
 
@@ -145,7 +157,7 @@ def test_a_bound_that_is_above_by_luck_shows_nothing(difference, variance, short
         HARD,
         estimates=(
             estimate(HARD, variance=own),
-            estimate(HARD + difference, "iwae_mixture_512", variance=own),
+            estimate(HARD + difference, "iwae_mixture", draws=512, variance=own),
         ),
     )
     assert (made.shortfall is not None) == short
@@ -165,17 +177,30 @@ def older() -> LikelihoodRecord:
         HARD,
         estimates=(
             estimate(HARD),
-            estimate(HARD - 0.1, "iwae_refined_256"),
-            estimate(HARD - 0.3, "iwae_256"),
+            estimate(HARD - 0.1, "iwae_refined", draws=256),
+            estimate(HARD - 0.3, "iwae", draws=256),
         ),
     )
 
 
+def without_keys(made: LikelihoodRecord) -> bytes:
+    """The file as versions wrote it in which a name was all that an estimate was known by."""
+    tree = json.loads(made.to_json())
+    for each in tree["estimates"]:
+        del each["key"]
+    return json.dumps(tree).encode()
+
+
 def test_a_record_of_an_older_version_is_read_believed_and_compared():
-    read = LikelihoodRecord.from_json(older().to_json())
-    assert read.objection is None and read.named("iwae_refined").name == "iwae_refined_256"
+    read = LikelihoodRecord.from_json(without_keys(older()))
+    assert read.objection is None and read.by("iwae_refined").key == Key("iwae_refined", 256)
     newer = record(
-        HARD, estimates=(estimate(HARD - 1), estimate(HARD - 1, "iwae_mixture_512"), estimate(HARD - 1.3, "iwae_256"))
+        HARD,
+        estimates=(
+            estimate(HARD - 1),
+            estimate(HARD - 1, "iwae_mixture", draws=512),
+            estimate(HARD - 1.3, "iwae", draws=256),
+        ),
     )
     assert read.against(newer).estimator == "ais" and read.against(newer).difference == pytest.approx(1)
     quick = [record(HARD, estimates=made.estimates[1:], certificate=None) for made in (read, newer)]
@@ -183,18 +208,41 @@ def test_a_record_of_an_older_version_is_read_believed_and_compared():
     assert quick[0].against(quick[0]).estimator == "iwae_refined_256"
 
 
-def test_an_estimator_is_named_in_full():
-    made = record(
-        HARD,
-        estimates=(
-            estimate(HARD, "ais_prior"),
-            estimate(HARD - 1, "iwae_refined_9"),
-            estimate(HARD - 2, "iwae_9.noise_0.1"),
-        ),
-    )
-    assert made.named("ais") is None
-    assert made.named("iwae").name == "iwae_9.noise_0.1"
-    assert made.named("iwae_refined").name == "iwae_refined_9"
+def test_an_estimator_is_asked_for_by_its_key():
+    noisy = Estimate.of(Key("iwae", 9, noise=0.1), "lower_bound", {"nats": HARD - 2})
+    made = record(HARD, estimates=(estimate(HARD, "ais_prior"), estimate(HARD - 1, "iwae_refined", draws=9), noisy))
+    assert made.by("ais") is None
+    assert made.by("iwae") is noisy
+    assert made.by("iwae_refined").name == "iwae_refined_9"
+
+
+@pytest.mark.parametrize(("key", "name"), [
+    (Key("ais"), "ais"), (Key("ais_prior"), "ais_prior"), (Key("iwae", 256), "iwae_256"),
+    (Key("iwae_mixture", 512, 0.1), "iwae_mixture_512.noise_0.1"), (Key("quadrature", noise=2.0), "quadrature.noise_2"),
+    (Key("parzen"), "parzen"), (Key("elbo_adversarial"), "elbo_adversarial"),
+    (Key("ais", noise=1e-7), "ais.noise_1e-07"),
+])  # fmt: skip
+def test_names_are_what_they_were_and_those_of_older_records_are_understood(key, name):
+    assert str(key) == name and read_older(name) == key
+    made = Estimate.of(key, "lower_bound", {"nats": HARD})
+    assert f"test/log_likelihood.{name}.lower_bound" in made.metrics("test")
+    read = LikelihoodRecord.from_json(without_keys(record(HARD, estimates=(made,))))
+    assert read.estimates[0].key == key
+
+
+def test_two_estimates_of_one_estimator_with_other_draws_are_not_the_same_bound():
+    few, many = (record(HARD, estimates=(estimate(HARD, "iwae", draws=k),), certificate=None) for k in (8, 256))
+    assert few.against(few).estimator == "iwae_8"
+    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+        few.against(many)
+
+
+@pytest.mark.parametrize("text", ["", "4", "[1]", '[{"estimator": "ais", "colour": 1}]'])
+def test_keys_that_somebody_has_changed_are_refused(text):
+    keys = [Key("ais"), Key("iwae", 8, 0.5)]
+    assert from_json(to_json(keys)) == keys
+    with pytest.raises(ValueError):
+        from_json(text)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +262,8 @@ def test_what_stands_in_the_way_of_a_champion(made, objection):
 
 
 def test_an_adversarys_belief_is_never_the_held_out_figure():
-    made = record(HARD, estimates=(estimate(HARD + 9, "elbo_adversarial", "estimate"), estimate(HARD, "iwae_256")))
+    belief = estimate(HARD + 9, "elbo_adversarial", "estimate")
+    made = record(HARD, estimates=(belief, estimate(HARD, "iwae", draws=256)))
     assert made.held_out.name == "iwae_256"
 
 
@@ -226,8 +275,8 @@ def test_a_record_survives_its_file_to_the_bit():
     assert read.certificate == made.certificate
     (one,), (other,) = made.estimates, read.estimates
     assert dataclasses.replace(one, columns={}) == dataclasses.replace(other, columns={})
-    assert torch.equal(one.per_datum, other.per_datum)
-    assert torch.equal(one.columns["ess"], other.columns["ess"])
+    assert np.array_equal(one.per_datum, other.per_datum)
+    assert np.array_equal(one.columns["ess"], other.columns["ess"])
 
 
 def test_the_file_is_json_also_of_what_is_no_number_and_older_files_are_read():
@@ -253,9 +302,11 @@ def test_the_file_is_json_also_of_what_is_no_number_and_older_files_are_read():
             .replace('"-Infinity"', "-Infinity")
         )
     }
+    for each in older["estimates"]:
+        del each["key"]
     for content in (made.to_json(), json.dumps(older).encode()):
         read = LikelihoodRecord.from_json(content)
-        assert torch.equal(read.estimates[0].columns["doubling"].nan_to_num(7), odd.nan_to_num(7))
+        assert torch.equal(torch.from_numpy(read.estimates[0].columns["doubling"]).nan_to_num(7), odd.nan_to_num(7))
         assert math.isnan(read.estimates[1].stderr) and math.isnan(read.certificate.checks[0].value)
         assert math.isnan(read.diagnosis.floor_stderr) and read.diagnosis.kl == 10.0
         assert read.to_json() == made.to_json()

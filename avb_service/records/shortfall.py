@@ -1,6 +1,6 @@
 """Whether another valid bound on the same data shows that a figure is too low.
 
-Floor 5. Which bound is a model's figure is settled before anybody looks at the values: the largest of several would be
+Floor 4. Which bound is a model's figure is settled before anybody looks at the values: the largest of several would be
 chosen for its luck. But none of them may be passed over in silence that is higher by more than luck.
 """
 
@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from avb_service.likelihood.estimate import Estimate
+from avb_service.records.estimate import Estimate
+from avb_service.records.key import Key
 
 TOLERANCE = 0.05  # nats per datum
 STANDARD_ERRORS = 3.0  # of as many bounds as a model has, one would be above two by luck
@@ -19,15 +20,15 @@ class Shortfall:
     """How a figure stands to the valid bound that is furthest above it, on the data that both are of.
 
     Attributes:
-        figure: the estimator of the figure.
-        bound: the estimator of the other.
+        figure: which estimate the figure is.
+        bound: which the other is.
         difference: the other less the figure, nats per datum.
         limit: what it may be: a tolerance, or three standard errors of their own draws together where these are more.
         data: how many.
     """
 
-    figure: str
-    bound: str
+    figure: Key
+    bound: Key
     difference: float
     limit: float
     data: int
@@ -54,7 +55,7 @@ def shortfall(figure: Estimate, others: Sequence[Estimate], tolerance: float = T
     Source: a valid bound is above log p(x) by t nats with probability e^-t at most (Markov's inequality; Grosse,
     Ghahramani & Adams 2015, "Sandwiching the marginal likelihood using bidirectional Monte Carlo").
     """
-    found = [_compared(figure, other, tolerance) for other in others if other.valid and other.name != figure.name]
+    found = [_compared(figure, other, tolerance) for other in others if other.valid and other.key != figure.key]
     return max(found, key=lambda each: each.difference - each.limit, default=None)
 
 
@@ -62,7 +63,7 @@ def _compared(figure: Estimate, other: Estimate, tolerance: float) -> Shortfall:
     data = min(len(figure.per_datum), len(other.per_datum))
     mine, theirs = figure.first(data), other.first(data)
     limit = max(tolerance, STANDARD_ERRORS * math.hypot(_error(mine), _error(theirs)))
-    return Shortfall(figure.name, other.name, theirs.value - mine.value, limit, data)
+    return Shortfall(figure.key, other.key, theirs.value - mine.value, limit, data)
 
 
 def _error(estimate: Estimate) -> float:

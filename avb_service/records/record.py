@@ -1,29 +1,29 @@
 """What was found out about a model's likelihood, as it travels with the model; and how two models are compared.
 
-Floor 5.
+Floor 4.
 """
 
 import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
-import torch
+import numpy as np
 
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood.adversary import Diagnosis, Excess, excess
-from avb_service.likelihood.certificate import Certificate, Check
-from avb_service.likelihood.estimate import Estimate, mean_and_stderr
-from avb_service.likelihood.needs import PROBABILITIES
-from avb_service.likelihood.shortfall import Shortfall, shortfall
+from avb_service.records.certificate import Certificate, Check
+from avb_service.records.diagnosis import Diagnosis, Excess, excess
+from avb_service.records.estimate import Estimate, mean_and_stderr
+from avb_service.records.key import Key, read_older
+from avb_service.records.shortfall import Shortfall, shortfall
 from avb_service.trees import mapped
 
 LIKELIHOOD = "likelihood.json"  # a model's record, beside its weights
 # Whose bound is the figure of a model that has no exact value: settled before looking, but for draws and noise.
 BOUNDS = ("ais", "iwae_mixture", "iwae_refined", "iwae", "elbo")  # the third is by older versions
+PROBABILITIES = "probabilities of levels"  # what a basis calls them
 STANDARD_ERRORS = 2.0  # a difference of fewer is no difference
 INFINITE = ("-Infinity", "Infinity")
 
@@ -81,7 +81,7 @@ class LikelihoodRecord:
         """What can stand for log p(x) of all data: exact values, then bounds in an order that no value has a say in."""
         data = max((len(each.per_datum) for each in self.estimates), default=0)
         exact = (each for each in self.estimates if each.valid and each.kind == "exact")
-        bounds = (self.named(name) for name in BOUNDS)
+        bounds = map(self.by, BOUNDS)
         return tuple(each for each in (*exact, *bounds) if each is not None and len(each.per_datum) == data)
 
     @property
@@ -95,10 +95,9 @@ class LikelihoodRecord:
         found = self.held_out and shortfall(self.held_out, self.estimates)
         return found if found and found.proven else None
 
-    def named(self, name: str) -> Estimate | None:
-        """The first estimate of log p(x) by that estimator, if it is exact or a lower bound: `iwae` is `iwae_256`."""
-        valid = (each for each in self.estimates if each.valid)
-        return next((each for each in valid if re.fullmatch(rf"{name}(_\d+)?(\.noise_.+)?", each.name)), None)
+    def by(self, estimator: str) -> Estimate | None:
+        """The first estimate of log p(x) by that estimator, if it is exact or a lower bound."""
+        return next((each for each in self.estimates if each.valid and each.key.estimator == estimator), None)
 
     @property
     def objection(self) -> str | None:
@@ -122,7 +121,7 @@ class LikelihoodRecord:
     @property
     def excess(self) -> Excess | None:
         """The adversary's ELBO against the figure, or the highest bound where that is too low; None without both."""
-        adversarial = next((each for each in self.estimates if each.name == "elbo_adversarial"), None)
+        adversarial = next((each for each in self.estimates if each.key.estimator == "elbo_adversarial"), None)
         if adversarial is None or self.held_out is None:
             return None
         bound = max(self.figures, key=lambda each: each.value) if self.shortfall else self.held_out
@@ -163,7 +162,7 @@ class LikelihoodRecord:
             )
         believed = self.objection is None and other.objection is None
         for mine, theirs in product(self.figures, other.figures):
-            if believed or mine.name == theirs.name:
+            if believed or mine.key == theirs.key:
                 difference, stderr = mean_and_stderr(mine.per_datum - theirs.per_datum)
                 names = " and ".join(dict.fromkeys((mine.name, theirs.name)))
                 return Comparison(names, difference, stderr, len(mine.per_datum))
@@ -196,7 +195,7 @@ class LikelihoodRecord:
         """
         try:
             tree = json.loads(content)
-            estimates = tuple(map(_estimate, _numbers(tree["estimates"])))
+            estimates = tuple(map(_estimate, tree["estimates"]))
             certificate = Certificate.from_tree(_numbers(tree["certificate"])) if tree["certificate"] else None
             diagnosis = Diagnosis(**_numbers(tree["diagnosis"])) if tree.get("diagnosis") else None  # older: none
             return cls(tree["basis"], estimates, certificate, diagnosis)
@@ -205,8 +204,9 @@ class LikelihoodRecord:
 
 
 def _tree(estimate: Estimate) -> dict[str, Any]:
-    """Without the time it took, which is another each time."""
-    tree = {**asdict(estimate), "columns": {name: column.tolist() for name, column in estimate.columns.items()}}
+    """Without the time it took, which is another each time; with its name, for people."""
+    columns = {name: column.tolist() for name, column in estimate.columns.items()}
+    tree = {"name": estimate.name, **asdict(replace(estimate, columns={})), "columns": columns}
     del tree["seconds"]
     return tree
 
@@ -232,5 +232,8 @@ def _numbers(node: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 def _estimate(tree: Mapping[str, Any]) -> Estimate:
-    columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in tree["columns"].items()}
-    return Estimate(**{**tree, "columns": columns})
+    """The inverse of `_tree`; older versions kept the name and no key."""
+    key = Key(**tree["key"]) if "key" in tree else read_older(tree["name"])
+    fields = _numbers({name: value for name, value in tree.items() if name not in ("name", "key")})
+    columns = {name: np.array(values, np.float64) for name, values in fields["columns"].items()}
+    return Estimate(**{**fields, "key": key, "columns": columns})

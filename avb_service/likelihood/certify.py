@@ -1,25 +1,25 @@
-"""Whether an annealed estimate can be believed, and why.
+"""The test that a recipe of annealing is put to, from which a certificate comes.
 
 Floor 5. Chains that have not mixed look well: their own spread is small, and their estimate low by nats. What shows it
 is data drawn from the model itself, for which the truth can be bracketed, and a second start for real data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from avb_service.config import Config
-from avb_service.likelihood.estimate import Estimate, mean_and_stderr
-from avb_service.likelihood.shortfall import TOLERANCE, shortfall
+from avb_service.records.certificate import Certificate, Check
+from avb_service.records.estimate import Estimate, mean_and_stderr
+from avb_service.records.shortfall import TOLERANCE, shortfall
 
 ENOUGH = 200  # simulated data, fewer of which say little of the 95th percentile
 ENOUGH_REAL = 50  # real data, fewer of which do not excuse a drift by its standard error
 Score = Callable[[str, Tensor], Estimate]  # (estimator, data) -> estimate
-HOLDS = "It holds for data that the model itself draws; no upper bound holds for real data."
 
 
 class CertificateConfig(Config):
@@ -46,83 +46,6 @@ class CertificateConfig(Config):
     shortfall: Annotated[float, Field(gt=0, le=TOLERANCE)] = TOLERANCE
 
 
-@dataclass(frozen=True)
-class Check:
-    """One figure and its limit.
-
-    Attributes:
-        name: `gap`.
-        value: what was measured; NaN passes nothing.
-        relation: how the value has to stand to the limit.
-        limit: the limit.
-        meaning: for people.
-    """
-
-    name: str
-    value: float
-    relation: Literal["<=", ">="]
-    limit: float
-    meaning: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value keeps the limit."""
-        return self.value <= self.limit if self.relation == "<=" else self.value >= self.limit
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """The checks that an annealed estimate went through.
-
-    It holds for the recipe on data of the model's own making, and says that nothing spoke against it on real data. It
-    gives no upper bound on the likelihood of real data; nothing can.
-
-    Attributes:
-        checks: all of them, passed or not.
-        lower: bound on the log-likelihood of simulated data, by `bdmc`, nats per datum.
-        upper: the bound on the other side.
-    """
-
-    checks: tuple[Check, ...]
-    lower: float
-    upper: float
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> "Certificate":
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**{**tree, "checks": tuple(Check(**check) for check in tree["checks"])})
-
-    @property
-    def passed(self) -> bool:
-        """Whether all checks passed."""
-        return all(check.passed for check in self.checks)
-
-    @property
-    def bracket(self) -> float:
-        """Distance of the two bounds on simulated data, nats per datum."""
-        return self.upper - self.lower
-
-    @property
-    def verdict(self) -> str:
-        """PASS, or what the estimate is instead."""
-        return "PASS" if self.passed else "lower bound only"
-
-    @property
-    def reason(self) -> str:
-        """Which checks failed, with their figures; empty where none did."""
-        return "; ".join(
-            f"{check.meaning}: {check.value:.3g}, expected {check.relation} {check.limit:.3g}"
-            for check in self.checks
-            if not check.passed
-        )
-
-    def metrics(self) -> dict[str, float]:
-        """Named for a tracker: `certificate/gap`, `certificate/passed`, and the bounds on simulated data."""
-        figures = {f"certificate/{check.name}": check.value for check in self.checks}
-        bounds = {"certificate/simulated.lower": self.lower, "certificate/simulated.upper": self.upper}
-        return {**figures, **bounds, "certificate/passed": float(self.passed)}
-
-
 def certify(
     score: Score, x: Tensor, chains: int, config: CertificateConfig, known: Sequence[Estimate] = ()
 ) -> Certificate:
@@ -143,7 +66,7 @@ def certify(
     gap, gap_error = mean_and_stderr(simulated.columns["gap"])
     drift, drift_error = mean_and_stderr(doubled.per_datum - ais.per_datum)
     starts, _ = mean_and_stderr(prior.per_datum - ais.per_datum)
-    figure = next((each for each in known if each.name == ais.name), ais)  # on all data, where there is one
+    figure = next((each for each in known if each.key == ais.key), ais)  # on all data, where there is one
     higher = shortfall(figure, (*known, doubled, prior), config.shortfall)
     allowed = max(config.drift, 2 * drift_error) if len(x) >= ENOUGH_REAL else config.drift
     return Certificate(
@@ -152,16 +75,16 @@ def certify(
             Check("gap", gap + 2 * gap_error, "<=", config.gap, "mean gap between the bounds, plus 2 s.e."),
             Check(
                 "gap_95",
-                simulated.columns["gap"].quantile(0.95).item(),
+                float(np.quantile(simulated.columns["gap"], 0.95)),
                 "<=",
                 config.gap_95,
                 "95th percentile of the gap",
             ),
             Check("drift", abs(drift), "<=", allowed, "change under twice the temperatures"),
             Check("starts", abs(starts), "<=", config.starts, "chains from the prior against the refined start"),
-            Check("ess", ais.columns["ess"].mean().item(), ">=", max(chains / 2, 2.0), "effective chains"),
+            Check("ess", ais.diagnostics["ess"], ">=", max(chains / 2, 2.0), "effective chains"),
             *(
-                [Check("shortfall", higher.difference, "<=", higher.limit, f"{higher.bound} above {figure.name}")]
+                [Check("shortfall", higher.difference, "<=", higher.limit, f"{higher.bound} above {higher.figure}")]
                 if higher
                 else []
             ),

@@ -1,4 +1,4 @@
-"""What every estimator returns, and how a data set is scored block by block.
+"""What every estimator is, and how a data set is scored block by block.
 
 Floor 5. An estimator is a `Scorer`: from a block of data to numbers for each datum. Its noise is a function of (seed,
 estimator, first datum of the block), so a value does not depend on who computes it, nor when: blocks can be scored by
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import safetensors.torch
 import torch
@@ -23,21 +22,12 @@ from torch import Tensor
 from avb_service.algorithm import Algorithm
 from avb_service.errors import DataError
 from avb_service.provenance import code_version
+from avb_service.records.estimate import NATS, Estimate, Recipe
+from avb_service.records.key import Key, Kind, Quantity
 from avb_service.seeding import seeded
 from avb_service.storage import write_file, writing
 
-Kind = Literal["exact", "lower_bound", "upper_bound", "estimate"]
-Quantity = Literal["log_likelihood", "simulated", "own_elbo", "parzen_density"]
 Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
-Recipe = Mapping[str, str | float]  # how an estimator goes about it: `temperatures`, `chains`, `schedule`
-NATS = "nats"
-VARIANCE = "variance"  # of that number by the estimator's own draws, where it is known
-OF: dict[Quantity, str] = {
-    "log_likelihood": "",
-    "simulated": " on data that the model drew itself",
-    "own_elbo": " on q's own ELBO",
-    "parzen_density": " of a density around samples",
-}
 BLOCK = 50  # data: on a core, enough for full matrix products, and few enough to be shared out and lost
 CHECKSUM = hashlib.sha256().digest_size  # bytes
 
@@ -49,7 +39,7 @@ class Scorer:
     """An estimator of log p(x), bound to a model.
 
     Attributes:
-        name: `iwae_256`; seeds its noise, and names its metrics.
+        key: what its estimates are known by; it seeds their noise.
         kind: what its mean is of the quantity, or how that follows from the numbers of all data.
         rows: decoder evaluations that a datum needs at a time, to bound the memory.
         score: a block of data [b, ...] -> its columns, each [b].
@@ -58,111 +48,13 @@ class Scorer:
         recipe: what else was asked for, the same for all data.
     """
 
-    name: str
+    key: Key
     kind: Kind | Callable[[Columns], Kind]
     rows: int
     score: Callable[[Tensor], Columns]
     block: int | None = None
     quantity: Quantity = "log_likelihood"
     recipe: Recipe = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A log-likelihood, or what stands in for one, in nats per datum, with its kind and its error bar.
-
-    Attributes:
-        name: of the estimator, `iwae_256`.
-        value: mean over data.
-        stderr: standard deviation over data / sqrt(n): how far another test set would move the mean. It does not hold
-            the bias of the estimator.
-        kind: what the value is of the quantity.
-        columns: numbers for each datum, [n], float64; kept so that two models can be compared datum by datum.
-        quantity: log p(x), or another, which is never compared with it.
-        recipe: what was asked for: draws, or temperatures, chains, schedule and where they start.
-        seconds: what it took, less what was found in a store; NaN where that is not known. No part of the estimate,
-            which is the same whoever computes it.
-    """
-
-    name: str
-    value: float
-    stderr: float
-    kind: Kind
-    columns: Columns = field(default_factory=dict)
-    quantity: Quantity = "log_likelihood"
-    recipe: Recipe = field(default_factory=dict)
-    seconds: float = field(default=math.nan, compare=False)
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        kind: Kind,
-        columns: Columns,
-        quantity: Quantity = "log_likelihood",
-        recipe: Recipe | None = None,
-    ) -> "Estimate":
-        """The mean over data and its standard error."""
-        columns = {key: column.detach().double().cpu() for key, column in columns.items()}
-        value, stderr = mean_and_stderr(columns[NATS])
-        return cls(name, value, stderr, kind, columns, quantity, recipe or {})
-
-    def first(self, count: int) -> "Estimate":
-        """The same on the first of the data alone."""
-        columns = {name: column[:count] for name, column in self.columns.items()}
-        return Estimate.of(self.name, self.kind, columns, self.quantity, self.recipe)
-
-    @property
-    def per_datum(self) -> Tensor:
-        """Log-likelihood of each datum, [n]."""
-        return self.columns[NATS]
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """Means over data of what tells whether the estimator worked."""
-        return {name: column.mean().item() for name, column in self.columns.items() if name not in (NATS, VARIANCE)}
-
-    @property
-    def own_error(self) -> float:
-        """How far other draws or chains would move the mean, on the same data; NaN where that is not known.
-
-        It is known to first order from the weights that were drawn, so it sees no mode that all of them have missed.
-        """
-        variance = self.columns.get(VARIANCE)
-        return math.nan if variance is None else variance.sum().sqrt().item() / len(variance)
-
-    @property
-    def valid(self) -> bool:
-        """Whether it bounds log p(x) from below: a lower bound, or the value itself."""
-        return self.quantity == "log_likelihood" and self.kind in ("exact", "lower_bound")
-
-    @property
-    def title(self) -> str:
-        """Names its tables and metrics: `log_likelihood.iwae_256`; what is no log-likelihood is not called one."""
-        return f"log_likelihood.{self.name}" if self.quantity == "log_likelihood" else self.name
-
-    @property
-    def meaning(self) -> str:
-        """For people: `lower bound`, `upper bound on q's own ELBO`."""
-        return self.kind.replace("_", " ") + OF[self.quantity]
-
-    def metrics(self, split: str) -> dict[str, float]:
-        """Named for a tracker: `test/log_likelihood.iwae_256.lower_bound`, kind included, but `test/parzen`."""
-        prefix = f"{split}/{self.title}"
-        main = f"{prefix}.{self.kind}" if self.quantity == "log_likelihood" else prefix
-        own = {main: self.value, f"{prefix}.stderr": self.stderr, f"{prefix}.own_error": self.own_error}
-        return known(own | {f"{prefix}.{name}": value for name, value in self.diagnostics.items()})
-
-
-def known(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics without those that are no number: a single datum has no standard error."""
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
-
-
-def mean_and_stderr(values: Tensor) -> tuple[float, float]:
-    """Mean over data and its standard error; NaN where one datum gives none."""
-    stderr = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return values.mean().item(), stderr
 
 
 @dataclass(frozen=True)
@@ -198,12 +90,12 @@ class Task:
         Raises:
             DataError: a log-likelihood that is no number; names the datum.
         """
-        with seeded(self.seed, scorer.name, block.start), evaluating(self.model):
+        with seeded(self.seed, str(scorer.key), block.start), evaluating(self.model):
             columns = dict(scorer.score(self.x[block.start : block.stop]))
         columns = {name: column.detach().double().cpu() for name, column in columns.items()}
         if (broken := columns[NATS].isnan()).any():
             raise DataError(
-                f"{scorer.name} of datum {block.start + int(broken.nonzero()[0])} is not a number: the model's weights "
+                f"{scorer.key} of datum {block.start + int(broken.nonzero()[0])} is not a number: the model's weights "
                 "or the datum are not finite"
             )
         return columns
@@ -243,7 +135,7 @@ def estimate(
     start = time.perf_counter()
     scorer = task.make(task.model)
     blocks = task.blocks(scorer)
-    kept = _Blocks(store / f"{scorer.name}-{_fingerprint(task, scorer)}") if store is not None else None
+    kept = _Blocks(store / f"{scorer.key}-{_fingerprint(task, scorer)}") if store is not None else None
     scored: dict[range, Columns] = {} if kept is None else kept.read(blocks)
     done = sum(map(len, scored))
     progress(done, len(task.x))
@@ -256,7 +148,8 @@ def estimate(
     names = sorted(scored[blocks[0]])  # as in a stored block: what is printed of a resumed table is the same
     table = {name: torch.cat([scored[block][name] for block in blocks]) for name in names}
     kind = scorer.kind(table) if callable(scorer.kind) else scorer.kind
-    whole = Estimate.of(scorer.name, kind, table, scorer.quantity, scorer.recipe)
+    arrays = {name: column.numpy() for name, column in table.items()}
+    whole = Estimate.of(scorer.key, kind, arrays, scorer.quantity, scorer.recipe)
     return replace(whole, seconds=time.perf_counter() - start)
 
 
@@ -319,7 +212,7 @@ def _fingerprint(task: Task, scorer: Scorer) -> str:
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in task.model.state_dict().items()}
     digest = hashlib.sha256(safetensors.torch.save({**weights, "": task.x.cpu().contiguous()}))
     settings = (
-        scorer.name,
+        scorer.key,
         task.make,
         task.seed,
         task.memory_mib,
