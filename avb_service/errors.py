@@ -68,5 +68,9 @@ class Interrupted(UserError):
     exit_code = 130
 
 
+class TakenOverError(UserError):
+    """Somebody else owns by now what this process was at work on; it must not write there any more."""
+
+
 class DataError(UserError):
     """Data that is missing, damaged, or not of the kind that was declared."""

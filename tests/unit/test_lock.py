@@ -2,15 +2,17 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from avb_service import lock
-from avb_service.errors import UserError
+from avb_service.errors import TakenOverError, UserError
 from avb_service.lock import owned
 
 
@@ -79,7 +81,7 @@ def test_another_host_that_gives_signs_of_life_keeps_it(path):
     left(path, host="busy", processes="another boot")
     os.utime(path, (1, 1))
     over = threading.Event()
-    alive = threading.Thread(target=lock._beat, args=(path, "x", over))
+    alive = threading.Thread(target=lock._beat, args=(path, "x", over, lock.BEAT))
     alive.start()
     try:
         with pytest.raises(UserError, match="in use by ann on busy"):
@@ -120,3 +122,83 @@ def test_of_many_that_come_at_once_one_has_it(path):
     for thread in threads:
         thread.join()
     assert (len(held), len(refused)) == (1, 7)
+
+
+LEASE = 1.0  # seconds
+PAUSED = """
+import sys
+from pathlib import Path
+from avb_service.lock import owned
+
+place = Path(sys.argv[1])
+with owned(place / ".lock", "run mine", print, lease=float(sys.argv[2])) as mine:
+    mine.check()
+    (place / "before").touch()
+    print("at work", flush=True)
+    sys.stdin.readline()  # paused here
+    mine.check()
+    (place / "after").touch()
+"""
+
+
+def test_an_owner_that_was_paused_for_longer_than_its_lease_writes_no_more(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PAUSED, str(tmp_path), str(LEASE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "at work\n", process.communicate()
+    process.send_signal(signal.SIGSTOP)
+    with owned(tmp_path / ".lock", "run mine", lambda note: None, lease=LEASE) as mine:
+        process.send_signal(signal.SIGCONT)
+        _, told = process.communicate("go on\n")
+        mine.check()
+    assert process.returncode != 0 and "TakenOverError: run mine was taken over" in told
+    assert f"(process {os.getpid()})" in told, "who has it"
+    assert (tmp_path / "before").exists() and not (tmp_path / "after").exists()
+
+
+def test_an_owner_that_beats_keeps_it_for_longer_than_its_lease(path):
+    with owned(path, "run mine", print, lease=LEASE) as mine:
+        time.sleep(1.2 * LEASE)
+        mine.check()
+        with pytest.raises(UserError, match="is in use by"), owned(path, "run mine", lambda note: None, lease=LEASE):
+            pass
+        mine.check()
+
+
+def test_whoever_has_lost_it_is_told_by_whom_and_leaves_it_to_the_other(path):
+    with owned(path, "run mine", print) as mine:
+        left(path, user="bob", host="other", token="another")
+        with pytest.raises(TakenOverError, match=r"bob on other \(process .* Nothing was overwritten"):
+            mine.check()
+    assert json.loads(path.read_text())["user"] == "bob", "it is not ours to remove"
+
+
+@pytest.mark.parametrize("content", [None, "{"], ids=["no file", "half a file"])
+def test_what_is_nobodys_any_more_is_not_ours(path, content):
+    with owned(path, "run mine", print) as mine:
+        path.unlink() if content is None else path.write_text(content)
+        with pytest.raises(TakenOverError, match="given up again, or its file was removed"):
+            mine.check()
+
+
+def test_a_disk_that_is_away_for_a_moment_is_no_loss(path, monkeypatch):
+    from avb_service import storage
+
+    monkeypatch.setattr(storage, "WAITS", (0.0,))
+    with owned(path, "run mine", print) as mine:
+        failures, read = [OSError(5, "Input/output error")], type(path).read_bytes
+
+        def fails_once(self):
+            if failures:
+                raise failures.pop()
+            return read(self)
+
+        monkeypatch.setattr(type(path), "read_bytes", fails_once)
+        mine.check()
+        failures += [OSError(5, "Input/output error")] * 2
+        with pytest.raises(UserError, match="cannot read .* who owns run mine: Input/output error"):
+            mine.check()
