@@ -4,6 +4,7 @@ Floor 9.
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from avb_service.errors import UserError
-from avb_service.provenance import code_version
+from avb_service.provenance import code_version, same_numbers
 from avb_service.storage import write_file, write_json
 from avb_service.tracking import NOTE, Run, Status, close_open_children
 from avb_service.tracking.publish import Published
@@ -24,6 +25,8 @@ from avb_service.tuning.trials import TRIAL, Trial
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
 BRANCHED = "avb.branched_from"  # tag of a search
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,14 +152,25 @@ def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
     """Find the search to continue: the newest of that name.
 
     Raises:
-        UserError: there is none, or it was begun with another space or other code; has the differing lines.
+        UserError: there is none, or it was begun with another space, or with code that computes something else; has the
+            differing lines.
     """
-    folder = newest_folder(space, storage)
+    folder, now = newest_folder(space, storage), _begun_with(space)
+    before = read_yaml(folder / SPACE)
+    same = same_numbers(str(before.get("code")), now["code"])
+    if same is None:
+        _log.warning(
+            "%s was begun by an earlier version (%s), and nobody can tell whether this one (%s) computes the same: its "
+            "trials are continued. To have all by one code, begin a new search from it with --branch NAME",
+            folder.name,
+            before["code"],
+            now["code"],
+        )
     must_match(
-        read_yaml(folder / SPACE),
-        _begun_with(space),
-        f"--resume: the space or the code has changed since {folder.name} was begun, so its trials could not be "
-        "compared with new ones",
+        {**before, "code": before.get("code") if same is False else now["code"]},
+        now,
+        f"--resume: the space, or what the code computes, has changed since {folder.name} was begun, so its trials "
+        "could not be compared with new ones",
         "Give the same space and code, or begin a new search from it with --branch NAME",
     )
     return folder

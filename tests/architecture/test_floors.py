@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import avb_service
+from avb_service.provenance import SILENT
 
 PACKAGE = Path(avb_service.__file__).parent
 ROOT = "avb_service"
@@ -107,6 +108,13 @@ def test_imports_go_downward_only(module):
     floor = FLOORS[unit(module)]
     upward = {name for name in own_imports(module) if FLOORS[unit(name)] > floor}
     assert not upward, f"{module} is on floor {floor} and imports {upward}"
+
+
+def test_what_is_said_to_decide_no_number_is_there_and_what_computes_is_not_among_it():
+    units = {unit(module) for module in MODULES}
+    assert units >= SILENT
+    assert not SILENT & {"maths", "distributions", "networks", "algorithms", "data", "training", "likelihood"}
+    assert {name for name in units if FLOORS[name] > BASE} - {""} <= SILENT
 
 
 def test_docstrings_state_the_right_floor():

@@ -146,14 +146,14 @@ def test_its_run_is_not_continued_with_other_settings(place, no_ray):
     assert done.exit_code != 0 and "training.seed: 0 -> 1" in str(done.exception)
 
 
-@pytest.mark.xfail(strict=True, reason="the code is compared byte for byte")
-def test_its_search_is_resumed(place, no_ray, monkeypatch, fit_trials: Callable):
+def test_its_search_is_resumed(place, no_ray, monkeypatch, caplog, fit_trials: Callable):
     folder = search(place)
     lost = interrupted(sorted(folder.glob("trials/*"))[-1])
     monkeypatch.setattr("avb_service.tuning.search.run_search", fit_trials)
     board = answer("tune", "--space", SPACE, "--resume")
     assert lost.is_dir() and champions() == CHAMPIONS
     assert [row["model"] for row in board if row["new"]] == [MODELS["searched"]]
+    assert f"{folder.name} was begun by an earlier version" in caplog.text
     assert [path.name for path in (place / RUNS).glob("search-*")] == [folder.name]
 
 

@@ -286,7 +286,10 @@ def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_
         assert tune(*options).startswith("130 search mine-20")
     monkeypatch.setattr(record, "code_version", lambda: "0.2.0+later")
     refused = tune("--resume")
-    assert refused.startswith("2 error: --resume: the space or the code has changed") and "0.2.0+later" in refused
+    assert (
+        refused.startswith("2 error: --resume: the space, or what the code computes, has changed")
+        and "0.2.0+later" in refused
+    )
     assert tune("--branch", "other").startswith("130 search other-20")
     assert tune("--branch", "other", "--resume").startswith("130 search other-20")
     first, again, other, same = begun

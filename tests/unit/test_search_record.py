@@ -38,6 +38,21 @@ def test_changed_code_is_refused(tmp_path, monkeypatch):
         record.folder_to_resume(space(), tmp_path)
 
 
+def test_code_that_computes_the_same_under_another_version_continues_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+n0123456789ab")
+    folder = record.new_folder(space(), tmp_path)
+    monkeypatch.setattr(record, "code_version", lambda: "0.2.0+n0123456789ab")
+    assert record.folder_to_resume(space(), tmp_path) == folder
+
+
+def test_a_search_of_a_version_that_counted_bytes_is_continued_and_that_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+0123456789ab")
+    folder = record.new_folder(space(), tmp_path)
+    monkeypatch.setattr(record, "code_version", lambda: "0.2.0+n0123456789ab")
+    assert record.folder_to_resume(space(), tmp_path) == folder
+    assert "begun by an earlier version (0.1.0+0123456789ab)" in caplog.text and "--branch NAME" in caplog.text
+
+
 def test_a_branch_is_the_space_under_a_name_of_its_own(tmp_path):
     origin = record.new_folder(space(), tmp_path)
     changed = space(trials=4)
