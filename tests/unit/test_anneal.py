@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from avb_service.algorithm import DataSpec
 from avb_service.algorithms.vae import VAE, VAEConfig
 from avb_service.errors import ConfigError, DataError, UserError
-from avb_service.likelihood import estimate as module
+from avb_service.likelihood import scoring as module
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import (
     STRIDES,
