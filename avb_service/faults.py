@@ -97,6 +97,11 @@ def one_of(given: str, known: Collection[str]) -> str:
     return given
 
 
+def nearest(given: object, known: Collection[str], count: int = 3) -> list[str]:
+    """Names that may have been meant, the nearest first; none where none is near."""
+    return difflib.get_close_matches(str(given), known, n=count)
+
+
 def hint(given: object, known: Collection[str]) -> str:
     """Which name was probably meant, as the end of a message; empty where none is near."""
     near = _nearest(given, known)
@@ -108,7 +113,7 @@ def _within(location: Location, other: Location) -> bool:
 
 
 def _nearest(given: object, known: Collection[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(str(given), known, n=1)), None)
+    return next(iter(nearest(given, known, 1)), None)
 
 
 def _known(section: type[BaseModel], fault: Fault, tree: Any) -> list[str]:  # noqa: ANN401

@@ -16,7 +16,7 @@ from avb_service.algorithms import TABLE
 from avb_service.config import Config
 from avb_service.data.datasets import DataConfig
 from avb_service.errors import UserError
-from avb_service.faults import hint
+from avb_service.faults import nearest
 from avb_service.likelihood import LikelihoodConfig
 from avb_service.training.config import TrainingConfig
 from avb_service.trees import Tree, flatten, override, read_yaml
@@ -176,15 +176,16 @@ def read_preset(source: str | Path) -> Tree:
     """The tree of a preset or of a YAML file.
 
     Raises:
-        UserError: neither; names what there is.
+        UserError: neither; names the nearest.
     """
     if str(source) in preset_names():
         with resources.as_file(resources.files("avb_service") / "presets" / f"{source}.yaml") as path:
             return read_yaml(path, ExperimentConfig.meaning)
     if not Path(source).is_file():
+        near = nearest(source, preset_names())
+        meant = f"; did you mean {' or '.join(near)}?" if near else ";"
         raise UserError(
-            f"{source}: neither a file nor a preset{hint(source, preset_names()) or ';'} presets are "
-            f"{', '.join(preset_names())}"
+            f"{source}: neither a file nor a preset{meant} `avb methods` lists all presets by their methods"
         )
     return read_yaml(Path(source), ExperimentConfig.meaning)
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ Pixels = NDArray[np.uint8]
 _IMAGES_AT_ONCE = 512
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _GREY = frozenset({"1", "L", "LA", "La"})
+_LAST = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}  # what a whole file has near its end
+_NEAR = 2**16  # bytes: some programs write something of their own behind it
 _ON_THE_SIDE = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 
 _SEVERAL = "more than one picture in a file (frames or pages); save the one that counts, or each as a file of its own"
@@ -177,9 +180,18 @@ def _header(file: Path, size: int | None) -> _Header | str:
             kind = ImageMode.getmode(image.mode).typestr
             if kind not in ("|u1", "|b1"):
                 return _DEEP.format(8 * int(kind[-1]))
+            if not _has_its_end(file, image.format):
+                image.copy()  # says what is missing, before all others are decoded
             return _Header((size, size) if size else _shown_size(image), _is_grey(image))
     except Exception as error:  # a damaged file fails in as many ways as its parser has lines
         return _complaint(error)
+
+
+def _has_its_end(file: Path, kind: str | None) -> bool:
+    """Whether a file ends as its kind does, so far as that can be seen without decoding it."""
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - _NEAR))
+        return kind not in _LAST or _LAST[kind] in stream.read()
 
 
 def _complaint(error: Exception) -> str:
@@ -190,7 +202,8 @@ def _complaint(error: Exception) -> str:
         return _HUGE
     if isinstance(error, OSError) and error.strerror:
         return _CLOSED.format(error.strerror)
-    return _BROKEN.format(" ".join(str(error).split()) or type(error).__name__)
+    reason = re.sub(r" \(\d+ bytes not processed\)", "", " ".join(str(error).split()))
+    return _BROKEN.format(reason or type(error).__name__)
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:

@@ -256,9 +256,12 @@ def test_settings_on_top_of_a_preset():
     ]
 
 
-def test_an_unknown_preset_lists_those_there_are():
-    with pytest.raises(UserError, match="nor a preset; did you mean vae_digits[?] presets are .*vae_digits"):
+def test_an_unknown_preset_is_answered_with_the_nearest_and_where_all_are_listed():
+    with pytest.raises(UserError, match="nor a preset; did you mean vae_digits or .*[?] `avb methods` lists") as told:
         read_preset("vae_digit")
+    assert "sbn" not in str(told.value), "far from it"
+    with pytest.raises(UserError, match="^nowhere.yaml: neither a file nor a preset; `avb methods` lists"):
+        read_preset("nowhere.yaml")
 
 
 @pytest.mark.parametrize(

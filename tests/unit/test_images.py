@@ -349,6 +349,37 @@ def test_all_that_cannot_be_used_is_named_at_once(folder):
         read(folder)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_files_that_are_cut_off_are_named_with_how_many_there_are_before_any_is_decoded(folder, suffix, monkeypatch):
+    names = [f"{number:02}.{suffix}" for number in range(30)]
+    write_images(folder, names, size=(40, 40))
+    for number, name in enumerate(names[5:25]):
+        (folder / name).write_bytes((folder / name).read_bytes()[: -200 - 9 * number])
+    monkeypatch.setattr("avb_service.data.images._decode", lambda *given: pytest.fail("decoded"))
+    with pytest.raises(DataError) as caught:
+        read(folder)
+    first, second = str(caught.value).splitlines()
+    assert first == f"{folder}: 20 images cannot be used:"
+    assert second.startswith(f"  {', '.join(names[5:8])} and 17 more: cut off or damaged (")
+
+
+def test_what_a_program_writes_behind_an_image_or_leaves_out_at_its_end_is_no_damage(folder):
+    write_images(folder, ["a.jpg", "b.jpg", "c.jpg"])
+    (folder / "a.jpg").write_bytes((folder / "a.jpg").read_bytes() + bytes(100_000))
+    assert len(read(folder).train) == 1
+
+
+def test_damage_inside_of_an_image_is_named_once_all_are_decoded(folder):
+    names = [f"{number}.png" for number in range(9)]
+    write_images(folder, names, size=(40, 40))
+    for name in names[2:8]:
+        content = bytearray((folder / name).read_bytes())
+        content[200:300] = bytes(100)
+        (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"6 images cannot be used:\n  2.png, 3.png, 4.png and 3 more: cut off or"):
+        read(folder)
+
+
 def test_what_cannot_be_opened_is_not_called_damaged(folder, monkeypatch):
     def refuse(path, **options):
         if path.stem == "a2":
