@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from avb_service.model import LoadedModel
+    from avb_service.model import Model
 
 
-def load(model: str | Path) -> "LoadedModel":
+def load(model: str | Path) -> "Model":
     """Load a model from the registry or from a model folder.
 
     Args:
@@ -18,11 +18,11 @@ def load(model: str | Path) -> "LoadedModel":
     Raises:
         UserError: there is no such model, or it was damaged or tampered with.
     """
-    from avb_service.model import load_model
+    from avb_service.model import Model
 
     if "://" not in str(model) and Path(model).is_dir():
-        return load_model(Path(model))
+        return Model.of_folder(Path(model))
     from avb_service.tracking import pull
 
     with tempfile.TemporaryDirectory() as folder:
-        return load_model(pull(str(model), Path(folder) / "model"))
+        return Model.of_folder(pull(str(model), Path(folder) / "model"))

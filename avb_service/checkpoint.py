@@ -1,7 +1,7 @@
-"""Checkpoints, from which training resumes, and model folders, which are published: checksummed, and free of pickle.
+"""Checkpoints, from which training resumes: checksummed, and free of pickle.
 
-Floor 4. Both are folders as storage.py writes them: whole or absent. Only what holds tensors needs torch, which takes a
-second to import: who looks into the registry does not wait for it.
+Floor 4. Each is a folder as storage.py writes it: whole or absent. Only what holds tensors needs torch, which takes a
+second to import: who looks at a search's trials does not wait for it.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from avb_service.errors import DataError, UserError
-from avb_service.storage import MANIFEST, parse_json, put_back, read_file, read_folder, write_folder
-from avb_service.trees import Tree, parse_yaml, read_yaml, to_yaml
+from avb_service.storage import parse_json, put_back, read_file, read_folder, write_folder
+from avb_service.trees import Tree, parse_yaml, to_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,92 +27,8 @@ if TYPE_CHECKING:
 State = dict[str, Any]  # nested; the leaves are tensors, JSON scalars or lists
 
 STATE_FILES = ("tensors.safetensors", "state.json", "config.yaml", "metrics.json")
-MODEL_FILES = ("weights.safetensors", "config.yaml", "card.md")
-MLMODEL = "MLmodel"
-LOADER = "avb_service.tracking.pyfunc"  # what MLflow calls with a model folder
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """What a published model consists of.
-
-    Attributes:
-        weights: tensors by name, as `state_dict()` has them.
-        config: the resolved configuration.
-        card: what a reader should know of the model, Markdown.
-        more: further files by name, that go with it.
-    """
-
-    weights: "dict[str, Tensor]"
-    config: Tree
-    card: str
-    more: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-
-    def write(self, folder: Path, *, replace: bool = False) -> Path:
-        """Write the model folder.
-
-        Args:
-            folder: its place.
-            replace: whether one that is already there gives way.
-
-        Raises:
-            UserError: see `write_folder`.
-        """
-        contents = (_tensors(self.weights), _yaml(self.config), self.card.encode())
-        files = {**self.more, **dict(zip(MODEL_FILES, contents, strict=True))}
-        return write_folder(folder, files, replace=replace)
-
-    @classmethod
-    def read(cls, folder: Path) -> "ModelFolder":
-        """Read a model folder and verify it.
-
-        Raises:
-            DataError: see `read_model_files`.
-        """
-        files = read_model_files(folder)
-        weights, config, card = (files.pop(name) for name in MODEL_FILES)
-        tree = parse_yaml(config.decode(), str(folder / "config.yaml"))
-        return cls(_loaded(weights), tree, card.decode(), files)
-
-
-def model_folder(folder: Path, name: str | None = None) -> Path:
-    """The model folder itself, where it is given as MLflow stores and downloads it: inside of a folder with an MLmodel.
-
-    Args:
-        folder: it, or that around it.
-        name: what to call it in an error.
-
-    Raises:
-        DataError: that is the model of another program, or points outside of itself.
-    """
-    if not (folder / MLMODEL).is_file():
-        return folder
-    flavors = read_yaml(folder / MLMODEL).get("flavors")
-    flavor = flavors.get("python_function") if isinstance(flavors, dict) else None
-    loader, data = (flavor.get(key) if isinstance(flavor, dict) else None for key in ("loader_module", "data"))
-    if loader != LOADER:
-        raise DataError(f"{name or folder} was not registered by this service: its loader is {loader}")
-    inside = (folder / str(data)).resolve()
-    if not inside.is_relative_to(folder.resolve()):
-        raise DataError(f"{name or folder} points to {data!r}, outside of itself; it is not read")
-    return inside
-
-
-def read_model_files(folder: Path) -> dict[str, bytes]:
-    """The files of a model folder, verified.
-
-    Args:
-        folder: it, or one of MLflow's around it.
-
-    Raises:
-        DataError: it is no model folder; or see `read_folder`.
-    """
-    folder = model_folder(folder)
-    if not (folder / MANIFEST).exists():
-        raise DataError(f"{folder} has no {MANIFEST}: expected a model folder, such as `avb pull` makes")
-    return read_folder(folder, MODEL_FILES)
 
 
 @dataclass(frozen=True)
@@ -162,7 +78,7 @@ class CheckpointStore:
         """
         tensors: dict[str, Tensor] = {}
         skeleton = _split(state, "", tensors)
-        contents = (_tensors(tensors), _to_json(skeleton), _yaml(config), _to_json(dict(metrics)))
+        contents = (packed(tensors), _to_json(skeleton), to_yaml(config).encode(), _to_json(dict(metrics)))
         self._sweep()
         files = dict(zip(STATE_FILES, contents, strict=True))
         try:
@@ -264,7 +180,7 @@ def _read_checkpoint(path: Path) -> Checkpoint:
     files = read_folder(path, STATE_FILES)
     tensors, state, config, metrics = (files[name] for name in STATE_FILES)
     try:
-        merged = _merge(parse_json(path / "state.json", state), _loaded(tensors))
+        merged = _merge(parse_json(path / "state.json", state), unpacked(tensors))
     except SafetensorError as error:
         raise DataError(f"{path / 'tensors.safetensors'} is not in the safetensors format: {error}") from error
     tree = parse_yaml(config.decode(), str(path / "config.yaml"))
@@ -303,21 +219,19 @@ def _below(pointer: str, key: str) -> str:
     return f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}"
 
 
-def _tensors(tensors: "Mapping[str, Tensor]") -> bytes:
+def packed(tensors: "Mapping[str, Tensor]") -> bytes:
+    """Tensors in the safetensors format."""
     from safetensors.torch import save
 
     # Cloned, since safetensors refuses tensors that share memory, as tied weights do.
     return save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
 
 
-def _loaded(tensors: bytes) -> "dict[str, Tensor]":
+def unpacked(tensors: bytes) -> "dict[str, Tensor]":
+    """The inverse of `packed`."""
     from safetensors.torch import load
 
     return load(tensors)
-
-
-def _yaml(tree: Tree) -> bytes:
-    return to_yaml(tree).encode()
 
 
 def _to_json(tree: Tree) -> bytes:

@@ -104,14 +104,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one model on Ray, score it on held-out data and register it."""
+    from avb_service.build import load_data
     from avb_service.checkpoint import CheckpointStore
     from avb_service.data.scale import introduction
     from avb_service.distributed.cluster import cluster, own_capacity
     from avb_service.distributed.progress import Bars, listening
     from avb_service.distributed.scoring import on_cluster
-    from avb_service.distributed.train import Job, train_alone
-    from avb_service.experiment import load_data
+    from avb_service.distributed.train import train_alone
     from avb_service.lock import owned
+    from avb_service.runs import Job
     from avb_service.settings import check_run_name, read_config
     from avb_service.tracking import check_server
     from avb_service.tracking.publish import check_names
@@ -126,7 +127,8 @@ def train(
         here.models_at_a_time(config.scaling)
     with ExitStack() as held:
         held.enter_context(owned(storage.absolute() / f".{name}.lock", f"run {name}", _note))
-        for line in introduction(load_data(config)):
+        dataset = load_data(config)
+        for line in introduction(dataset):
             _note(line)
         job = Job.alone(config, name, storage.absolute() / name, uri)
         capacity = held.enter_context(cluster(_note, lambda has: has.models_at_a_time(config.scaling)))
@@ -138,7 +140,7 @@ def train(
                     train_alone(job, callbacks)
             job.deliver(_note)
             with _progress(as_json) as progress:
-                published = job.publish(job.assess(run=on_cluster(capacity), progress=progress))
+                published = job.publish(job.assess(dataset, run=on_cluster(capacity), progress=progress))
         except KeyboardInterrupt:
             raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
     text = f"{name} is {published.uri}, {published.alias}: {published.reason}; see it with `avb ui`"
@@ -265,23 +267,23 @@ def evaluate(
         check_place(figure)
     loaded = avb_service.load(model)
     likelihood = read_likelihood(loaded.config.likelihood, settings, budget)
-    loaded = replace(loaded, config=loaded.config.model_copy(update={"likelihood": likelihood}))
-    dataset = loaded.dataset(data_root)
-    x, _ = loaded.data("test", limit, dataset=dataset)
+    config = loaded.config.model_copy(update={"likelihood": likelihood})
+    loaded = replace(loaded, config=config).with_data(data_root)
+    x, _ = loaded.data("test", limit)
     with _runner(workers) as run, _progress(as_json) as progress:
         evaluator = loaded.evaluator(noise=noise, run=run, store=keep, progress=progress)
         names = [each.value for each in estimator or []]
         for name in set(names) - {"parzen"}:
             evaluator.require(name)
         if names:
-            windows = partial(loaded.parzen, x, data_root, run=run, store=keep, progress=progress)
+            windows = partial(loaded.parzen, x, run=run, store=keep, progress=progress)
             scored = (windows() if name == "parzen" else [evaluator.score(name, x)] for name in names)
             diagnosis = evaluator.diagnosis(x) if "elbo_adversarial" in names else None
             record = LikelihoodRecord({}, tuple(chain.from_iterable(scored)), diagnosis=diagnosis)
         else:
             record = evaluator.assess(x, likelihood.budget)
     data = loaded.config.data.name
-    title, other = f"{model} on {len(x)} test data of {data}", loaded.other_data(dataset)
+    title, other = f"{model} on {len(x)} test data of {data}", loaded.other_data()
     shown = partial(tables.estimates, record, title, other)
     _say(as_json, rows.evaluation(record, model, data, len(x), other), shown)
     if figure is not None:
@@ -360,14 +362,13 @@ def figures(
 ) -> None:
     """Draw every figure that a model can have."""
     import avb_service
-    from avb_service.figures import draw, to_png
+    from avb_service.figures import to_png
+    from avb_service.report import plots
     from avb_service.storage import check_place, writing
 
     check_place(directory / "samples.png")
-    loaded = avb_service.load(model)
-    x, labels = loaded.data("validation", 500, data_root)
     drawn = []
-    for name, figure in draw(loaded.algorithm, x, labels, subject=loaded.subject, data="validation data").items():
+    for name, figure in plots(avb_service.load(model).with_data(data_root)).items():
         path = directory / f"{name}.png"
         with writing(path):
             path.write_bytes(to_png(figure))
@@ -448,8 +449,8 @@ def check(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """The methods, and the presets that train them."""
+    from avb_service.abilities import abilities
     from avb_service.algorithms import TABLE
-    from avb_service.model import abilities
     from avb_service.settings import preset_names, read_preset
 
     presets: dict[str, list[str]] = {name: [] for name in TABLE}

@@ -1,30 +1,35 @@
-"""A published model: its folder, and what can be done with it once it is loaded.
+"""A trained model: what can be done with it, whether it comes from a checkpoint, a model folder or the registry.
 
 Floor 6.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, DataSpec, DecodingModel, EncodingModel, LatentVariableModel
+from avb_service.algorithm import Algorithm, EncodingModel, LatentVariableModel
 from avb_service.algorithms import TABLE
-from avb_service.checkpoint import ModelFolder
-from avb_service.data.datasets import Dataset, load
+from avb_service.build import build
+from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.files import Levels
 from avb_service.data.inputs import Given, refuse_first, seen
 from avb_service.data.stream import fixed
-from avb_service.distributions import Grid, Values
+from avb_service.distributions import DataSpec, Grid
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood import Budget, Evaluator, LikelihoodConfig, NoisyModel
+from avb_service.folder import ModelFolder
+from avb_service.likelihood import Budget, Evaluator, NoisyModel
 from avb_service.likelihood.needs import on_a_grid
-from avb_service.records import LIKELIHOOD, Estimate, Kind, LikelihoodRecord
+from avb_service.records import LIKELIHOOD, Estimate, LikelihoodRecord
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
-from avb_service.trees import Tree
+from avb_service.training.manner import Manner
+
+History = Mapping[str, Sequence[Sequence[float]]]  # metric -> [round, value] at each report
 
 EXPECTED = {
     "binary": "0 or 1 (the model was trained on binary data)",
@@ -34,8 +39,28 @@ EXPECTED = {
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A published model.
+class Progress:
+    """What training has to say of itself.
+
+    Attributes:
+        seconds: spent on training.
+        manner: in which turns are played: auto until the first round.
+        history: of all metrics.
+    """
+
+    seconds: float
+    manner: Manner
+    history: History
+
+    def tags(self, round_: int | None) -> dict[str, str]:
+        """What a table of runs shows of it, after so many rounds."""
+        played = {f"training.{name}": value for name, value in self.manner._asdict().items()}
+        return {"rounds": str(round_), "train_seconds": f"{self.seconds:.1f}", **played}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, a value: what is done with it leaves it as it is.
 
     Data may be tensors, arrays, lists or tables, of all the shapes and types that `data.inputs.seen` tells of; what
     comes back are tensors.
@@ -43,21 +68,73 @@ class LoadedModel:
     Attributes:
         algorithm: the method with its trained weights, for all that is not below.
         config: the configuration that it was trained with.
-        card: what its makers say of it, Markdown.
-        likelihood: what was found out about its held-out likelihood; None where it was written without.
         round: of training, that the weights are of; None where it was written without.
+        card: what its makers say of it, Markdown; empty until it is published.
+        likelihood: what was found out about its held-out likelihood; None until it is published.
+        progress: of its training; None once it is published.
+        read: its data, where they have been read; `with_data` reads them.
     """
 
     algorithm: Algorithm
     config: ExperimentConfig
-    card: str
-    likelihood: LikelihoodRecord | None = None
     round: int | None = None
+    card: str = ""
+    likelihood: LikelihoodRecord | None = None
+    progress: Progress | None = None
+    read: Dataset | None = field(default=None, repr=False)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """A published model, verified, on the CPU.
+
+        Args:
+            folder: its own, also as MLflow downloads it.
+
+        Raises:
+            UserError: it is damaged, was tampered with, or was written by another version of the package.
+        """
+        written = ModelFolder.read(folder)
+        tree = dict(written.config)
+        given, round_ = tree.pop("spec"), tree.pop("round")
+        shape = tuple(given["shape"])
+        config = ExperimentConfig.parse(tree, str(folder / "config.yaml"))
+        algorithm = build(config, DataSpec(shape, given["values"], given["levels"], torch.zeros(shape)))
+        try:
+            algorithm.load_state_dict(written.weights)
+        except RuntimeError as error:
+            raise DataError(f"the weights in {folder} do not fit its configuration: {error}") from error
+        record = LikelihoodRecord.from_json(written.more[LIKELIHOOD]) if LIKELIHOOD in written.more else None
+        return cls(algorithm.to(getattr(torch, config.training.dtype)).eval(), config, round_, written.card, record)
+
+    def write(self, folder: Path) -> Path:
+        """Write the model folder that the registry takes: weights, card, likelihoods, and the configuration.
+
+        With the configuration stands what else makes the model: what a datum is, and the round that the weights are of.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        spec = self.algorithm.spec
+        datum = {"shape": list(spec.shape), "values": spec.values, "levels": spec.levels}
+        tree = {**self.config.tree(), "spec": datum, "round": self.round}
+        more = {} if self.likelihood is None else {LIKELIHOOD: self.likelihood.to_json()}
+        return ModelFolder(self.algorithm.state_dict(), tree, self.card, more).write(folder, replace=True)
 
     @property
     def subject(self) -> str:
         """The model in words, for plots: its method, of which data, how many latents, after how many rounds."""
         return self.config.subject(self.round)
+
+    @property
+    def record(self) -> LikelihoodRecord:
+        """What was found out about its held-out likelihood.
+
+        Raises:
+            UserError: nothing was.
+        """
+        if self.likelihood is None:
+            raise UserError(f"{self.subject}, carries no held-out likelihoods; score it before it is published")
+        return self.likelihood
 
     def dataset(self, root: str | None = None) -> Dataset:
         """The data set of the model's configuration, as it is here.
@@ -68,49 +145,50 @@ class LoadedModel:
         Raises:
             UserError: the data are missing or damaged.
         """
+        if root is None and self.read is not None:
+            return self.read
         here, path = {"root": root, "levels": self._levels}, self.config.data.path
         if root is not None and path is not None and not Path(path).expanduser().exists():
             here["path"] = str(Path(root) / Path(path).name)
         return load(self.config.data.model_copy(update=here))
 
-    def other_data(self, dataset: Dataset) -> str | None:
-        """That a data set is not the one that the model was trained on and its record is of, if so, in a line."""
-        recorded = self.likelihood.basis.get("data_sha256") if self.likelihood else None
+    def with_data(self, root: str | None = None) -> "Model":
+        """The same with its data read, which all that is asked of it goes by then.
+
+        Raises:
+            UserError: as for `dataset`.
+        """
+        return dataclasses.replace(self, read=self.dataset(root))
+
+    def data(self, split: str, limit: int | None = None, root: str | None = None) -> tuple[Tensor, Tensor | None]:
+        """Data [n, C, H, W] and labels of a split as evaluation sees them: binarised once, always alike.
+
+        Args:
+            split: train, validation or test.
+            limit: only so many; of the test data as many as configured where not given.
+            root: folder of the data here.
+
+        Raises:
+            UserError: as for `dataset`.
+        """
+        if split == "test":
+            limit = limit or self.config.likelihood.test_data
+        return self._fixed(self.dataset(root), self.config.data, split, limit)
+
+    def other(self, split: str, limit: int | None = None) -> tuple[Tensor, Tensor | None] | None:
+        """The same of the second source; None where there is one source."""
+        dataset, config = self.dataset().other, self.config.data.other
+        return None if dataset is None or config is None else self._fixed(dataset, config, split, limit)
+
+    def other_data(self) -> str | None:
+        """That its data here are not those that it was trained on and its record is of, if so, in a line."""
+        dataset, recorded = self.dataset(), self.likelihood.basis.get("data_sha256") if self.likelihood else None
         if recorded in (None, dataset.sha256):
             return None
         return (
             f"these are other data than the model was trained and first scored on (sha256 {dataset.sha256[:12]} here, "
             f"{recorded[:12]} then): no figure here is to be held against its record"
         )
-
-    def data(
-        self, split: str, limit: int | None = None, root: str | None = None, dataset: Dataset | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Data [n, C, H, W] and labels of a split, as the model was evaluated on them.
-
-        Args:
-            split: train, validation or test.
-            limit: only so many; of the test data as many as configured where not given.
-            root: folder of the data here.
-            dataset: what `dataset(root)` gives, where it is there already.
-
-        Raises:
-            UserError: as for `dataset`.
-        """
-        dataset, binarisation = dataset or self.dataset(root), self.config.data.binarisation
-        likelihood = self.config.likelihood
-        if split == "test":
-            limit = limit or likelihood.test_data
-        return fixed(getattr(dataset, split), dataset.spec, binarisation, likelihood.seed, limit=limit)
-
-    @property
-    def _levels(self) -> Levels | None:
-        """What whole numbers of the data are; of a model from before this had to be said, what they were to it."""
-        config, levels = self.config.data, self.algorithm.spec.levels
-        as_read = config.binarisation != "static" and config.image_size is None
-        if config.levels is not None or not as_read or levels == 1:  # zeros and ones are known without
-            return config.levels
-        return levels or "real"
 
     def sample(self, n: int, seed: int = 0, *, means: bool = False) -> Tensor:
         """Draws from the model, [n, C, H, W].
@@ -166,18 +244,17 @@ class LoadedModel:
         """
         return self.evaluator(noise=noise).evaluate(x, budget)
 
-    def parzen(self, x: Given, root: str | None = None, **options: Any) -> list[Estimate]:  # noqa: ANN401
+    def parzen(self, x: Given, **options: Any) -> list[Estimate]:  # noqa: ANN401
         """Parzen windows on draws from the model, and beside them on the training set: of another quantity.
 
         Args:
             x: data [n, C, H, W].
-            root: folder of the data here.
             options: `Evaluator`'s.
 
         Raises:
             UserError: the data do not fit, or those that it was trained on are missing here.
         """
-        train, validation = (self.data(split, root=root)[0] for split in ("train", "validation"))
+        train, validation = (self.data(split)[0] for split in ("train", "validation"))
         return list(self.evaluator(**options).parzen(train, validation, x))
 
     def evaluator(self, noise: float | None = None, **options: Any) -> Evaluator:  # noqa: ANN401
@@ -208,6 +285,19 @@ class LoadedModel:
             refuse_first(x, ~allowed, expected)
         return x
 
+    @property
+    def _levels(self) -> Levels | None:
+        """What whole numbers of the data are; of a model from before this had to be said, what they were to it."""
+        config, levels = self.config.data, self.algorithm.spec.levels
+        as_read = config.binarisation != "static" and config.image_size is None
+        if config.levels is not None or not as_read or levels == 1:  # zeros and ones are known without
+            return config.levels
+        return levels or "real"
+
+    def _fixed(self, dataset: Dataset, data: DataConfig, split: str, limit: int | None) -> tuple[Tensor, Tensor | None]:
+        like, seed = next(self.algorithm.parameters()), self.config.likelihood.seed
+        return fixed(getattr(dataset, split), dataset.spec, data.binarisation, seed, like.device, like.dtype, limit)
+
 
 def encoding_model(model: Algorithm) -> EncodingModel:
     """The model as one that finds codes of data.
@@ -221,80 +311,3 @@ def encoding_model(model: Algorithm) -> EncodingModel:
             f"{model.config.name} has no encoder, so it neither encodes nor reconstructs data; methods that do: {able}"
         )
     return model
-
-
-@dataclass(frozen=True)
-class Abilities:
-    """What a method can do with its default settings.
-
-    Attributes:
-        draws: whether they are made of codes from a prior, or translated from a second source.
-        encodes: whether data have codes.
-        log_likelihood: what log p(x) can be had as.
-        needs_noise: whether that is so under an observation noise that the caller names, and not without.
-    """
-
-    draws: Literal["prior", "translations"]
-    encodes: bool
-    log_likelihood: tuple[Kind, ...]
-    needs_noise: bool
-
-
-def abilities(method: type[Algorithm]) -> Abilities:
-    """What a method can do."""
-    kinds: tuple[Kind, ...] = ()
-    if issubclass(method, LatentVariableModel):
-        config = method.Config.parse({})
-        values = next(each for each in get_args(Values) if config.objection(each) is None)
-        vector = DataSpec((1, 1, 8), values, {"binary": 1, "levels": 255, "real": 0}[values], torch.zeros(1, 1, 8))
-        with seeded("abilities"):
-            kinds = tuple(Evaluator(method(config, vector), LikelihoodConfig()).kinds())
-    decodes, scored = issubclass(method, DecodingModel), issubclass(method, LatentVariableModel)
-    if decodes and not scored:
-        kinds = ("lower_bound",)
-    return Abilities(
-        "prior" if decodes else "translations", issubclass(method, EncodingModel), kinds, decodes and not scored
-    )
-
-
-def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:
-    """The method's class, initialised from the seed."""
-    with seeded(config.training.seed, "initialisation"):
-        return TABLE[config.algorithm.name](config.algorithm, spec)
-
-
-def write_model(
-    algorithm: Algorithm, config: ExperimentConfig, card: str, likelihood: LikelihoodRecord, folder: Path, round_: int
-) -> Path:
-    """Write the model folder that the registry takes: weights, card, likelihoods, and the configuration.
-
-    With the configuration stands what else makes the model: what a datum is, and the round that the weights are of.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    spec = algorithm.spec
-    datum = {"shape": list(spec.shape), "values": spec.values, "levels": spec.levels}
-    tree: Tree = {**config.tree(), "spec": datum, "round": round_}
-    more = {LIKELIHOOD: likelihood.to_json()}
-    return ModelFolder(algorithm.state_dict(), tree, card, more).write(folder, replace=True)
-
-
-def load_model(folder: Path) -> LoadedModel:
-    """Load a model folder, verified, on the CPU.
-
-    Raises:
-        UserError: it is damaged, was tampered with, or was written by another version of the package.
-    """
-    written = ModelFolder.read(folder)
-    tree = dict(written.config)
-    given, round_ = tree.pop("spec"), tree.pop("round", None)  # older ones have no round
-    shape = tuple(given["shape"])
-    config = ExperimentConfig.parse(tree, str(folder / "config.yaml"))
-    algorithm = build(config, DataSpec(shape, given["values"], given["levels"], torch.zeros(shape)))
-    try:
-        algorithm.load_state_dict(written.weights)
-    except RuntimeError as error:
-        raise DataError(f"the weights in {folder} do not fit its configuration: {error}") from error
-    record = LikelihoodRecord.from_json(written.more[LIKELIHOOD]) if LIKELIHOOD in written.more else None
-    return LoadedModel(algorithm.to(getattr(torch, config.training.dtype)).eval(), config, written.card, record, round_)

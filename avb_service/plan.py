@@ -16,7 +16,7 @@ from subprocess import PIPE
 import torch
 
 from avb_service.errors import UserError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import ExperimentConfig
 
 WORTH = 0.9  # of a round's time: more workers that leave more than that do not pay
@@ -107,7 +107,7 @@ def measure(config: ExperimentConfig, on_gpu: bool = False) -> Costs:
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     with tempfile.TemporaryDirectory() as folder:
-        engine = Experiment(config, Path(folder), device=device).engine
+        engine = Fit(config, Path(folder), device=device).engine
     slices = config.training.logical_workers
     engine.choose()
     gradients, whole = engine.seconds_a_round(engine.manner), _least(engine.play_round, device)

@@ -21,6 +21,7 @@ from avb_service.errors import DataError, UserError
 from avb_service.trees import Tree
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of what this release writes; who reads a folder of an older one migrates it
 
 # What storage may say for a moment: a share that is mounted anew, a server that is busy, a disk that is being cleared.
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -60,7 +61,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = Fa
         UserError: the disk is full, the place cannot be written, or something is there already.
     """
     checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    contents = {**files, MANIFEST: json.dumps({"sha256": checksums}, indent=2).encode()}
+    manifest = {"format": FORMAT, "sha256": checksums}
+    contents = {**files, MANIFEST: json.dumps(manifest, indent=2).encode()}
     temporary, old = (folder.with_name(f".{folder.name}.{kind}.part") for kind in ("new", "old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -94,8 +96,9 @@ def read_folder(folder: Path, required: Iterable[str] = ()) -> dict[str, bytes]:
         Contents by file name: the very bytes that were verified.
 
     Raises:
-        DataError: naming the file that is missing, damaged or was tampered with.
+        DataError: naming the file that is missing, damaged or was tampered with; or a later release wrote the folder.
     """
+    read_format(folder)
     files = {name: _verified(folder / name, checksum) for name, checksum in read_manifest(folder).items()}
     if missing := sorted(set(required) - files.keys()):
         raise DataError(f"{folder / MANIFEST} does not list {', '.join(missing)}, expected {', '.join(required)}")
@@ -128,6 +131,31 @@ def read_manifest(folder: Path) -> dict[str, str]:
     if outside := [name for name in checksums if Path(name).name != name or name in ("", "..", MANIFEST)]:
         raise DataError(f"{path} names {outside[0]!r}, expected plain names of files in {folder}")
     return checksums
+
+
+def read_format(folder: Path) -> int:
+    """The format that a folder was written in; 0 is from before formats were counted.
+
+    Raises:
+        DataError: a later release wrote it; or see `read_manifest`.
+    """
+    path = folder / MANIFEST
+    return known_format(parse_json(path, read_file(path)), path)
+
+
+def known_format(tree: Tree, where: Path) -> int:
+    """The format that a file says of itself, known to be none of a later release.
+
+    Raises:
+        DataError: it is.
+    """
+    given = tree.get("format", 0)
+    if not isinstance(given, int) or given > FORMAT:
+        raise DataError(
+            f"{where} is of format {given}, which a later release has written; this one knows formats up to {FORMAT}: "
+            "install the newest avb-service"
+        )
+    return given
 
 
 def fingerprint(folder: Path) -> str:

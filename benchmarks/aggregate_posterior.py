@@ -18,7 +18,7 @@ from rich.table import Table
 from sklearn.model_selection import cross_val_score
 from sklearn.neural_network import MLPClassifier
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.likelihood import Evaluator
 from avb_service.optim import TurnConfig
 from avb_service.records import Estimate
@@ -52,10 +52,10 @@ class Match:
 def match(preset: str, settings: list[str], data: int = 200) -> Match:
     """Train a preset and see how its codes and its likelihood came out."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config(preset, settings), Path(folder))
-        experiment.fit()
+        experiment = Fit(read_config(preset, settings), Path(folder))
+        experiment.run()
     model = experiment.engine.model
-    x, (train, _) = experiment.data("test", data)[0], experiment.data("train", CODES)
+    x, (train, _) = experiment.model.data("test", data)[0], experiment.model.data("train", CODES)
     with seeded(0, "codes"), torch.no_grad():
         codes = model.encode(train)[0]
         reconstruction = model.likelihood(model.encode(x, 16)).log_prob(x).mean().item()

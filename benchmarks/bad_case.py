@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from avb_service.experiment import Experiment
 from avb_service.figures import bounds, caption, to_png
+from avb_service.fitting import Fit
 from avb_service.likelihood import Evaluator, LikelihoodConfig, Task, codes_seen, diagnose
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
@@ -60,10 +60,10 @@ class BadCase:
 def bad_case(data: int = 200) -> BadCase:
     """Train the model and take its likelihood apart."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config("avb_digits", SETTINGS), Path(folder))
-        experiment.fit()
+        experiment = Fit(read_config("avb_digits", SETTINGS), Path(folder))
+        experiment.run()
     model, config = experiment.engine.model, experiment.config.likelihood
-    x, _ = experiment.data("test", data)
+    x, _ = experiment.model.data("test", data)
     evaluator = Evaluator(model, config)
     names = ("elbo_adversarial", "elbo_corrected", "elbo_ceiling", "iwae", "iwae_mixture", "ais")
     found = {name: evaluator.score(name, x) for name in names}
@@ -81,7 +81,7 @@ def bad_case(data: int = 200) -> BadCase:
     )
 
 
-def from_own_gaussian(experiment: Experiment, config: LikelihoodConfig):
+def from_own_gaussian(experiment: Fit, config: LikelihoodConfig):
     """The certificate's estimators with chains that start from a Gaussian fitted to q; the prior's are as ever."""
     double = AnnealConfig(**{**config.ais.tree(), "temperatures": 2 * config.ais.temperatures})
 

@@ -19,8 +19,8 @@ from torch.distributions import Normal
 
 from avb_service.data.mixtures import MIXTURES
 from avb_service.divergences import DIVERGENCES
-from avb_service.experiment import Experiment
 from avb_service.figures.canvas import FAINT, INK, PALETTE, TEXT, blank, place, tidy, to_png
+from avb_service.fitting import Fit
 from avb_service.settings import ExperimentConfig
 
 DATA = "mixture1d"
@@ -105,8 +105,8 @@ def fit(name: str, seed: int = 0) -> Gaussian:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(config, Path(folder))
-        experiment.fit()
+        experiment = Fit(config, Path(folder))
+        experiment.run()
     generator = experiment.engine.model.get_submodule("generator.network.0")
     mean, scale = generator.bias.item(), abs(generator.weight.item())
     return Gaussian(mean, scale, divergence(name, mean, scale))

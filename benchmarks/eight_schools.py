@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 from avb_service.algorithms.avb_joint import AVBJoint
-from avb_service.experiment import Experiment
 from avb_service.figures import to_png
 from avb_service.figures.canvas import FAINT, PALETTE, TEXT, blank, place, tidy
+from avb_service.fitting import Fit
 from avb_service.likelihood.anneal import Path as AnnealingPath
 from avb_service.likelihood.anneal import transition
 from avb_service.seeding import seeded
@@ -30,9 +30,9 @@ LEVELS = (0.05, 0.5, 0.95)
 def train() -> tuple[AVBJoint, Tensor]:
     """The preset's model, and the data."""
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config("avb_joint_eight_schools"), Path(folder))
-        experiment.fit(lambda round_, metrics: Console().print(f"AVB  round {round_}"))
-    return experiment.engine.model, experiment.data("test")[0]  # type: ignore[return-value]
+        experiment = Fit(read_config("avb_joint_eight_schools"), Path(folder))
+        experiment.run(lambda round_, metrics: Console().print(f"AVB  round {round_}"))
+    return experiment.engine.model, experiment.model.data("test")[0]  # type: ignore[return-value]
 
 
 def long_hmc(model: AVBJoint, x: Tensor) -> tuple[Tensor, float]:

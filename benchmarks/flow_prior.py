@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
+from avb_service.report import elbo_surgery
 from avb_service.settings import read_config
 
 PRESETS = {"digits": "vae_digits", "onehot4": "vae_onehot4"}
@@ -45,9 +46,9 @@ def bound(case: str, prior: str, seed: int) -> Bound:
         ],
     )
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(config, Path(folder))
-        experiment.fit()
-    found = experiment.surgery()
+        experiment = Fit(config, Path(folder))
+        experiment.run()
+    found = elbo_surgery(experiment.model)
     elbo = found["validation/surgery.reconstruction"] - found["validation/surgery.kl"]
     return Bound(elbo, found["validation/surgery.marginal_kl"])
 

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from avb_service.algorithm import CodedModel
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import read_config
 
 
@@ -56,8 +56,8 @@ def codes(preset: str, assignments: list[str] | None = None, device: str = "cpu"
     """
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config(preset, assignments), Path(folder), device=device)
-        x, labels = experiment.data("test")
+        experiment = Fit(read_config(preset, assignments), Path(folder), device=device)
+        x, labels = experiment.model.data("test")
 
         def report(round_: int, metrics: object) -> None:
             found.append(agreement(read_off(experiment.engine.model, x), labels))
@@ -68,7 +68,7 @@ def codes(preset: str, assignments: list[str] | None = None, device: str = "cpu"
                 flush=True,
             )
 
-        experiment.fit(report)
+        experiment.run(report)
     return found[-1]
 
 

@@ -21,7 +21,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import DataSpec
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.maths import standard_normal
 from avb_service.records import Estimate
@@ -94,7 +94,7 @@ def trained(latents: int, sharp: bool = False) -> tuple[LatentVariableModel, Ten
         path = Path(folder) / "vectors.npz"
         np.savez(path, x=x.astype(np.float32))
         layer = {"name": "mlp", "hidden": [32]}
-        experiment = Experiment(
+        experiment = Fit(
             ExperimentConfig.parse(
                 {
                     "algorithm": {
@@ -110,8 +110,8 @@ def trained(latents: int, sharp: bool = False) -> tuple[LatentVariableModel, Ten
             ),
             Path(folder) / "run",
         )
-        experiment.fit()
-        return experiment.engine.model, experiment.data("test", None)[0]
+        experiment.run()
+        return experiment.engine.model, experiment.model.data("test", None)[0]
 
 
 def measured(latents: Sequence[int] = LATENTS, sharp: bool = False) -> Iterator[Row]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.records import Estimate, mean_and_stderr
+from avb_service.report import assess
 from avb_service.settings import read_config
 
 WARM, TIMED = 5, 60  # rounds
@@ -23,7 +24,7 @@ DATA = ["likelihood.validation_data=300", "likelihood.test_data=300"]
 def seconds_a_round(preset: str, settings: Sequence[str]) -> float:
     """CPU time of a round."""
     with tempfile.TemporaryDirectory() as folder:
-        engine = Experiment(read_config(preset, [*settings]), Path(folder)).engine
+        engine = Fit(read_config(preset, [*settings]), Path(folder)).engine
         engine.choose()
         for number in range(WARM + TIMED):
             if number == WARM:
@@ -36,9 +37,9 @@ def figure(preset: str, settings: Sequence[str], rounds: int) -> Estimate:
     """What a model is judged by, after so many rounds."""
     whole = [*settings, *DATA, f"training.rounds={rounds}", f"training.report_every={rounds}"]
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config(preset, whole), Path(folder))
-        experiment.fit()
-        found = experiment.assess().held_out
+        experiment = Fit(read_config(preset, whole), Path(folder))
+        experiment.run()
+        found = assess(experiment.model).held_out
     assert found is not None, f"{preset} has no figure that its model is judged by"
     return found
 

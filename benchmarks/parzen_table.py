@@ -15,7 +15,7 @@ import torch
 
 from avb_service.divergences import DIVERGENCES
 from avb_service.errors import DivergenceError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.likelihood import Evaluator
 from avb_service.records import Estimate
 from avb_service.settings import read_config
@@ -37,9 +37,9 @@ def rows(preset: str, assignments: Sequence[str], rounds: int) -> tuple[Estimate
     """The Parzen figure of a model trained for so many rounds, and the training set's."""
     training = (f"training.rounds={rounds}", f"training.report_every={rounds}")
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config(preset, [*assignments, *training]), Path(folder))
-        experiment.fit()
-    train, validation, test = (experiment.data(split)[0] for split in ("train", "validation", "test"))
+        experiment = Fit(read_config(preset, [*assignments, *training]), Path(folder))
+        experiment.run()
+    train, validation, test = (experiment.model.data(split)[0] for split in ("train", "validation", "test"))
     return Evaluator(experiment.engine.model, experiment.config.likelihood).parzen(train, validation, test)
 
 

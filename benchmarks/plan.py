@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avb_service.distributed.averaging import averaging
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.plan import measure, plan
 from avb_service.settings import read_config
 
@@ -32,7 +32,7 @@ def play(rank: int, workers: int, preset: str, folder: str) -> None:
     if workers > 1:
         dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=workers)
     mean = averaging if workers > 1 else None
-    engine = Experiment(read_config(preset, SETTINGS), Path(folder), averaging=mean, rank=rank, workers=workers).engine
+    engine = Fit(read_config(preset, SETTINGS), Path(folder), averaging=mean, rank=rank, workers=workers).engine
     taken = []
     for _ in range(1 + ROUNDS):
         start = time.perf_counter()

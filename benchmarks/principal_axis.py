@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from avb_service.experiment import Experiment
 from avb_service.figures.canvas import FAINT, INK, PALETTE, TEXT, blank, place, tidy, to_png
+from avb_service.fitting import Fit
 from avb_service.likelihood import Evaluator
 from avb_service.seeding import generator
 from avb_service.settings import ExperimentConfig
@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class Fit(NamedTuple):
+class Solution(NamedTuple):
     """A linear Gaussian model of the data.
 
     Attributes:
@@ -60,15 +60,15 @@ class Fit(NamedTuple):
     loss: float
 
 
-def optimum(factor: float, noise: float) -> Fit:
+def optimum(factor: float, noise: float) -> Solution:
     """The model with w along the first axis and such a |w|^2 and s^2."""
     variances = torch.full((len(VARIANCES),), noise, dtype=torch.float64)
     variances[0] += factor
     covariance = torch.diag(variances)
-    return Fit(covariance, factor, noise, kl_divergence(gaussian(), gaussian(covariance)).item())
+    return Solution(covariance, factor, noise, kl_divergence(gaussian(), gaussian(covariance)).item())
 
 
-def optima() -> dict[str, Fit]:
+def optima() -> dict[str, Solution]:
     """Where each method ends: the best reconstruction under q(z) = p(z), and maximum likelihood."""
     first, *others = VARIANCES
     discarded = sum(others) / len(others)
@@ -90,7 +90,7 @@ def data() -> Tensor:
     return (white * torch.tensor(VARIANCES, dtype=torch.float64).sqrt())[:, None, None].float()
 
 
-def fit(method: str, seed: int = 0, rounds: int = 3000) -> Fit:
+def fit(method: str, seed: int = 0, rounds: int = 3000) -> Solution:
     """What a method finds, and the exact log p(x) that it loses on its data."""
     x = data()
     with tempfile.TemporaryDirectory() as folder:
@@ -110,18 +110,18 @@ def fit(method: str, seed: int = 0, rounds: int = 3000) -> Fit:
                 "likelihood": {"validation_data": 2},
             }
         )
-        experiment = Experiment(config, Path(folder) / "run")
-        experiment.fit()
+        experiment = Fit(config, Path(folder) / "run")
+        experiment.run()
     model = experiment.engine.model
     with torch.no_grad():
         w = model.get_submodule("decoder.network.0").get_parameter("weight").double()
         noise = (2 * model.get_submodule("decoder.observation").get_parameter("log_scale").double()).exp()
     exact = Evaluator(model, config.likelihood).score("ppca", x).value
     loss = gaussian().log_prob(x.flatten(1).double()).mean().item() - exact
-    return Fit(w @ w.mT + noise * torch.eye(len(w)), w.square().sum().item(), noise.item(), loss)
+    return Solution(w @ w.mT + noise * torch.eye(len(w)), w.square().sum().item(), noise.item(), loss)
 
 
-def ellipses(fits: dict[str, Fit]) -> Figure:
+def ellipses(fits: dict[str, Solution]) -> Figure:
     """The first two axes: 500 data, and where each model and the data have two standard deviations."""
     width, height = 276, 184
     figure = blank(

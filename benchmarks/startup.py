@@ -6,10 +6,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
+from avb_service.report import assess
 from avb_service.settings import read_config
 from avb_service.tracking import Run
 from avb_service.tracking.publish import publish
@@ -36,10 +38,10 @@ def register(folder: Path) -> None:
     assign = [f"likelihood.{name}={value}" for name, value in likelihood.items()]
     assign += ["training.rounds=1", f"tracking.model={MODEL}"]
     for version in ("1", "2"):
-        experiment = Experiment(read_config("vae_digits", assign), folder / version / "checkpoints")
-        experiment.fit()
+        experiment = Fit(read_config("vae_digits", assign), folder / version / "checkpoints")
+        experiment.run()
         run = Run.start(MODEL, version, experiment.config.tree())
-        publish(experiment, experiment.assess(), run, folder / version / "model")
+        publish(replace(experiment.model, likelihood=assess(experiment.model)), run, folder / version / "model")
         run.finish()
 
 

@@ -16,7 +16,7 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.svm import SVC
 from torch import Tensor
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import read_config
 
 TAUGHT = 10_000  # labelled MNIST images
@@ -43,12 +43,12 @@ def read(assignments: list[str] | None = None) -> Read:
         assignments: what is set on top of the preset, as `--set` has it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config("cyclegan_digits_mnist", assignments), Path(folder))
-        x, labels = experiment.data("train", TAUGHT)
+        experiment = Fit(read_config("cyclegan_digits_mnist", assignments), Path(folder))
+        x, labels = experiment.model.data("train", TAUGHT)
         readers = {"support vectors": SVC(C=10.0), "trees": ExtraTreesClassifier(100, random_state=0)}
         for reader in readers.values():
-            reader.fit(x.flatten(1).numpy(), labels)
-        y, of_y = experiment.other("test")
+            reader.run(x.flatten(1).numpy(), labels)
+        y, of_y = experiment.model.other("test")
 
         def right(reader: str, images: Tensor, truth: Tensor) -> np.ndarray:
             return readers[reader].predict(images.flatten(1).numpy()) == truth.numpy()
@@ -67,9 +67,9 @@ def read(assignments: list[str] | None = None) -> Read:
                 flush=True,
             )
 
-        test = accuracy(*experiment.data("test", 2000))
+        test = accuracy(*experiment.model.data("test", 2000))
         print(f"MNIST's own test images {test}; {len(y)} digits as they are {accuracy(y, of_y)}", flush=True)
-        experiment.fit(report)
+        experiment.run(report)
         with torch.no_grad():
             there = right("support vectors", experiment.engine.model.translate(y), of_y)
         by_digit = tuple(there[of_y.numpy() == digit].mean().item() for digit in range(10))

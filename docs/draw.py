@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from avb_service.experiment import OBJECTIVE, OF_DRAWS, Experiment
+from avb_service.fitting import Fit
+from avb_service.report import OBJECTIVE, OF_DRAWS
 from avb_service.settings import read_config
 
 SHOWN = (OBJECTIVE, OF_DRAWS, "validation/modes_found", "validation/good_draws")
@@ -108,7 +109,7 @@ def main(names: Annotated[list[str], typer.Argument(help=", ".join(DRAWINGS))]) 
         drawing, album = DRAWINGS[name], Album(name, DRAWINGS[name])
         config = read_config(drawing.preset, [*drawing.assignments, "tracking.figures_every=1"])
         with tempfile.TemporaryDirectory() as folder:
-            Experiment(config, Path(folder), recorder=album).fit()
+            Fit(config, Path(folder), recorder=album).run()
         album.close()
 
 

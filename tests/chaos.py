@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 
 from avb_service.checkpoint import CheckpointStore
-from avb_service.distributed.train import OUTCOME, Job, Outcome
+from avb_service.runs import OUTCOME, Job, Outcome
 from tests.cluster.deployed import HEAD, LAPTOP, WORKERS, Deployed, deployed
 from tests.cluster.hosts import SSH_OPTIONS, objection
 

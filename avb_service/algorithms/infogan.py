@@ -74,13 +74,9 @@ class InfoGAN(CodedModel):
 
     def players(self) -> tuple[Player, ...]:
         """Discriminator and Q, which share features; then the generator."""
-        adversary = Player(
-            name="adversary",
-            objective=self.adversary_loss,
-            networks=(self.discriminator, self.recogniser),
-            turn=self.config.adversary,
-        )
-        model = Player(name="model", objective=self.model_loss, networks=(self.generator,), turn=self.config.model)
+        seers, turns = (self.discriminator, self.recogniser), self.config
+        adversary = Player(name="adversary", objective=self.adversary_loss, networks=seers, turn=turns.adversary)
+        model = Player(name="model", objective=self.model_loss, networks=(self.generator,), turn=turns.model)
         return adversary, model
 
     def adversary_loss(self, batch: Batch) -> Loss:

@@ -13,7 +13,7 @@ from ray.util.queue import Queue
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from avb_service.experiment import OBJECTIVE, OF_DRAWS
+from avb_service.report import OBJECTIVE, OF_DRAWS
 
 ERR = Console(stderr=True)
 

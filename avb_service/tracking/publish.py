@@ -4,14 +4,17 @@ Floor 7.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avb_service.algorithms import TABLE
 from avb_service.errors import UserError
-from avb_service.experiment import Experiment, objective_of
+from avb_service.fitting import record_plots
+from avb_service.model import Model
 from avb_service.records import Check, LikelihoodRecord, known, verdict
 from avb_service.records.key import to_json
+from avb_service.report import elbo_surgery, objective_of, plots
+from avb_service.report import tags as tags_of
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.promotion import REASON, promotion, versions_of
@@ -36,14 +39,11 @@ class Published:
     metrics: Mapping[str, float]
 
 
-def publish(
-    experiment: Experiment, record: LikelihoodRecord, run: Run, folder: Path, candidate: bool = True
-) -> Published:
+def publish(model: Model, run: Run, folder: Path, candidate: bool = True) -> Published:
     """Register an assessed model; make it champion if it has earned that. What is registered already stays as it is.
 
     Args:
-        experiment: with the weights to publish loaded.
-        record: from `Experiment.assess`.
+        model: as its training has left it, with its data and its likelihood.
         run: where it was recorded.
         folder: to write the model folder to.
         candidate: whether it may become champion.
@@ -51,15 +51,15 @@ def publish(
     Raises:
         UserError: the registry refuses.
     """
-    model, uri = experiment.config.tracking.model, run.tracking_uri
+    name, uri, record = model.config.tracking.model, run.tracking_uri, model.record
     metrics = record.metrics("test")
     if record.held_out is not None:
         metrics |= known({HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr})
     if record.shortfall is not None:
         metrics[SHORTFALL] = record.shortfall.difference
-    experiment.publish(folder, card(experiment, record, run.run_id), record)
+    replace(model, card=card(model, record, run.run_id)).write(folder)
     content = fingerprint(folder)
-    rows = versions_of(model, uri)
+    rows = versions_of(name, uri)
     mine = (row for row in rows if row.run_id == run.run_id and row.tags.get(CONTENT) == content)
     before = next(mine, None)  # by a call that was cut off
     alias: str | None = None
@@ -69,9 +69,9 @@ def publish(
     elif candidate:
         alias, reason = promotion(rows, record, uri)
     if before is None:
-        _show(experiment, record, run)
+        _show(model, record, run)
     tags = {
-        **experiment.tags(),
+        **tags_of(model),
         CONTENT: content,
         REASON: reason,
         SCORED_ON: record.scored_on,
@@ -80,32 +80,32 @@ def publish(
         **_figure(record),
     }
     version = register(
-        model,
+        name,
         folder,
         run.run_id,
-        step=experiment.engine.round,
+        step=model.round or 0,
         aliases=[alias] if alias else [],
         metrics=metrics,
         tags=tags,
         version=before.version if before else None,
         uri=uri,
     )
-    return Published(f"models:/{model}/{version}", alias, reason, metrics)
+    return Published(f"models:/{name}/{version}", alias, reason, metrics)
 
 
-def _show(experiment: Experiment, record: LikelihoodRecord, run: Run) -> None:
+def _show(model: Model, record: LikelihoodRecord, run: Run) -> None:
     """Record what was found of the model in its run: tables, figures; its metrics are the registered model's."""
     for estimate in record.estimates:
         columns = {name: column.tolist() for name, column in estimate.columns.items()}
         numbers = list(range(len(estimate.per_datum)))
         run.log_table(f"test_{estimate.title}", {"datum": numbers, **columns})
-    experiment.record_figures(run)
-    run.log_metrics(experiment.surgery(), experiment.engine.round)
+    record_plots(run, plots(model))
+    run.log_metrics(elbo_surgery(model), model.round or 0)
     if bounding := [estimate for estimate in record.estimates if estimate.quantity != "parzen_density"]:
         from avb_service.figures import bounds, caption, to_png  # matplotlib is slow to import
 
         gap = record.certificate.bracket if record.certificate else None
-        run.log_figure("bounds", to_png(caption(bounds(bounding, gap), f"{experiment.subject}, test data")))
+        run.log_figure("bounds", to_png(caption(bounds(bounding, gap), f"{model.subject}, test data")))
 
 
 def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
@@ -134,21 +134,21 @@ def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
         raise UserError(f"the name {name!r} is taken: {row.uri} {kind}. Choose another with tracking.model")
 
 
-def card(experiment: Experiment, record: LikelihoodRecord, run_id: str) -> str:
+def card(model: Model, record: LikelihoodRecord, run_id: str) -> str:
     """What a reader should know of the model, Markdown.
 
     Args:
-        experiment: that trained it.
-        record: from `Experiment.assess`.
+        model: as its training has left it, with its data.
+        record: from `report.assess`.
         run_id: under which it can be loaded; an alias moves on, and its version is not known before it is registered.
     """
-    config, tags = experiment.config, experiment.tags()
+    config, tags = model.config, tags_of(model)
     rows = [
         f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.meaning} | {len(e.per_datum)} |" for e in record.estimates
     ]
     return f"""# {config.tracking.model}
 
-{type(experiment.algorithm).__name__}, {tags["parameters"]} parameters, latent size {tags["latent_dim"]}, trained for
+{type(model.algorithm).__name__}, {tags["parameters"]} parameters, latent size {tags["latent_dim"]}, trained for
 {tags["rounds"]} rounds ({tags["train_seconds"]} s) on {config.data.name} (binarisation: {config.data.binarisation},
 sha256 {tags["data_sha256"][:12]}) by code {tags["code"]}.
 

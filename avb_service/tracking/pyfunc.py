@@ -17,7 +17,7 @@ from avb_service.errors import DataError, UserError
 from avb_service.tracking.registry import PARAMETERS
 
 if TYPE_CHECKING:
-    from avb_service.model import LoadedModel
+    from avb_service.model import Model
 
 DTYPES = ("uint8", "float32")
 
@@ -25,14 +25,14 @@ DTYPES = ("uint8", "float32")
 class PyfuncModel:
     """A loaded model behind MLflow's one method."""
 
-    def __init__(self, model: "LoadedModel") -> None:
+    def __init__(self, model: "Model") -> None:
         self.model = model
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> np.ndarray:  # noqa: ANN401
         """Do one of the model's tasks.
 
         Args:
-            model_input: data, as `LoadedModel` takes them; not looked at when sampling.
+            model_input: data, as `Model` takes them; not looked at when sampling.
             params: `task` is reconstruct (the default), encode or sample; `seed` of the noise; `n`, how many to sample;
                 `dtype`, uint8 or float32, what the numbers are: JSON and CSV have integers, but no bytes.
 
@@ -76,6 +76,6 @@ def _typed(data: ArrayLike, dtype: str) -> ArrayLike:
 
 def _load_pyfunc(path: str) -> PyfuncModel:
     """What MLflow calls with the path of the model folder."""
-    from avb_service.model import load_model
+    from avb_service.model import Model
 
-    return PyfuncModel(load_model(Path(path)))
+    return PyfuncModel(Model.of_folder(Path(path)))

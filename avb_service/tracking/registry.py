@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avb_service.checkpoint import LOADER, ModelFolder
 from avb_service.errors import UserError
+from avb_service.folder import LOADER, ModelFolder
 from avb_service.records.key import from_json, metric, read_older_metrics
 from avb_service.storage import fingerprint
 from avb_service.tracking.runs import parameters

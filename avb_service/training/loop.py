@@ -277,6 +277,15 @@ class Engine:
             raise TypeError(f"{type(self.algorithm).__name__}: no player owns {', '.join(stray)}")
 
 
+def weights_to_evaluate(state: State) -> dict[str, Tensor]:
+    """Of an engine's state, what `Engine.model` has: the averaged weights where averaging is on."""
+    average = state.get("average")
+    if average is None:
+        return state["algorithm"]
+    prefix = "module."
+    return {name.removeprefix(prefix): weights for name, weights in average.items() if name.startswith(prefix)}
+
+
 def _losses(player: Player, batch: Batch) -> tuple[Loss]:
     """Of a player that has the turn by itself."""
     return (player.objective(batch),)

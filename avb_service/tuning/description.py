@@ -91,5 +91,5 @@ def _domain(domain: DomainConfig) -> str:
 
 def _given(space: SpaceConfig, trial: Trial) -> dict[str, CELL]:
     """What was drawn for a trial."""
-    leaves = flatten(trial.job.config)
+    leaves = flatten(trial.job.config.tree())
     return {path: leaves[path] for path in space.space if path in leaves}

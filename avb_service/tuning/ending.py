@@ -12,8 +12,8 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from avb_service.distributed.train import JOB, Job, Outcome
 from avb_service.errors import UserError
+from avb_service.runs import JOB, Job, Outcome
 from avb_service.tracking import Status
 from avb_service.tuning.trials import STOPPED
 

@@ -11,7 +11,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from avb_service.distributed.progress import Bars, objective
-from avb_service.distributed.train import Job, Outcome
+from avb_service.runs import Job, Outcome
 
 
 class ProgressCallback(Callback):
@@ -83,4 +83,4 @@ class ProgressCallback(Callback):
 @cache
 def _rounds(folder: Path) -> int:
     """Of the trial in a folder; wanted at every report, and read once."""
-    return Job.read(folder).settings.training.rounds
+    return Job.read(folder).config.training.rounds

@@ -16,14 +16,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avb_service.build import check_fit
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.scale import caution
 from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
-from avb_service.distributed.train import Job, train
-from avb_service.experiment import check_fit
-from avb_service.records import LikelihoodRecord
+from avb_service.distributed.train import train
+from avb_service.model import Model
+from avb_service.runs import Job
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.tracking.publish import Published
@@ -138,9 +139,9 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
     if _methods(registered) != _methods(reached):
         contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
         leaders = _leaders(reached)
-        records = _assess([*contenders, *leaders.values()], on_step, scoring)
-        best = max(contenders, key=lambda trial: records[trial.job.name].standing)
-        _register(search, _leaders([best, *reached]).values(), best, records)
+        assessed = _assess([*contenders, *leaders.values()], on_step, scoring)
+        best = max(contenders, key=lambda trial: assessed[trial.job.name].record.standing)
+        _register(search, _leaders([best, *reached]).values(), best, assessed)
     search.tell()
     search.run.finish()
     return list(search.published().values())
@@ -155,27 +156,26 @@ def _leaders(trials: Sequence[Trial]) -> dict[str, Trial]:
     return {trial.config.algorithm.name: trial for trial in reversed(trials)}
 
 
-def _assess(
-    trials: Iterable[Trial], on_step: Callable[[str], None], scoring: Mapping[str, Any]
-) -> dict[str, LikelihoodRecord]:
-    """Held-out likelihoods, by trial; each is scored once."""
-    records: dict[str, LikelihoodRecord] = {}
+def _assess(trials: Iterable[Trial], on_step: Callable[[str], None], scoring: Mapping[str, Any]) -> dict[str, Model]:
+    """Models with their held-out likelihoods, by trial; each is scored once, and data are read once."""
+    assessed: dict[str, Model] = {}
+    datasets: dict[DataConfig, Dataset] = {}
     for trial in trials:
-        if (name := trial.job.name) not in records:
+        name, data = trial.job.name, trial.config.data
+        if name not in assessed:
             on_step(f"scoring {name} on held-out data")
-            records[name] = trial.job.assess(**scoring)
-    return records
+            assessed[name] = trial.job.assess(datasets.get(data), **scoring)
+            datasets[data] = assessed[name].dataset()
+    return assessed
 
 
-def _register(
-    search: Search, trials: Iterable[Trial], champion: Trial, records: Mapping[str, LikelihoodRecord]
-) -> None:
+def _register(search: Search, trials: Iterable[Trial], champion: Trial, assessed: Mapping[str, Model]) -> None:
     """Publish what is not yet published, and note each at once."""
     published = search.published()
     for trial in trials:
         name = trial.job.name
         if name not in published:
-            published[name] = trial.job.publish(records[name], candidate=trial is champion)
+            published[name] = trial.job.publish(assessed[name], candidate=trial is champion)
             if trial is champion:
                 search.run.log_metrics(published[name].metrics, 0)
                 search.run.set_tags({"avb.best_trial": name, "avb.best_model": published[name].uri})
@@ -193,8 +193,8 @@ def run_trial(
     tree = reduce(lambda below, item: override(below, *item), assignments.items(), trees[values["preset"]])
     trial_id = tune.get_context().get_trial_id()
     job = Job(
-        config=ExperimentConfig.parse(tree).tree(),
-        folder=str(Path(folder) / "trials" / trial_id),
+        config=ExperimentConfig.parse(tree),
+        folder=Path(folder) / "trials" / trial_id,
         name=f"{tree['algorithm']['name']}-{trial_id}",
         key=f"{Path(folder).name}/{trial_id}",
         parent=parent,

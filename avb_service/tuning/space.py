@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from avb_service.config import Config
 from avb_service.errors import ConfigError, UserError
-from avb_service.experiment import OBJECTIVE, OF_DRAWS, objective_of
+from avb_service.report import OBJECTIVE, OF_DRAWS, objective_of
 from avb_service.settings import ExperimentConfig, FolderName, ModelName, read_preset
 from avb_service.trees import Location, Tree, flatten, override, read_yaml
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avb_service.checkpoint import CheckpointStore
-from avb_service.distributed.train import Job, Outcome
-from avb_service.experiment import objective_of
+from avb_service.report import objective_of
+from avb_service.runs import Job, Outcome
 from avb_service.settings import ExperimentConfig
 
 TRIAL, BASELINE = "trial", "baseline"
@@ -38,7 +38,7 @@ class Trial:
     @property
     def config(self) -> ExperimentConfig:
         """What it is trained with."""
-        return self.job.settings
+        return self.job.config
 
     @property
     def status(self) -> str:
@@ -49,7 +49,7 @@ class Trial:
     def read(cls, folder: Path) -> "Trial":
         """The trial that has begun in a folder."""
         job = Job.read(folder)
-        store = CheckpointStore(job.checkpoints, best_by=objective_of(job.config["algorithm"]["name"]))
+        store = CheckpointStore(job.checkpoints, best_by=objective_of(job.config.algorithm.name))
         rounds, metrics = store.last_report()
         seconds = metrics.get("time/train_seconds", 0.0)
         return cls(job, job.tags["avb.kind"], store.best_metric(), rounds, seconds, Outcome.read(folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch_laps import laps_on
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import read_config
 
 ROUNDS = 10  # between two moments at which the engine hears its caller
@@ -18,7 +18,7 @@ def main() -> None:
     laps = laps_on(device)
     endless = ["training.rounds=1000000000", "training.report_every=500"]
     with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(read_config(preset, [*settings, *endless]), Path(folder), device=device)
+        experiment = Fit(read_config(preset, [*settings, *endless]), Path(folder), device=device)
         experiment.engine.run(lambda report: laps(ROUNDS), lambda: laps(ROUNDS))
 
 

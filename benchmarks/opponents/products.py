@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch_laps import laps_on
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import read_config
 
 aten = torch.ops.aten
@@ -57,7 +57,7 @@ def main() -> None:
     laps = laps_on(device)
     brief = ["training.rounds=1", "training.report_every=1"]
     with tempfile.TemporaryDirectory() as folder, Recording() as recording:
-        experiment = Experiment(read_config(preset, [*settings, *brief]), Path(folder), device=device)
+        experiment = Fit(read_config(preset, [*settings, *brief]), Path(folder), device=device)
         recording.products.clear()  # what building took
         experiment.engine.run(lambda report: None)
     with torch.no_grad():

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.records import LikelihoodRecord
+from avb_service.report import assess
 from tests import answers
 
 AVB = str(Path(sys.executable).with_name("avb"))
@@ -27,9 +28,9 @@ DATA = {
 def folder(small, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("scoring")
     for method in ("vae", "avb"):
-        experiment = Experiment(small(method, DATA), place / method)
-        experiment.fit()
-        experiment.publish(place / f"{method}-model", "# card", experiment.assess())
+        experiment = Fit(small(method, DATA), place / method)
+        experiment.run()
+        replace(experiment.model, card="# card", likelihood=assess(experiment.model)).write(place / f"{method}-model")
     return place
 
 

@@ -15,8 +15,8 @@ import yaml
 
 import avb_service
 from avb_service.checkpoint import CheckpointStore
-from avb_service.distributed.train import OUTCOME, Outcome
-from avb_service.experiment import OBJECTIVE
+from avb_service.report import OBJECTIVE
+from avb_service.runs import OUTCOME, Outcome
 from avb_service.tracking.runs import REASON, RESUME_KEY
 from avb_service.tracking.server import connect
 from avb_service.trees import difference

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player
 from avb_service.algorithms import TABLE
+from avb_service.build import build, load_data
 from avb_service.distributed import neighbours
 from avb_service.distributed.averaging import averaging
 from avb_service.distributed.neighbours import Neighbours
 from avb_service.distributed.notice import HostLeaves, Notice, listen
 from avb_service.errors import DivergenceError, UserError
-from avb_service.experiment import Experiment, load_data
-from avb_service.model import build
+from avb_service.fitting import Fit
 from avb_service.optim import TurnConfig
 from avb_service.settings import ExperimentConfig
 from avb_service.training.agreement import check_agreement
@@ -87,9 +87,9 @@ def spawn(folder: Path, *tasks: Task, seconds: int = 60) -> None:
     mp.spawn(enter, (folder, tasks, seconds), nprocs=max(workers for workers, _, _ in tasks))
 
 
-def experiment(tree: Tree, folder: Path, rank: int, workers: int) -> Experiment:
+def experiment(tree: Tree, folder: Path, rank: int, workers: int) -> Fit:
     mean = averaging if dist.is_initialized() else None
-    return Experiment(ExperimentConfig.parse(tree), folder, averaging=mean, rank=rank, workers=workers)
+    return Fit(ExperimentConfig.parse(tree), folder, averaging=mean, rank=rank, workers=workers)
 
 
 def train(
@@ -109,11 +109,11 @@ def train(
     for name, tree in runs.items():
         run = experiment(tree, folder / name / "checkpoints", rank, workers)
         try:
-            run.fit(stop)
+            run.run(stop)
         except Stopped:
             continue
         # Without an average there is nothing in a state that is not copied before it is changed again.
-        safetensors.torch.save_file(run.algorithm.state_dict(), folder / name / f"rank-{rank}.safetensors")
+        safetensors.torch.save_file(run.engine.algorithm.state_dict(), folder / name / f"rank-{rank}.safetensors")
         if rank == 0:
             (folder / name / "history.json").write_text(json.dumps(run.history))
 
@@ -246,9 +246,9 @@ def test_a_run_that_lost_a_worker_resumes_to_the_same_model(runs, trained, trial
         resumed = experiment(runs[name], trained[STOPPED] / name / "checkpoints", 0, 1)
         resumed.resume()
         assert resumed.engine.round == STOP
-        resumed.fit()
+        resumed.run()
         assert resumed.engine.round == ROUNDS
-        assert_close(parameters(trained[1] / name), resumed.algorithm.state_dict(), kind)
+        assert_close(parameters(trained[1] / name), resumed.engine.algorithm.state_dict(), kind)
 
 
 # What must not go unnoticed.
@@ -384,7 +384,7 @@ def leave(rank: int, workers: int, tree: Tree, folder: Path) -> None:
         listen()
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(HostLeaves):
-        experiment(tree, folder, rank, workers).fit(heed=Notice(torch.device("cpu")))
+        experiment(tree, folder, rank, workers).run(heed=Notice(torch.device("cpu")))
 
 
 def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small, tmp_path):
@@ -398,14 +398,14 @@ def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small,
         },
     ).tree()
     undisturbed = experiment(tree, tmp_path / "undisturbed", 0, 1)
-    undisturbed.fit()
+    undisturbed.run()
     spawn(tmp_path, (2, leave, (tree, tmp_path / "disturbed")))
     resumed, reported = experiment(tree, tmp_path / "disturbed", 0, 1), []
     resumed.resume(lambda round_, metrics: reported.append(round_))
     assert (resumed.engine.round, reported) == (HEED_EVERY, [])
-    resumed.fit()
-    for name, expected in undisturbed.algorithm.state_dict().items():
-        assert torch.allclose(resumed.algorithm.state_dict()[name], expected, rtol=1e-4, atol=1e-9), name
+    resumed.run()
+    for name, expected in undisturbed.engine.algorithm.state_dict().items():
+        assert torch.allclose(resumed.engine.algorithm.state_dict()[name], expected, rtol=1e-4, atol=1e-9), name
     for name in undisturbed.history.keys() - {"time/train_seconds"}:
         expected = [[round_, pytest.approx(value, rel=1e-3, abs=1e-4)] for round_, value in undisturbed.history[name]]
         assert resumed.history[name] == expected, name
@@ -416,7 +416,7 @@ def leave_and_come_back(rank: int, workers: int, tree: Tree, folder: Path) -> No
     leave(rank, workers, tree, folder / "disturbed")
     for name in ("disturbed", "undisturbed"):
         run = experiment(tree, folder / name, rank, workers)
-        run.fit()
+        run.run()
         if rank == 0:
             (folder / f"{name}.json").write_text(json.dumps({k: v for k, v in run.history.items() if "time/" not in k}))
 
@@ -496,10 +496,10 @@ def fail_on_one_rank(rank: int, workers: int, tree: Tree, folder: Path) -> None:
 
     run.store.save = save
     with pytest.raises(UserError, match="the disk is full"):
-        run.fit()
+        run.run()
     lost = ExperimentConfig.parse(override(tree, "data", {"name": "file", "path": str(folder / f"{rank}.npy")}))
     with pytest.raises(UserError, match=r"1\.npy does not exist"):
-        Experiment(lost, folder, averaging=averaging, rank=rank, workers=workers)
+        Fit(lost, folder, averaging=averaging, rank=rank, workers=workers)
     dist.barrier()  # both are here: nobody waits for a gradient that will not come
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from avb_service.algorithms import TABLE
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import ExperimentConfig, preset_names, read_config
 from tests.small import small_config
 
@@ -43,18 +43,18 @@ def of_method(name: str) -> ExperimentConfig:
     return small_config(name, {"training.rounds": ROUNDS, "training.dtype": "float64", "training.report_every": 1})
 
 
-def curve(experiment: Experiment) -> Curve:
+def curve(experiment: Fit) -> Curve:
     """The loss terms of each round that is left, and what became of the parameters."""
     terms: list[dict[str, float]] = []
     experiment.engine.run(lambda report: terms.append(dict(report.terms)))
-    state = {name: t.detach().double() for name, t in experiment.algorithm.state_dict().items()}
+    state = {name: t.detach().double() for name, t in experiment.engine.algorithm.state_dict().items()}
     return {"terms": terms, "state": {name: [t.sum().item(), t.square().sum().item()] for name, t in state.items()}}
 
 
 def resumed(method: str, folder: Path) -> Curve:
     """A curve that goes on from the checkpoint of the first release."""
     shutil.copytree(CHECKPOINTS / method, folder / method)
-    experiment = Experiment(of_method(method), folder / method)
+    experiment = Fit(of_method(method), folder / method)
     if not experiment.resume():
         raise FileNotFoundError(f"no checkpoint of {method} in {CHECKPOINTS}")
     return curve(experiment)
@@ -63,9 +63,9 @@ def resumed(method: str, folder: Path) -> Curve:
 def curves(folder: Path) -> Iterator[tuple[str, Curve]]:
     """All of them, by name."""
     for name in presets():
-        yield f"preset-{name}", curve(Experiment(of_preset(name), folder / "none"))
+        yield f"preset-{name}", curve(Fit(of_preset(name), folder / "none"))
     for name in sorted(TABLE):
-        yield f"method-{name}", curve(Experiment(of_method(name), folder / "none"))
+        yield f"method-{name}", curve(Fit(of_method(name), folder / "none"))
     for name in KEPT:
         yield f"resumed-{name}", resumed(name, folder)
 
@@ -73,7 +73,7 @@ def curves(folder: Path) -> Iterator[tuple[str, Curve]]:
 def save_checkpoints(folder: Path) -> None:
     """Checkpoints after some rounds. Those that are kept here are the first release's: do not renew them."""
     for name in KEPT:
-        experiment = Experiment(of_method(name), folder / name)
+        experiment = Fit(of_method(name), folder / name)
         experiment.engine.config = experiment.engine.config.model_copy(update={"rounds": SAVED})
         experiment.engine.run(lambda report: None)
         experiment.save()

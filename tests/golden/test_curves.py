@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from avb_service.algorithms import TABLE
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from tests.golden.record import CURVES, KEPT, curve, of_method, of_preset, presets, resumed
 
 TOLERANCE = 1e-9
@@ -26,11 +26,11 @@ def assert_golden(name: str, found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("preset", presets())
 def test_a_preset_begins_as_it_did(preset, tmp_path):
-    assert_golden(f"preset-{preset}", curve(Experiment(of_preset(preset), tmp_path)))
+    assert_golden(f"preset-{preset}", curve(Fit(of_preset(preset), tmp_path)))
 
 
 def test_a_method_with_two_slices_begins_as_it_did(method, tmp_path):
-    assert_golden(f"method-{method}", curve(Experiment(of_method(method), tmp_path)))
+    assert_golden(f"method-{method}", curve(Fit(of_method(method), tmp_path)))
 
 
 @pytest.mark.parametrize("kept", KEPT)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.optim import TurnConfig
 from avb_service.seeding import reseed
 from avb_service.training.capture import Graph, Program
@@ -24,7 +24,7 @@ CHANGING = {  # what makes a loss depend on the round, for the methods that have
 }
 
 
-def changing(small, method: str) -> Experiment:
+def changing(small, method: str) -> Fit:
     section = type(small(method).algorithm).model_fields
     overrides = {f"algorithm.{key}": value for key, value in CHANGING.items() if key in section}
     return small(method, {**overrides, "training.dtype": "float64", "training.logical_workers": 4})
@@ -32,7 +32,7 @@ def changing(small, method: str) -> Experiment:
 
 def test_a_recorded_play_is_the_written_one_to_the_bit(small, method, tmp_path):
     """Of other data, in other rounds, under other noise, with other parameters than it was recorded with."""
-    engine = Experiment(changing(small, method), tmp_path).engine
+    engine = Fit(changing(small, method), tmp_path).engine
     for turn in engine.turns:
         with torch.no_grad():
             shared = engine.algorithm.shared()
@@ -132,24 +132,24 @@ def test_a_law_that_never_changes_is_recorded():
 def test_a_compiled_run_trains_the_same_model_and_resumes_to_the_same_bits(small, tmp_path):
     training = {"training.dtype": "float64", "training.rounds": 6, "training.report_every": 3}
     overrides = {**training, "algorithm.kl_warmup": 5}
-    plain = Experiment(small("avb_ac", overrides), tmp_path / "plain")
-    plain.fit()
+    plain = Fit(small("avb_ac", overrides), tmp_path / "plain")
+    plain.run()
     config = small("avb_ac", {**overrides, "training.capture": "compile"})
-    compiled = Experiment(config, tmp_path / "compiled")
-    compiled.fit(lambda round_, metrics: compiled.store.folder.rename(tmp_path / "kept") if round_ == 3 else None)
-    for one, other in zip(plain.algorithm.parameters(), compiled.algorithm.parameters(), strict=True):
+    compiled = Fit(config, tmp_path / "compiled")
+    compiled.run(lambda round_, metrics: compiled.store.folder.rename(tmp_path / "kept") if round_ == 3 else None)
+    for one, other in zip(plain.engine.algorithm.parameters(), compiled.engine.algorithm.parameters(), strict=True):
         assert (one - other).abs().max() < 1e-9
-    resumed = Experiment(config, tmp_path / "kept")
+    resumed = Fit(config, tmp_path / "kept")
     resumed.resume()
     assert resumed.engine.round == 3
-    resumed.fit()
-    for one, other in zip(resumed.algorithm.parameters(), compiled.algorithm.parameters(), strict=True):
+    resumed.run()
+    for one, other in zip(resumed.engine.algorithm.parameters(), compiled.engine.algorithm.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 def test_a_graph_computes_what_the_method_has_written_to_the_bit(small, method, tmp_path):
-    engine = Experiment(changing(small, method), tmp_path, device="cuda").engine
+    engine = Fit(changing(small, method), tmp_path, device="cuda").engine
     for turn in engine.turns:
         first, *others = [batch for _, batch in engine._slices(0, engine._draw_shared(0))]
         graph = Graph(turn, engine.algorithm, first)

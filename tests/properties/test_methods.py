@@ -3,6 +3,7 @@
 import math
 import os
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from avb_service.algorithm import Algorithm, DecodingModel, EncodingModel, LatentVariableModel
 from avb_service.algorithms import TABLE
+from avb_service.build import build, load_data
 from avb_service.errors import DivergenceError, UserError
-from avb_service.experiment import Experiment, load_data, objective_of
-from avb_service.model import LoadedModel, build, load_model
+from avb_service.fitting import Fit
+from avb_service.model import Model
 from avb_service.optim import OPTIMIZERS
 from avb_service.records import LikelihoodRecord
+from avb_service.report import assess, objective_of
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
 from avb_service.training.flat import Slots, room
@@ -29,27 +32,27 @@ class Stopped(Exception):
     """What a test stops a run with, as a lost machine would."""
 
 
-def start(config: ExperimentConfig, folder: Path) -> Experiment:
-    return Experiment(config, folder / "checkpoints", device=DEVICE)
+def start(config: ExperimentConfig, folder: Path) -> Fit:
+    return Fit(config, folder / "checkpoints", device=DEVICE)
 
 
-def load(folder: Path) -> LoadedModel:
+def load(folder: Path) -> Model:
     """A published model, where it was trained."""
-    loaded = load_model(folder)
+    loaded = Model.of_folder(folder)
     loaded.algorithm.to(DEVICE)
     return loaded
 
 
-def fit(experiment: Experiment, stop_at: int | None = None) -> Experiment:
+def fit(experiment: Fit, stop_at: int | None = None) -> Fit:
     def stop(round_: int, metrics: object) -> None:
         if round_ == stop_at:
             raise Stopped
 
     if stop_at is None:
-        experiment.fit()
+        experiment.run()
     else:
         with pytest.raises(Stopped):
-            experiment.fit(stop)
+            experiment.run(stop)
     return experiment
 
 
@@ -69,17 +72,17 @@ def assert_same(a: object, b: object, path: str = "") -> None:
         assert a == b, path
 
 
-def history(experiment: Experiment) -> dict[str, list]:
+def history(experiment: Fit) -> dict[str, list]:
     return {name: points for name, points in experiment.history.items() if not name.startswith("time/")}
 
 
-def assert_same_run(a: Experiment, b: Experiment) -> None:
+def assert_same_run(a: Fit, b: Fit) -> None:
     assert_same(a.engine.state(), b.engine.state())
     assert_same(history(a), history(b))
 
 
 def test_every_parameter_has_an_owner_and_a_configured_turn(small, method, tmp_path):
-    algorithm = start(small(method), tmp_path).algorithm
+    algorithm = start(small(method), tmp_path).engine.algorithm
     players = algorithm.players()
     owned = {id(p) for player in players for network in player.networks for p in network.parameters()}
     assert [name for name, p in algorithm.named_parameters() if id(p) not in owned] == []
@@ -91,7 +94,7 @@ def test_every_parameter_has_an_owner_and_a_configured_turn(small, method, tmp_p
 def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, monkeypatch):
     """Looked at where it counts: between the backward pass of a turn and the step of its optimizer."""
     experiment = start(small(method), tmp_path)
-    engine, names = experiment.engine, {id(p): name for name, p in experiment.algorithm.named_parameters()}
+    engine, names = experiment.engine, {id(p): name for name, p in experiment.engine.algorithm.named_parameters()}
     largest: dict[str, dict[str, float]] = {player.name: {} for player in engine.players}
     step = Slots.step
 
@@ -104,12 +107,12 @@ def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, mon
         step(self, gradient)
 
     monkeypatch.setattr(Slots, "step", look)
-    before = {name: p.detach().clone() for name, p in experiment.algorithm.named_parameters()}
+    before = {name: p.detach().clone() for name, p in experiment.engine.algorithm.named_parameters()}
     fit(experiment)
     for player in engine.players:
         own = {names[id(p)] for network in player.networks for p in network.parameters()}
         assert {name for name, size in largest[player.name].items() if size > 0} == own
-    assert [name for name, p in experiment.algorithm.named_parameters() if torch.equal(p, before[name])] == []
+    assert [name for name, p in experiment.engine.algorithm.named_parameters() if torch.equal(p, before[name])] == []
 
 
 def test_a_turn_leaves_the_others_parameters_as_they_are(small, method, tmp_path):
@@ -118,12 +121,12 @@ def test_a_turn_leaves_the_others_parameters_as_they_are(small, method, tmp_path
     with torch.no_grad():
         shared = engine.algorithm.shared()
     for i, player in enumerate(engine.players):
-        for p in experiment.algorithm.parameters():
+        for p in experiment.engine.algorithm.parameters():
             p.grad = torch.full_like(p, math.pi)  # a mark, and bait for an optimizer that takes what is not its own
-        before = [p.detach().clone() for p in experiment.algorithm.parameters()]
+        before = [p.detach().clone() for p in experiment.engine.algorithm.parameters()]
         engine._step(engine.turns[i], i, shared)
         own = {id(p) for network in player.networks for p in network.parameters()}
-        for p, old in zip(experiment.algorithm.parameters(), before, strict=True):
+        for p, old in zip(experiment.engine.algorithm.parameters(), before, strict=True):
             if id(p) not in own:
                 assert torch.equal(p, old)
                 assert p.grad.eq(math.pi).all()
@@ -142,7 +145,7 @@ def test_objectives_report_what_they_minimise(small, method, tmp_path):
 
 def test_shapes(small, method, tmp_path):
     experiment = start(small(method), tmp_path)
-    model, (x, _) = experiment.algorithm, experiment.data("validation", 5)
+    model, (x, _) = experiment.engine.algorithm, experiment.model.data("validation", 5)
     x = x.repeat(5, 1, 1, 1)[:5]  # a data set may be one datum
     with torch.no_grad():
         assert model.sample(3).shape == (3, *model.spec.shape)
@@ -165,14 +168,14 @@ def test_shapes(small, method, tmp_path):
 
 def test_what_a_method_cannot_do_is_refused_by_its_name(small, method, tmp_path):
     experiment = start(small(method), tmp_path)
-    loaded = load(experiment.publish(tmp_path / "model", "", LikelihoodRecord({}, ())))
-    x, _ = experiment.data("test", 3)
+    loaded = load(replace(experiment.model, likelihood=LikelihoodRecord({}, ())).write(tmp_path / "model"))
+    x, _ = experiment.model.data("test", 3)
     for able, ask, reason in (
         (LatentVariableModel, loaded.log_likelihood, f"{method} defines no p\\(x\\|z\\), .* use parzen"),
         (EncodingModel, loaded.encode, f"{method} has no encoder, .* methods that do: .*vae"),
         (EncodingModel, loaded.reconstruct, f"{method} has no encoder"),
     ):
-        if isinstance(experiment.algorithm, able):
+        if isinstance(experiment.engine.algorithm, able):
             ask(x)
         else:
             with pytest.raises(UserError, match=reason):
@@ -180,7 +183,7 @@ def test_what_a_method_cannot_do_is_refused_by_its_name(small, method, tmp_path)
 
 
 def test_draws_lie_where_data_lie(small, method, tmp_path):
-    spec = start(small(method), tmp_path).algorithm.spec
+    spec = start(small(method), tmp_path).engine.algorithm.spec
     draws = build(small(method), spec).sample(20)
     if spec.values == "binary":
         assert ((draws == 0) | (draws == 1)).all()
@@ -195,7 +198,7 @@ def test_the_same_seed_gives_the_same_model(small, method, tmp_path):
     assert_same_run(first, fit(start(small(method), tmp_path / "b")))
     other = fit(start(small(method, {"training.seed": 1}), tmp_path / "c"))
     assert not all(
-        torch.equal(p, q) for p, q in zip(first.algorithm.parameters(), other.algorithm.parameters(), strict=True)
+        torch.equal(p, q) for p, q in zip(first.engine.model.parameters(), other.engine.model.parameters(), strict=True)
     )
 
 
@@ -241,7 +244,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(small, method,
     assert resumed.engine.round == 3
     assert_same_run(straight, fit(resumed))
     assert any(not torch.equal(fresh["algorithm"][name], t) for name, t in straight.engine.state()["algorithm"].items())
-    for one, other in zip(straight.assess().estimates, resumed.assess().estimates, strict=True):
+    for one, other in zip(assess(straight.model).estimates, assess(resumed.model).estimates, strict=True):
         assert np.array_equal(one.per_datum, other.per_datum)
 
 
@@ -268,7 +271,7 @@ def test_a_stop_between_two_reports_costs_the_rounds_since_the_last(small, metho
 
     stopped.engine.source = fail_in_round_five
     with pytest.raises(Stopped):
-        stopped.fit()
+        stopped.run()
     resumed = start(config, tmp_path / "stopped")
     resumed.resume()
     assert resumed.engine.round == 4
@@ -279,15 +282,15 @@ def test_a_finished_run_stays_as_it_is(small, method, tmp_path):
     done = fit(start(small(method), tmp_path))
     reports: list[int] = []
     again = start(small(method), tmp_path)
-    again.fit(lambda round_, metrics: reports.append(round_))
+    again.run(lambda round_, metrics: reports.append(round_))
     assert reports == [done.engine.round], "only the last report is repeated, for those who may have missed it"
     assert_same_run(done, again)
 
 
 def test_means_are_of_the_codes_that_draws_of_the_same_seed_are_of(small, method, tmp_path, monkeypatch):
     experiment = start(small(method), tmp_path)
-    model, seen = experiment.algorithm, []
-    loaded = LoadedModel(model, experiment.config, "")
+    model, seen = experiment.engine.algorithm, []
+    loaded = Model(model, experiment.config, "")
     if not isinstance(model, LatentVariableModel):
         with pytest.raises(UserError, match=rf"{method} defines no p\(x\|z\) that means could be of; ask for draws"):
             loaded.sample(3, means=True)
@@ -309,8 +312,8 @@ def test_a_run_is_not_resumed_with_another_configuration(small, method, tmp_path
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path, ema):
     experiment = fit(start(small(method, {"training.ema": ema}), tmp_path))
-    record = experiment.assess()
-    loaded = load(experiment.publish(tmp_path / "model", "# card", record))
+    record = assess(experiment.model)
+    loaded = load(replace(experiment.model, card="# card", likelihood=record).write(tmp_path / "model"))
     assert loaded.card == "# card"
     assert loaded.config == experiment.config
     assert loaded.round == experiment.engine.round and loaded.subject == experiment.subject
@@ -319,8 +322,8 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
         expected = experiment.engine.model.sample(7)
     assert torch.equal(loaded.sample(7, seed=5), expected)
     assert not torch.equal(loaded.sample(7, seed=6), expected)
-    if isinstance(experiment.algorithm, LatentVariableModel):
-        x, _ = experiment.data("test", 8)
+    if isinstance(experiment.engine.algorithm, LatentVariableModel):
+        x, _ = experiment.model.data("test", 8)
         carried, found = loaded.likelihood.estimates, loaded.log_likelihood(x)
         for one, told, other in zip(record.estimates, carried, found, strict=True):
             assert (one.name, one.kind) == (other.name, other.kind) == (told.name, told.kind)
@@ -330,16 +333,16 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
 
 def test_a_model_without_a_likelihood_carries_parzen_windows_and_is_scored_under_a_noise(small, method, tmp_path):
     experiment = fit(start(small(method), tmp_path))
-    record = experiment.assess()
-    if isinstance(experiment.algorithm, LatentVariableModel):
+    record = assess(experiment.model)
+    if isinstance(experiment.engine.algorithm, LatentVariableModel):
         assert all(estimate.quantity != "parzen_density" for estimate in record.estimates)
         return
     mine, training = record.estimates
     assert (mine.name, training.name) == ("parzen", "parzen_training")
     assert {"test/parzen", "test/parzen_training"} <= record.metrics().keys()
     assert record.held_out is None and record.objection
-    loaded = load(experiment.publish(tmp_path / "model", "# card", record))
-    x, _ = experiment.data("test", 8)
+    loaded = load(replace(experiment.model, card="# card", likelihood=record).write(tmp_path / "model"))
+    x, _ = experiment.model.data("test", 8)
     for budget in ("quick", "standard"):
         with pytest.raises(UserError, match="defines no p"):
             loaded.log_likelihood(x, budget)
@@ -358,13 +361,15 @@ def test_a_model_without_a_likelihood_carries_parzen_windows_and_is_scored_under
 def test_averaged_weights_are_the_average_of_the_rounds(small, method, tmp_path):
     decay, seen = 0.7, []
     experiment = start(small(method, {"training.ema": decay, "training.report_every": 1}), tmp_path)
-    experiment.fit(lambda round_, metrics: seen.append([p.detach().clone() for p in experiment.algorithm.parameters()]))
+    experiment.run(
+        lambda round_, metrics: seen.append([p.detach().clone() for p in experiment.engine.algorithm.parameters()])
+    )
     average = seen[0]
     for rounds in seen[1:]:
         average = [decay * old + (1 - decay) * new for old, new in zip(average, rounds, strict=True)]
     for mine, expected in zip(experiment.engine.model.parameters(), average, strict=True):
         torch.testing.assert_close(mine.detach(), expected)
-    assert experiment.engine.model is not experiment.algorithm
+    assert experiment.engine.model is not experiment.engine.algorithm
 
 
 def poison(algorithm: Algorithm, networks: tuple[nn.Module, ...]) -> None:
@@ -381,10 +386,10 @@ def test_nan_stops_training_and_the_last_good_checkpoint_is_kept(small, method, 
 
         def break_it(round_: int, metrics: object, experiment=experiment, victim=victim) -> None:
             if round_ == 4:
-                poison(experiment.algorithm, victim.networks)
+                poison(experiment.engine.algorithm, victim.networks)
 
         with pytest.raises(DivergenceError, match="round 4: .* The last good state is .*round-00000004$"):
-            experiment.fit(break_it)
+            experiment.run(break_it)
         resumed = start(config, tmp_path / str(i))
         resumed.resume()
         assert resumed.engine.round == 4
@@ -396,10 +401,10 @@ def test_a_step_that_would_destroy_a_player_is_not_taken(small, method, tmp_path
     engine = experiment.engine
     source = engine.source
     engine.source = lambda index, worker: (source(index, worker)[0] * math.nan, None)
-    before = [p.detach().clone() for p in experiment.algorithm.parameters()]
+    before = [p.detach().clone() for p in experiment.engine.algorithm.parameters()]
     with pytest.raises(DivergenceError, match="The last good state is .*round-00000000$"):
-        experiment.fit()
-    after = list(experiment.algorithm.parameters())
+        experiment.run()
+    after = list(experiment.engine.algorithm.parameters())
     assert all(torch.equal(p, old) for p, old in zip(after, before, strict=True))
 
 

@@ -2,12 +2,12 @@
 
 import torch
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.training.manner import Manner
 
 
 def test_gradients_in_bfloat16_are_nearly_those_in_float32(small, method, tmp_path):
-    engine = Experiment(small(method), tmp_path).engine
+    engine = Fit(small(method), tmp_path).engine
     for turn in engine.turns:
         played = []
         for precision in ("float32", "bf16"):

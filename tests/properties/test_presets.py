@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import preset_names, read_config
 from tests.mnist import write_mnist
 
@@ -28,8 +28,8 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_it_trains(preset, mnist, tmp_path):
-    experiment = Experiment(read_config(preset, [*BRIEF, f"data.root={mnist}"]), tmp_path)
-    experiment.fit()
+    experiment = Fit(read_config(preset, [*BRIEF, f"data.root={mnist}"]), tmp_path)
+    experiment.run()
     for player in experiment.engine.players:
         assert any(name.startswith(f"train/{player.name}/") for name in experiment.history)
     for name, points in experiment.history.items():

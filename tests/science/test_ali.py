@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import ExperimentConfig
 
 pytestmark = pytest.mark.science
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> Experiment:
+def experiment(tmp_path: Path) -> Fit:
     x = np.random.default_rng(0).normal(0, 1.25**0.5, (20_000, 1)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     small = {"name": "mlp", "hidden": [32, 32]}
     turn = {"betas": [0.5, 0.999], "schedule": {"decay": "linear"}}
-    return Experiment(ExperimentConfig.parse({
+    return Fit(ExperimentConfig.parse({
         "algorithm": {
             "name": "ali", "latent_dim": 1, "encoder": small, "decoder": small, "noise": 0.5,
             "discriminator": {"name": "mlp", "hidden": [64]}, "joint": [64, 64],
@@ -33,7 +33,7 @@ def experiment(tmp_path: Path) -> Experiment:
 
 
 def test_the_posterior_of_a_linear_gaussian_model_is_found(experiment):
-    experiment.fit()
+    experiment.run()
     model = experiment.engine.model
     x = torch.linspace(-2, 2, 41)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import read_config
 from docs.draw import DRAWINGS
 
@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.science, pytest.mark.parametrize("seed", [0, 1])]
 
 def found(preset: str, seed: int, folder: Path, *assignments: str) -> tuple[float, float]:
     """Modes found at the end, and the share of good draws; 98.9 % of the data are good."""
-    experiment = Experiment(read_config(preset, [*assignments, f"training.seed={seed}"]), folder)
-    experiment.fit()
+    experiment = Fit(read_config(preset, [*assignments, f"training.seed={seed}"]), folder)
+    experiment.run()
     modes, good = (experiment.history[f"validation/{name}"][-1][1] for name in ("modes_found", "good_draws"))
     return modes, good
 

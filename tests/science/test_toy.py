@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.likelihood import Evaluator
 from avb_service.settings import read_config
 
@@ -26,10 +26,10 @@ def one_thread():
 
 def exact_log_likelihood(preset: str, seed: int, folder: Path) -> float:
     """Log p by quadrature, mean over the four points, at the end of training."""
-    experiment = Experiment(read_config(preset, [f"training.seed={seed}"]), folder)
-    experiment.fit()
+    experiment = Fit(read_config(preset, [f"training.seed={seed}"]), folder)
+    experiment.run()
     estimate = Evaluator(experiment.engine.model, experiment.config.likelihood).score(
-        "quadrature", experiment.data("test")[0]
+        "quadrature", experiment.model.data("test")[0]
     )
     print(f"{preset}, seed {seed}: {estimate.value:.4f} {dict(estimate.diagnostics)}")
     assert estimate.diagnostics["shift"] < 1e-3  # of the finest grid; doubling compares it with a coarser one

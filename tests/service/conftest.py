@@ -3,15 +3,17 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from behind_a_login import SECRETS
 
 from avb_service.distributed import cluster, scoring, train
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.likelihood.scoring import serially
 from avb_service.records import LikelihoodRecord
+from avb_service.runs import Job, Outcome
 from avb_service.tuning.record import Search
 
 
@@ -35,18 +37,19 @@ def password(secrets) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def vae_folder(small, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("trained")
-    trained = Experiment(small("vae"), place / "checkpoints")
-    trained.fit()
-    return trained.publish(place / "model", "# VAE", LikelihoodRecord({"data_sha256": "ab"}, (), None))
+    trained = Fit(small("vae"), place / "checkpoints")
+    trained.run()
+    record = LikelihoodRecord({"data_sha256": "ab"}, (), None)
+    return replace(trained.model, card="# VAE", likelihood=record).write(place / "model")
 
 
 @pytest.fixture
 def no_ray(monkeypatch) -> None:
     """Commands train and score in this process."""
 
-    def fit(job: train.Job, callbacks: object) -> None:
+    def fit(job: Job, callbacks: object) -> None:
         job.begin()
-        Experiment(job.settings, job.checkpoints).fit()
+        Fit(job.config, job.checkpoints).run()
 
     capacity = cluster.Capacity((cluster.Node(4, 0),))
     monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(capacity))
@@ -63,7 +66,7 @@ def fit_trials() -> Callable[..., None]:
     def run_search(search: Search, *given: object) -> None:
         for trial in search.trials():
             if trial.outcome is None:
-                Experiment(trial.config, trial.job.checkpoints).fit()
-                train.Outcome("finished").write(Path(trial.job.folder))
+                Fit(trial.config, trial.job.checkpoints).run()
+                Outcome("finished").write(trial.job.folder)
 
     return run_search

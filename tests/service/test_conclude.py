@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from avb_service.distributed.train import Job
-from avb_service.experiment import OBJECTIVE, Experiment
+from avb_service.fitting import Fit
 from avb_service.records import Certificate, Check
+from avb_service.report import OBJECTIVE
+from avb_service.runs import Job
 from avb_service.tracking import Run, leaderboard
 from avb_service.tracking.server import connect
 from avb_service.tuning.record import Search, open_search
@@ -40,9 +41,9 @@ def search(small, tmp_path, new_store) -> Search:
     for name, method, seed in (("a", "vae", 0), ("b", "vae", 1), ("c", "avb", 0)):
         config = small(method, {"training.seed": seed, "tracking.experiment": "conclude", "tracking.model": "made"})
         folder, parent = tmp_path / "trials" / name, search.run.run_id
-        job = Job(config.tree(), str(folder), name, name, parent, uri, {"avb.kind": TRIAL})
+        job = Job(config, folder, name, name, parent, uri, {"avb.kind": TRIAL})
         job.begin()
-        Experiment(config, job.checkpoints).fit()
+        Fit(config, job.checkpoints).run()
     return search
 
 
@@ -93,16 +94,17 @@ def test_an_interrupted_end_is_brought_to_its_end_and_repeats_nothing(search, mo
 
 
 def test_a_trial_whose_certificate_failed_is_not_ranked_before_one_that_can_be_believed(search, monkeypatch):
-    records = {trial.job.name: trial.job.assess() for trial in search.trials()}
-    highest = max(records, key=lambda name: records[name].held_out.value)
+    assessed = {trial.job.name: trial.job.assess() for trial in search.trials()}
+    highest = max(assessed, key=lambda name: assessed[name].record.held_out.value)
 
-    def assess(job, **scoring):
+    def assess(job, dataset=None, **scoring):
         gap = Check("gap", 0.9 if job.name == highest else 0.1, "<=", 0.2, "mean gap")
-        return replace(records[job.name], certificate=Certificate((gap,), -20.1, -20.0))
+        model = assessed[job.name]
+        return replace(model, likelihood=replace(model.record, certificate=Certificate((gap,), -20.1, -20.0)))
 
     monkeypatch.setattr(Job, "assess", assess)
     conclude(search, lambda step: None)
-    second = max(records.keys() - {highest}, key=lambda name: records[name].held_out.value)
+    second = max(assessed.keys() - {highest}, key=lambda name: assessed[name].record.held_out.value)
     assert connect(search.tracking_uri).get_run(search.run.run_id).data.tags["avb.best_trial"] == second
 
 

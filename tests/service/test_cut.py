@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from PIL import Image
 from sqlalchemy import Engine, event
 
 from avb_service import figures, storage
-from avb_service.distributed.train import OUTBOX, OUTCOME, Job
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
+from avb_service.report import assess
+from avb_service.runs import OUTBOX, OUTCOME, Job
 from avb_service.storage import write_json
-from avb_service.tracking import Outbox, close_open_children, promotion
+from avb_service.tracking import Outbox, close_open_children, promotion, publish
 from avb_service.tracking.outbox import letters
 from avb_service.tracking.runs import PARENT, RESUME_KEY
 from avb_service.tracking.server import connect, every
@@ -116,16 +118,15 @@ def begun(small, tmp_path, monkeypatch) -> tuple[Place, list[Job]]:
     for name, seed in (("a", 0), ("b", 1)):
         config = small("vae", {"training.seed": seed, "tracking.experiment": "cut", "tracking.model": "made"})
         folder = place.folder / "trials" / name
-        jobs.append(Job(config.tree(), str(folder), name, f"place/{name}", None, place.uri, {"avb.kind": TRIAL}))
-        trained[name] = Experiment(config, tmp_path / "checkpoints" / name)
-        trained[name].fit()
+        jobs.append(Job(config, folder, name, f"place/{name}", None, place.uri, {"avb.kind": TRIAL}))
+        trained[name] = Fit(config, tmp_path / "checkpoints" / name)
+        trained[name].run()
         shutil.copytree(tmp_path / "checkpoints" / name, folder / "checkpoints")
-    records = {name: experiment.assess() for name, experiment in trained.items()}
-    monkeypatch.setattr(Job, "trained", lambda job: trained[job.name])
-    monkeypatch.setattr(Job, "assess", lambda job, **scoring: records[job.name])
-    monkeypatch.setattr(promotion, "record_of", lambda *_: records["a"])
-    monkeypatch.setattr(Experiment, "draw", lambda experiment: {"samples": None})
-    monkeypatch.setattr(Experiment, "surgery", lambda experiment: {"validation/kl": 1.0})
+    assessed = {name: replace(fit.model, likelihood=assess(fit.model)) for name, fit in trained.items()}
+    monkeypatch.setattr(Job, "assess", lambda job, dataset=None, **scoring: assessed[job.name])
+    monkeypatch.setattr(promotion, "record_of", lambda *_: assessed["a"].record)
+    monkeypatch.setattr(publish, "plots", lambda model: {"samples": None})
+    monkeypatch.setattr(publish, "elbo_surgery", lambda model: {"validation/kl": 1.0})
     for name, stand_in in (("bounds", lambda *_: None), ("caption", lambda *_: None), ("to_png", lambda _: png(0))):
         monkeypatch.setattr(figures, name, stand_in)
     connect(place.uri)  # makes its tables
@@ -143,7 +144,7 @@ def work(place: Place, jobs: list[Job]) -> None:
     search = open_search(SPACE, place.folder, place.uri)
     for job in (Job(**{**vars(job), "parent": search.run.run_id}) for job in jobs):
         job.begin()
-        if (Path(job.folder) / OUTCOME).exists():
+        if (job.folder / OUTCOME).exists():
             continue
         box = job.outbox(reopen=True)
         box.log_metrics({"loss": 0.5, "kl": 2.0}, 4, {"rounds": "4"})
@@ -153,7 +154,7 @@ def work(place: Place, jobs: list[Job]) -> None:
             box.finish()
         box.close(LONG)
         if job.name == "a":
-            write_json(Path(job.folder) / OUTCOME, {"status": "finished"})
+            write_json(job.folder / OUTCOME, {"status": "finished"})
     close_open_children(search.run.run_id, "FINISHED", str(STOPPED), place.uri)
     conclude(search, lambda step: None)
     promotion.promote("made", 1, override="its samples are sharper", uri=place.uri)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from typer.testing import CliRunner
 
 from avb_service import cli, rows
 from avb_service.distributed import check
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.records import Certificate, Check, Diagnosis, Estimate, Key, LikelihoodRecord
+from avb_service.report import assess
 from avb_service.tracking import RegisteredVersion, Run, leaderboard
 from avb_service.tracking.publish import Published, publish
 from avb_service.tuning import search
@@ -44,10 +46,10 @@ def models(small, tmp_path_factory) -> str:
     uri = f"sqlite:///{place}/mlflow.db"
     for number, method in enumerate(("vae", "vae", "avb", "gan", "avb_joint")):
         name = method.replace("_", "-")
-        experiment = Experiment(small(method, {"tracking.model": name, **ANNEALED}), place / f"{number}")
-        experiment.fit()
+        experiment = Fit(small(method, {"tracking.model": name, **ANNEALED}), place / f"{number}")
+        experiment.run()
         run = Run.start("models", f"{method}-{number}", experiment.config.tree(), uri=uri)
-        publish(experiment, experiment.assess(), run, place / f"{number}-model")
+        publish(replace(experiment.model, likelihood=assess(experiment.model)), run, place / f"{number}-model")
     return uri
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 from avb_service import rows
 from avb_service.errors import UserError
-from avb_service.experiment import Experiment
-from avb_service.model import load_model
+from avb_service.fitting import Fit
+from avb_service.model import Model
 from avb_service.records import LIKELIHOOD, Certificate, Check, Diagnosis, Estimate, Key, LikelihoodRecord
 from avb_service.tracking import Run, leaderboard, pull
+from avb_service.tracking import publish as module
 from avb_service.tracking.promotion import promote, record_of
 from avb_service.tracking.publish import card, publish
 
@@ -35,9 +37,11 @@ def record(values: torch.Tensor, gap: float = 0.05, data: str = "ab") -> Likelih
 
 def test_a_card_says_what_the_bounds_hold_for_and_what_speaks_against_the_adversary(experiment):
     made = record(VALUES)
-    told = " ".join(card(experiment, made, "run").split())
+    told = " ".join(card(experiment.model, made, "run").split())
     assert "no upper bound holds for real data" in told and "adversary" not in told
-    told = card(experiment, dataclasses.replace(made, diagnosis=Diagnosis(10.0, 12.5, 2.5, 0.1, 0.0, 0.0, 0.05)), "run")
+    told = card(
+        experiment.model, dataclasses.replace(made, diagnosis=Diagnosis(10.0, 12.5, 2.5, 0.1, 0.0, 0.0, 0.05)), "run"
+    )
     assert "What speaks against the adversary: **its ELBO is not to be believed**" in told
     assert "| KL below a Gaussian's with q's moments | 2.5 | <= 0.2 | NO |" in told
 
@@ -48,19 +52,19 @@ def uri(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def experiment(small, tmp_path_factory) -> Experiment:
-    trained = Experiment(small("vae", {"tracking.model": "vae"}), tmp_path_factory.mktemp("trained"))
-    trained.fit()
+def experiment(small, tmp_path_factory) -> Fit:
+    trained = Fit(small("vae", {"tracking.model": "vae"}), tmp_path_factory.mktemp("trained"))
+    trained.run()
     return trained
 
 
 @pytest.fixture
 def register(experiment, uri, tmp_path, monkeypatch):
-    monkeypatch.setattr(Experiment, "draw", lambda experiment: {})  # plots are not the matter here, and take seconds
+    monkeypatch.setattr(module, "plots", lambda model: {})  # plots are not the matter here, and take seconds
 
     def published(made: LikelihoodRecord, run_id: str | None = None):
         run = Run.start("promotion", "run", experiment.config.tree(), uri=uri) if run_id is None else Run(run_id, uri)
-        return publish(experiment, made, run, Path(tmp_path) / "model")
+        return publish(replace(experiment.model, likelihood=made), run, Path(tmp_path) / "model")
 
     return published
 
@@ -148,7 +152,9 @@ def test_a_figure_that_is_too_low_is_registered_as_such_and_never_champion(regis
     (row,) = (row for row in rows.leaderboard(leaderboard(uri)) if row["model"] == registered.uri)
     assert (row["log_likelihood"], row["log_likelihood_by"]) == (pytest.approx(-5), "ais")
     assert (row["shortfall"], row["shortfall_by"]) == (pytest.approx(5), "iwae_256")
-    assert f"**{registered.reason}.**" in card(experiment, short, "run") and "too low" not in card(experiment, made, "")
+    assert f"**{registered.reason}.**" in card(experiment.model, short, "run") and "too low" not in card(
+        experiment.model, made, ""
+    )
 
 
 def test_a_champion_of_an_older_version_stays_champion_until_a_better_one_comes(register, uri):
@@ -183,7 +189,7 @@ def test_the_figures_of_every_datum_travel_with_the_model(register, uri):
 def test_the_card_names_the_model_as_it_can_be_loaded(register, uri, tmp_path):
     published = register(record(VALUES - 20))
     assert published.alias == "challenger"
-    card = load_model(pull(published.uri, tmp_path / "by_version", uri)).card
+    card = Model.of_folder(pull(published.uri, tmp_path / "by_version", uri)).card
     (named,) = re.findall(r'load\("(.*)"\)', card)
     assert pull(named, tmp_path / "by_version", uri), "the same files, else the folder would be refused"
 
@@ -222,7 +228,7 @@ def test_a_champion_that_no_longer_loads_does_not_block_the_next(register, uri, 
 
 
 def test_a_model_without_a_record_is_named(vae_folder, uri):
-    from avb_service.checkpoint import ModelFolder
+    from avb_service.folder import ModelFolder
     from avb_service.tracking import register as register_folder
 
     bare = dataclasses.replace(ModelFolder.read(vae_folder), more={}).write(vae_folder.parent / "bare")

@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +19,11 @@ import uvicorn
 from typer.testing import CliRunner
 
 import avb_service
-from avb_service.checkpoint import LOADER
 from avb_service.cli import app
 from avb_service.errors import DataError
-from avb_service.experiment import Experiment
-from avb_service.model import LoadedModel, load_model
+from avb_service.fitting import Fit
+from avb_service.folder import LOADER
+from avb_service.model import Model
 from avb_service.records import LikelihoodRecord
 from avb_service.storage import read_folder
 from avb_service.tracking import Run, register
@@ -41,9 +42,9 @@ def served(request, small, tmp_path_factory) -> Iterator[SimpleNamespace]:
     uri = f"sqlite:///{place}/mlflow.db"
     changes = {"data.binarisation": "none"} if request.param == "grey" else {}
     config = small("vae", {**changes, "algorithm.observation": {"name": OBSERVATIONS[request.param]}})
-    experiment = Experiment(config, place / "checkpoints")
-    experiment.fit()
-    folder = experiment.publish(place / "model", "# card", LikelihoodRecord({}, (), None))
+    experiment = Fit(config, place / "checkpoints")
+    experiment.run()
+    folder = replace(experiment.model, card="# card", likelihood=LikelihoodRecord({}, (), None)).write(place / "model")
     run = Run.start("serving", "one", config.tree(), uri=uri)
     register("digits", folder, run.run_id, aliases=["champion"], uri=uri)
     with pytest.MonkeyPatch.context() as patched:
@@ -57,7 +58,7 @@ def served(request, small, tmp_path_factory) -> Iterator[SimpleNamespace]:
         loaded = mlflow.pyfunc.load_model("models:/digits@champion")
         with listening(scoring_server.init(loaded)) as address:
             yield SimpleNamespace(
-                kind=request.param, model=load_model(folder), folder=folder, mlflow=loaded, address=address
+                kind=request.param, model=Model.of_folder(folder), folder=folder, mlflow=loaded, address=address
             )
 
 
@@ -94,7 +95,7 @@ def right(served: SimpleNamespace, body: object, expected: torch.Tensor, kind: s
     torch.testing.assert_close(torch.tensor(answer["predictions"]), expected)
 
 
-def digits(model: LoadedModel) -> torch.Tensor:
+def digits(model: Model) -> torch.Tensor:
     return model.data("test")[0][:3]
 
 

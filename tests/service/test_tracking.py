@@ -19,8 +19,8 @@ import torch
 import urllib3
 from PIL import Image
 
-from avb_service.checkpoint import ModelFolder
 from avb_service.errors import DataError, UserError
+from avb_service.folder import ModelFolder
 from avb_service.storage import read_folder
 from avb_service.tracking import (
     Run,
@@ -332,7 +332,7 @@ def test_mlflow_loads_a_registered_model_without_pickle(uri, run, name, model, m
         )
 
     stand_in = ModuleType("avb_service.model")
-    stand_in.load_model = load_model  # type: ignore[attr-defined]
+    stand_in.Model = SimpleNamespace(of_folder=load_model)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "avb_service.model", stand_in)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     register(name, model, run.run_id, aliases=["champion"], uri=uri)

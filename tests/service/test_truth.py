@@ -2,14 +2,13 @@
 
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from avb_service.distributed.train import Job, Outcome
 from avb_service.errors import UserError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
+from avb_service.runs import Job, Outcome
 from avb_service.tracking import Run, close_open_children
 from avb_service.tracking.runs import REASON
 from avb_service.tracking.server import connect
@@ -31,7 +30,7 @@ def job(small, tmp_path, new_store) -> Job:
     uri = new_store(tmp_path / "mlflow.db")
     config = small("vae", {"training.rounds": 6, "tracking.experiment": "truth", "tracking.model": "true"})
     parent = Run.start("truth", "search", {}, uri=uri)
-    job = Job(config.tree(), str(tmp_path / "trials" / "a"), "a", "search/a", parent.run_id, uri, {"avb.kind": "trial"})
+    job = Job(config, tmp_path / "trials" / "a", "a", "search/a", parent.run_id, uri, {"avb.kind": "trial"})
     job.begin()
     return job
 
@@ -54,7 +53,7 @@ def train(job: Job, stop: int | None = None) -> list[int]:
         if round_ == stop:
             raise Stopped
 
-    Experiment(job.settings, job.checkpoints, recorder=job.run(reopen=True)).fit(look)
+    Fit(job.config, job.checkpoints, recorder=job.run(reopen=True)).run(look)
     return reports
 
 
@@ -63,13 +62,13 @@ def test_at_every_report_a_run_says_how_far_it_is_and_when_it_is_stopped_that_it
         train(job, stop=4)
     before = time.time_ns() // 1_000_000
     trial = SimpleNamespace(trial_id="a")
-    EndingCallback(Path(job.folder).parent).on_trial_complete(0, [trial], trial)
+    EndingCallback(job.folder.parent).on_trial_complete(0, [trial], trial)
     for thread in threading.enumerate():
         if thread.name == "ending-a":
             thread.join()
     run = seen(job)
     assert (run.info.status, run.data.tags[REASON], run.data.tags["rounds"]) == ("FINISHED", str(STOPPED), "4")
-    assert Outcome.read(Path(job.folder)) == STOPPED
+    assert Outcome.read(job.folder) == STOPPED
     assert before <= run.info.end_time <= time.time_ns() // 1_000_000
     assert close_open_children(job.parent, "KILLED", uri=job.tracking_uri) == []
 
@@ -100,12 +99,12 @@ def test_a_trial_that_failed_for_good_says_so_when_it_has(job, cause):
     with pytest.raises(Stopped):
         train(job, stop=2)
     trial = SimpleNamespace(trial_id="a", get_pickled_error=lambda: None, get_error=lambda: RaysError(cause))
-    EndingCallback(Path(job.folder).parent).on_trial_error(0, [trial], trial)
+    EndingCallback(job.folder.parent).on_trial_error(0, [trial], trial)
     for thread in threading.enumerate():
         if thread.name == "ending-a":
             thread.join()
     assert (seen(job).info.status, seen(job).data.tags[REASON]) == ("FAILED", str(cause))
-    assert Outcome.read(Path(job.folder)) == Outcome("failed", str(cause))
+    assert Outcome.read(job.folder) == Outcome("failed", str(cause))
 
 
 def test_a_run_that_nobody_has_closed_ended_with_its_last_report(job):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avb_service.checkpoint import ModelFolder
+from avb_service.folder import ModelFolder
 from avb_service.records import LIKELIHOOD, Certificate, Check, Estimate, Key, LikelihoodRecord
 from avb_service.tracking import Run, register
 

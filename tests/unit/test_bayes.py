@@ -10,7 +10,7 @@ from avb_service.algorithms.avb_joint import AVBJointConfig
 from avb_service.bayes import GROUP, EightSchools
 from avb_service.data.datasets import DataConfig, load
 from avb_service.errors import ConfigError, UserError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.settings import read_config
 
@@ -41,15 +41,15 @@ def test_the_unknowns_of_the_eight_schools_have_the_priors_that_the_book_gives_t
 
 
 def test_annealing_finds_the_evidence_of_the_eight_schools(tmp_path):
-    experiment = Experiment(read_config("avb_joint_eight_schools"), tmp_path)
-    x, _ = experiment.data("test")
+    experiment = Fit(read_config("avb_joint_eight_schools"), tmp_path)
+    x, _ = experiment.model.data("test")
     config = LikelihoodConfig.parse({"pilot": {"temperatures": 50}, "ais": {"temperatures": 50, "chains": 64}})
-    estimate = Evaluator(experiment.algorithm, config).score("ais", x)
+    estimate = Evaluator(experiment.engine.algorithm, config).score("ais", x)
     assert estimate.value == pytest.approx(log_evidence(), abs=0.05)  # 64 chains with an effective size near 50
 
 
 def test_a_mean_that_leaves_the_numbers_is_not_taken_for_an_affine_one(tmp_path):
-    model = Experiment(read_config("avb_joint_eight_schools"), tmp_path).algorithm
+    model = Fit(read_config("avb_joint_eight_schools"), tmp_path).engine.algorithm
     assert not Evaluator(model, LikelihoodConfig()).applies("ppca")
 
 
@@ -91,14 +91,14 @@ def test_a_model_of_an_installed_package_may_be_nothing_but_a_function(package, 
         "algorithm.model.lr=5e-3",
         "algorithm.adversary.lr=5e-3",
     ]
-    experiment = Experiment(read_config("avb_joint_eight_schools", overrides), tmp_path)
-    experiment.fit()
-    x, _ = experiment.data("test")
-    z = experiment.algorithm.encode(x, 20_000)[:, 0]
+    experiment = Fit(read_config("avb_joint_eight_schools", overrides), tmp_path)
+    experiment.run()
+    x, _ = experiment.model.data("test")
+    z = experiment.engine.algorithm.encode(x, 20_000)[:, 0]
     torch.testing.assert_close(z.mean(0), torch.tensor([1.0, -1.0]), atol=0.15, rtol=0)
     torch.testing.assert_close(z.mT.cov(), torch.tensor(COVARIANCE), atol=0.3, rtol=0)
     with pytest.raises(UserError, match="Correlated is given by its log joint alone"):
-        experiment.algorithm.sample(1)
+        experiment.engine.algorithm.sample(1)
 
 
 def test_what_a_package_names_has_to_be_a_model(package):

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from avb_service import storage
-from avb_service.checkpoint import CheckpointStore, ModelFolder
+from avb_service.checkpoint import CheckpointStore
 from avb_service.distributed import train
 from avb_service.errors import DataError, UserError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
+from avb_service.folder import ModelFolder
 from avb_service.storage import read_folder, read_manifest, write_folder
 
 CONFIG = {"algorithm": {"name": "avb", "lr": 1e-5}, "seeds": [1, 2]}
@@ -352,12 +353,12 @@ def test_workers_that_fail_too_often_are_the_end_of_a_run_and_no_traceback(small
 
 def test_a_damaged_newest_is_named_where_training_is_started_and_in_its_run(small, tmp_path, caplog):
     config, tags = small("vae"), Tags()
-    store = Experiment(config, tmp_path / "mine" / "checkpoints")
-    store.fit()
+    store = Fit(config, tmp_path / "mine" / "checkpoints")
+    store.run()
     newest = sorted(store.store.folder.iterdir())[-1]
     shutil.copytree(newest, store.store.folder / "round-00009999")
     damage(store.store.folder / "round-00009999" / "tensors.safetensors")
     train.Job.alone(config, "mine", tmp_path / "mine", "sqlite://")
     assert "round-00009999/tensors.safetensors" in caplog.text
-    Experiment(config, store.store.folder, recorder=tags).resume()
+    Fit(config, store.store.folder, recorder=tags).resume()
     assert "round-00009999/tensors.safetensors" in tags["avb.checkpoints_skipped"]

@@ -175,8 +175,8 @@ def test_an_estimator_that_there_is_none_of_is_refused_with_those_that_there_are
 @pytest.fixture(scope="module")
 def folders(small, tmp_path_factory) -> dict[str, Path]:
     """A published model of each kind."""
-    from avb_service.experiment import load_data
-    from avb_service.model import build, write_model
+    from avb_service.build import build, load_data
+    from avb_service.model import Model
     from avb_service.records import LikelihoodRecord
 
     found = {}
@@ -184,7 +184,7 @@ def folders(small, tmp_path_factory) -> dict[str, Path]:
         config = small(method)
         algorithm = build(config, load_data(config).spec)
         folder = tmp_path_factory.mktemp("models") / method
-        found[method] = write_model(algorithm, config, "", LikelihoodRecord({}, ()), folder, 5)
+        found[method] = Model(algorithm, config, 5, "", LikelihoodRecord({}, ())).write(folder)
     return found
 
 
@@ -399,8 +399,9 @@ def test_what_was_read_and_left_out_is_said_once_before_anything_starts(capsys, 
 @pytest.mark.parametrize("trunk", ["mlp", "conv"])
 @pytest.mark.parametrize("shape", [(28, 20), (7, 9, 5)], ids=["grey", "5 channels"])
 def test_users_arrays_train_without_a_cluster(tmp_path, shape, trunk):
-    from avb_service.experiment import Experiment
     from avb_service.figures.canvas import side_by_side
+    from avb_service.fitting import Fit
+    from avb_service.report import plots
     from avb_service.settings import read_config
 
     pixels = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
@@ -416,15 +417,15 @@ def test_users_arrays_train_without_a_cluster(tmp_path, shape, trunk):
         f"algorithm.encoder={{name: {trunk}}}",
         f"algorithm.decoder={{name: {trunk}}}",
     ]
-    experiment = Experiment(read_config("vae_digits", overrides), tmp_path / "checkpoints")
-    experiment.fit()
-    drawn = experiment.algorithm.sample(2)
+    experiment = Fit(read_config("vae_digits", overrides), tmp_path / "checkpoints")
+    experiment.run()
+    drawn = experiment.engine.algorithm.sample(2)
     height, width, channels = (*shape, 1)[:3]
     assert drawn.shape == (2, channels, height, width)
     sheet = side_by_side(drawn)
     assert sheet.shape == (2, 1, height, channels * width)
     assert torch.equal(sheet[:, 0, :, -width:], drawn[:, -1])
-    assert {"samples", "reconstructions", "latents"} <= experiment.draw().keys()
+    assert {"samples", "reconstructions", "latents"} <= plots(experiment.model).keys()
 
 
 @pytest.mark.parametrize(("width", "absent"), [(80, {"gap", "params", "IWAE"}), (91, {"gap", "params"}), (132, set())])

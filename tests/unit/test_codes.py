@@ -8,9 +8,9 @@ from torch.distributions import Independent, Normal, OneHotCategorical, Uniform
 
 from avb_service.algorithm import Batch, DataSpec
 from avb_service.algorithms.infogan import InfoGAN, InfoGANConfig
+from avb_service.build import load_data
 from avb_service.distributions import Concatenated
 from avb_service.errors import DataError
-from avb_service.experiment import load_data
 from avb_service.figures.probe import continuous
 from avb_service.maths import standard_normal
 from avb_service.networks.distortion import DistortionConfig

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from avb_service.errors import UserError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
+from avb_service.report import tags
 from avb_service.training import manner as module
 from avb_service.training.manner import Manner, fastest
 from avb_service.training.precision import InBfloat16, has_bfloat16
@@ -69,7 +70,7 @@ def test_what_the_machine_lacks_is_named_before_anything_starts(small, settings,
     monkeypatch.setenv("CXX", str(tmp_path / "no compiler"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     with pytest.raises(UserError, match=message):
-        Experiment(small("vae", settings), tmp_path)
+        Fit(small("vae", settings), tmp_path)
 
 
 def test_layers_multiply_in_bfloat16_and_everything_else_is_float32():
@@ -89,21 +90,21 @@ def test_a_run_goes_on_as_it_was_begun_whatever_would_be_faster_now(small, able,
     settings = {"training.precision": "auto", "training.rounds": 6, "training.report_every": 3}
     config = small("avb_ac", settings)
 
-    def begin(preferred: str, folder: str) -> Experiment:
-        run = Experiment(config, tmp_path / folder)
+    def begin(preferred: str, folder: str) -> Fit:
+        run = Fit(config, tmp_path / folder)
         monkeypatch.setattr(run.engine, "seconds_a_round", lambda manner: 1.0 + (manner.precision != preferred))
         return run
 
     whole = begin("bf16", "whole")
-    whole.fit(lambda round_, metrics: whole.store.folder.rename(tmp_path / "kept") if round_ == 3 else None)
+    whole.run(lambda round_, metrics: whole.store.folder.rename(tmp_path / "kept") if round_ == 3 else None)
     resumed = begin("float32", "kept")
     resumed.resume()
     assert resumed.engine.round == 3 and resumed.engine.manner == ("off", "bf16")
-    resumed.fit()
-    assert resumed.tags()["training.precision"] == "bf16", "a run's page says how it is played"
+    resumed.run()
+    assert tags(resumed.model)["training.precision"] == "bf16", "a run's page says how it is played"
     other = begin("float32", "other")
-    other.fit()
-    ends = [run.algorithm.state_dict() for run in (whole, resumed, other)]
+    other.run()
+    ends = [run.engine.algorithm.state_dict() for run in (whole, resumed, other)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
     monkeypatch.setattr(module, "has_bfloat16", lambda device: False)
@@ -112,10 +113,10 @@ def test_a_run_goes_on_as_it_was_begun_whatever_would_be_faster_now(small, able,
 
 
 def test_to_try_takes_no_step(small, tmp_path):
-    plain = Experiment(small("avb_ac", {"training.rounds": 4}), tmp_path / "plain")
-    plain.fit()
-    tried = Experiment(small("avb_ac", {"training.rounds": 4, "training.capture": "auto"}), tmp_path / "tried")
-    tried.fit()
+    plain = Fit(small("avb_ac", {"training.rounds": 4}), tmp_path / "plain")
+    plain.run()
+    tried = Fit(small("avb_ac", {"training.rounds": 4, "training.capture": "auto"}), tmp_path / "tried")
+    tried.run()
     assert tried.engine.manner == ("off", "float32")
-    for name, tensor in plain.algorithm.state_dict().items():
-        assert torch.equal(tensor, tried.algorithm.state_dict()[name]), name
+    for name, tensor in plain.engine.algorithm.state_dict().items():
+        assert torch.equal(tensor, tried.engine.algorithm.state_dict()[name]), name

@@ -1,6 +1,7 @@
 """What a loaded model refuses to score, and how it says so."""
 
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -11,33 +12,34 @@ from rich.console import Console
 from torch import Tensor
 
 from avb_service import tables
-from avb_service.checkpoint import ModelFolder
+from avb_service.build import build, load_data
 from avb_service.errors import DataError, UserError
-from avb_service.experiment import load_data
+from avb_service.folder import ModelFolder
 from avb_service.likelihood import Evaluator
-from avb_service.model import LoadedModel, build, load_model, write_model
+from avb_service.model import Model
 from avb_service.records import LikelihoodRecord
+from avb_service.storage import FORMAT, MANIFEST, read_manifest
 
 SHAPE = (1, 8, 8)
 
 
 @pytest.fixture(scope="module")
-def binary(small) -> LoadedModel:
+def binary(small) -> Model:
     config = small("vae", {"likelihood.test_data": 5})
-    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+    return Model(build(config, load_data(config).spec), config, card="# card")
 
 
 @pytest.fixture(scope="module")
-def grey(small) -> LoadedModel:
+def grey(small) -> Model:
     changes = {"data.binarisation": "none", "algorithm.observation": {"name": "gaussian"}}
     config = small("vae", changes)
-    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+    return Model(build(config, load_data(config).spec), config, card="# card")
 
 
 @pytest.fixture(scope="module")
-def gan(small) -> LoadedModel:
+def gan(small) -> Model:
     config = small("gan")
-    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+    return Model(build(config, load_data(config).spec), config, card="# card")
 
 
 def broken(value: float) -> Tensor:
@@ -94,7 +96,7 @@ def test_grey_values_out_of_range_are_named(grey, value):
 def test_greys_between_the_levels_are_named_where_levels_alone_are_likely(small, grey):
     changes = {"data.binarisation": "none", "algorithm.observation": {"name": "discretised_logistic"}}
     config = small("vae", changes)
-    model = LoadedModel(build(config, load_data(config).spec), config, "# card")
+    model = Model(build(config, load_data(config).spec), config, card="# card")
     with pytest.raises(DataError, match=r"datum 2 holds 0.51 at \[0, 3, 5\], expected 0, 1/16, 2/16, ..., 1"):
         model.check(broken(0.51))
     assert torch.equal(model.check(broken(8 / 16)), broken(8 / 16))
@@ -104,7 +106,7 @@ def test_greys_between_the_levels_are_named_where_levels_alone_are_likely(small,
 @pytest.mark.parametrize("observation", ["gaussian", "discretised_logistic"])
 def test_data_that_happen_to_be_extreme_are_data_of_grey_levels_all_the_same(small, observation):
     config = small("vae", {"data.binarisation": "none", "algorithm.observation": {"name": observation}})
-    model = LoadedModel(build(config, load_data(config).spec), config, "# card")
+    model = Model(build(config, load_data(config).spec), config, card="# card")
     x = (torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     for given in (x, x[:1], torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE), 16 * x.byte()):
         expected = given.float() / 16 if given.dtype == torch.uint8 else given
@@ -146,7 +148,7 @@ def test_a_model_of_masks_can_be_used_for_its_own_data(small, masks, observation
     silent = config.model_copy(update={"data": config.data.model_copy(update={"levels": None})})
     raw = np.load(masks)
     for known in (config, silent):  # as it was trained before that had to be said
-        model = LoadedModel(algorithm, known, "# card")
+        model = Model(algorithm, known, card="# card")
         x, _ = model.data("test")
         assert set(x.unique().tolist()) == {0, 1}
         assert model.encode(x).shape == (len(x), 8) and model.reconstruct(x).shape == x.shape
@@ -166,16 +168,16 @@ def test_data_that_are_not_the_models_own_are_told(small, tmp_path):
         },
     )
     algorithm, sha256 = build(config, load_data(config).spec), load_data(config).sha256
-    model = LoadedModel(algorithm, config, "# card", LikelihoodRecord({"data_sha256": sha256}, ()))
-    assert model.other_data(model.dataset()) is None
-    assert LoadedModel(algorithm, config, "# card").other_data(model.dataset()) is None, "nobody knows"
+    model = Model(algorithm, config, likelihood=LikelihoodRecord({"data_sha256": sha256}, ()))
+    assert model.other_data() is None
+    assert Model(algorithm, config).other_data() is None, "nobody knows"
     np.save(path, values + 1)
-    assert f"{sha256[:12]} then" in model.other_data(model.dataset())
+    assert f"{sha256[:12]} then" in model.other_data()
     shown = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "out", Console(file=shown, width=200, color_system=None))
         record = LikelihoodRecord({}, (Evaluator(algorithm, config.likelihood).score("elbo", model.data("test")[0]),))
-        tables.estimates(record, "title", model.other_data(model.dataset()))
+        tables.estimates(record, "title", model.other_data())
     assert "these are other data than the model was trained and first scored on" in shown.getvalue()
 
 
@@ -218,8 +220,16 @@ def test_a_model_from_before_levels_had_to_be_said_reads_its_data_as_then(tmp_pa
     mine = {"data.name": "file", "data.path": str(tmp_path / "x.npy"), "data.binarisation": "none"}
     config = small("vae", {**mine, "data.levels": levels, "algorithm.observation": {"name": "gaussian"}})
     silent = config.model_copy(update={"data": config.data.model_copy(update={"levels": None})})
-    now, then = (LoadedModel(build(config, load_data(config).spec), each, "# card") for each in (config, silent))
+    now, then = (Model(build(config, load_data(config).spec), each, card="# card") for each in (config, silent))
     assert torch.equal(then.data("test")[0], now.data("test")[0])
+
+
+def test_a_folder_of_a_later_release_says_so(binary, tmp_path):
+    folder = binary.write(tmp_path / "model")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "format": FORMAT + 1}))
+    with pytest.raises(UserError, match=f"is of format {FORMAT + 1}.*a later release.*up to {FORMAT}: install"):
+        Model.of_folder(folder)
 
 
 @pytest.mark.parametrize("n", [-1, 0, "three"])
@@ -236,21 +246,23 @@ def test_a_model_is_named_by_its_method_its_data_its_size_and_its_round(small, t
     assert small("vae", {"algorithm.latent_dim": 1}).subject() == "vae of digits, 1 latent"
 
 
-def small_model(small, method: str) -> LoadedModel:
+def small_model(small, method: str) -> Model:
     config = small(method)
-    return LoadedModel(build(config, load_data(config).spec), config, "# card")
+    return Model(build(config, load_data(config).spec), config, card="# card")
 
 
 def test_a_model_folder_without_a_round_can_be_read(small, tmp_path):
     config = small("vae")
     folder = tmp_path / "model"
-    write_model(build(config, load_data(config).spec), config, "", LikelihoodRecord({}, ()), folder, 3)
-    assert load_model(folder).round == 3
+    Model(build(config, load_data(config).spec), config, 3, "", LikelihoodRecord({}, ())).write(folder)
+    assert Model.of_folder(folder).round == 3
     written = ModelFolder.read(folder)
     older = {key: value for key, value in written.config.items() if key != "round"}
     ModelFolder(written.weights, older, written.card, written.more).write(folder, replace=True)
-    assert load_model(folder).round is None
-    assert "round" not in load_model(folder).subject
+    uncounted = {"sha256": read_manifest(folder)}  # as it was before formats were counted
+    (folder / MANIFEST).write_text(json.dumps(uncounted))
+    assert Model.of_folder(folder).round is None
+    assert "round" not in Model.of_folder(folder).subject
 
 
 def test_data_that_have_moved_are_found_below_the_root(small, tmp_path):
@@ -258,7 +270,7 @@ def test_data_that_have_moved_are_found_below_the_root(small, tmp_path):
     np.save(file, np.random.default_rng(0).random((60, 1, 4, 4), np.float32))
     data = {"name": "file", "path": str(file), "validation": 9, "test": 9, "binarisation": "dynamic"}
     config = small("vae", {"data": data})
-    model = LoadedModel(build(config, load_data(config).spec), config, "# card")
+    model = Model(build(config, load_data(config).spec), config, card="# card")
     here = model.dataset().sha256
     moved.mkdir()
     assert model.dataset(str(moved)).sha256 == here, "it has not moved"

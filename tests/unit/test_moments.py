@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 import avb_service.algorithms  # noqa: F401  with all distributions that there are
+from avb_service.build import build, load_data
 from avb_service.discrete import Bits, DiscreteCodes, LayeredBits, OneHots, bits
 from avb_service.distributions import (
     BernoulliConfig,
@@ -19,9 +20,7 @@ from avb_service.distributions import (
     OneOfK,
     Values,
 )
-from avb_service.experiment import load_data
 from avb_service.maths import standard_normal
-from avb_service.model import build
 from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, Certain
 from avb_service.networks.flow import AffineFlowConfig, Flow
 from avb_service.networks.mixture import Mixture, MixtureConfig

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from avb_service import cli, experiment, places
+from avb_service import build, cli, places
 from avb_service.distributed import cluster, own
 from avb_service.errors import UserError
 from avb_service.tuning import search
@@ -247,7 +247,7 @@ def test_what_cannot_be_written_is_named_before_data_are_read(monkeypatch, capsy
     def read(*given: object, **more: object) -> None:
         pytest.fail("data were read")
 
-    for module, name in ((experiment, "load_data"), (search, "load")):
+    for module, name in ((build, "load_data"), (search, "load")):
         monkeypatch.setattr(module, name, read)
     os.environ.pop("RAY_ADDRESS", None)
     os.environ.pop("RAY_AUTH_MODE", None)

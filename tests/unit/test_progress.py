@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from avb_service.distributed.progress import Bars
-from avb_service.distributed.train import OUTCOME, Job, Outcome
-from avb_service.experiment import OBJECTIVE
+from avb_service.report import OBJECTIVE
+from avb_service.runs import OUTCOME, Job, Outcome
 from avb_service.settings import read_config
 from avb_service.storage import write_json
 from avb_service.tuning.progress import ProgressCallback
@@ -50,7 +50,7 @@ def test_a_model_without_a_figure_is_shown_as_well():
 
 def test_a_trial_is_shown_against_its_own_number_of_rounds(tmp_path):
     config = read_config("avb_digits", ["training.rounds=600"])
-    Job(config.tree(), str(tmp_path / "a"), "a", "a", None, "sqlite://", {}).begin()
+    Job(config, tmp_path / "a", "a", "a", None, "sqlite://", {}).begin()
     callback = ProgressCallback(tmp_path)
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     callback._bars = Bars(console=console)

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from avb_service.errors import DataError, UserError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.records import Certificate, Check, Diagnosis, Estimate, Key, LikelihoodRecord
 from avb_service.records.key import from_json, read_older, to_json
+from avb_service.report import assess
 
 BASIS = {"data": "digits", "data_sha256": "ab", "split": "test", "binarisation": "dynamic", "seed": "0"}
 
@@ -63,13 +64,13 @@ def test_logs_of_probabilities_and_of_a_density_are_not_compared(small, tmp_path
     records = []
     for name in ("gaussian", "discretised_logistic"):
         settings = {"data.binarisation": "none", "algorithm.observation": {"name": name}}
-        experiment = Experiment(small("vae", settings), tmp_path / name)
-        experiment.fit()
-        records.append(experiment.assess())
+        experiment = Fit(small("vae", settings), tmp_path / name)
+        experiment.run()
+        records.append(assess(experiment.model))
     assert [made.basis["measure"] for made in records] == ["a density", "probabilities of levels"]
     with pytest.raises(UserError, match="another measure.*measure: a density and probabilities of levels"):
         records[0].against(records[1])
-    assert "measure" not in Experiment(small("vae"), tmp_path / "binary").assess().basis, "binary data have but one"
+    assert "measure" not in assess(Fit(small("vae"), tmp_path / "binary").model).basis, "binary data have but one"
 
 
 def test_masks_that_were_levels_to_an_older_version_are_compared():

@@ -5,7 +5,7 @@ import gc
 import torch
 from torch import Tensor
 
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.training.rows import Rows
 
 
@@ -22,7 +22,7 @@ def test_rows_are_what_was_appended_however_many():
 
 def test_steps_between_two_reports_leave_no_tensor_behind(small, tmp_path):
     """Tensors that stayed would keep the memory of those that come and go in pieces."""
-    engine = Experiment(small("avb", {"training.rounds": 50, "training.report_every": 50}), tmp_path).engine
+    engine = Fit(small("avb", {"training.rounds": 50, "training.report_every": 50}), tmp_path).engine
     alive: list[int] = []
 
     def count() -> None:

@@ -10,7 +10,7 @@ import torch
 from avb_service.data.datasets import DataConfig, load
 from avb_service.data.scale import Scale, caution
 from avb_service.errors import DivergenceError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.settings import ExperimentConfig, read_config
 from avb_service.tuning import search
 from avb_service.tuning.space import SpaceConfig
@@ -50,9 +50,9 @@ def config(folder, x, *assignments: str) -> ExperimentConfig:
     )
 
 
-def diverged(experiment: Experiment) -> str:
+def diverged(experiment: Fit) -> str:
     with pytest.raises(DivergenceError) as caught:
-        experiment.fit()
+        experiment.run()
     return str(caught.value)
 
 
@@ -66,40 +66,40 @@ def standardised(message: str, x):
 
 @pytest.mark.parametrize("kind", [kind for kind in FAR if kind != "tiny"])
 def test_no_rate_is_blamed_where_no_step_was_taken(tmp_path, kind):
-    experiment = Experiment(config(tmp_path, FAR[kind], "algorithm.model.lr=1e-12"), tmp_path / "run")
+    experiment = Fit(config(tmp_path, FAR[kind], "algorithm.model.lr=1e-12"), tmp_path / "run")
     message = diverged(experiment)
     assert message.startswith("round 0: the gradient of player 'model' is ")
     assert "No step had been taken, so no learning rate matters" in message and "ower" not in message
     assert f"data has numbers {Scale.of(experiment.dataset)}. " in message
-    trained = Experiment(config(tmp_path, standardised(message, FAR[kind])), tmp_path / "again")
-    trained.fit()
+    trained = Fit(config(tmp_path, standardised(message, FAR[kind])), tmp_path / "again")
+    trained.run()
     assert math.isfinite(trained.history["validation/log_likelihood"][-1][1])
 
 
 def test_a_rate_that_is_too_high_is_blamed_and_sound_data_are_not(tmp_path):
-    message = diverged(Experiment(config(tmp_path, NORMAL, "algorithm.model.lr=1e10"), tmp_path / "run"))
+    message = diverged(Fit(config(tmp_path, NORMAL, "algorithm.model.lr=1e10"), tmp_path / "run"))
     assert message.startswith("round 1: ") and "Lower algorithm.model.lr, or set algorithm.model.clip_norm" in message
     assert "data has numbers from" in message and "numpy" not in message
 
 
 def test_data_and_rate_may_both_be_it_once_steps_have_been_taken(tmp_path):
-    experiment = Experiment(config(tmp_path, NORMAL * 40, "algorithm.model.lr=1e10"), tmp_path / "run")
+    experiment = Fit(config(tmp_path, NORMAL * 40, "algorithm.model.lr=1e10"), tmp_path / "run")
     message = diverged(experiment)
     assert "Bring data to mean 0" in message and "Or lower algorithm.model.lr" in message
 
 
 def test_a_setting_is_blamed_where_neither_can_be(tmp_path):
-    message = diverged(Experiment(config(tmp_path, NORMAL, "algorithm.observation.scale=1e-30"), tmp_path / "run"))
+    message = diverged(Fit(config(tmp_path, NORMAL, "algorithm.observation.scale=1e-30"), tmp_path / "run"))
     assert "no learning rate matters. Look for a scale among the settings" in message and "numpy" not in message
 
 
 def test_later_the_rate_is_blamed_alone(tmp_path):
-    experiment = Experiment(config(tmp_path, NORMAL, "training.rounds=45"), tmp_path / "run")
+    experiment = Fit(config(tmp_path, NORMAL, "training.rounds=45"), tmp_path / "run")
 
     def poison(round_: int, metrics: object) -> None:
         if round_ == 30:
             with torch.no_grad():
-                next(experiment.algorithm.parameters()).view(-1)[0] = math.nan
+                next(experiment.engine.algorithm.parameters()).view(-1)[0] = math.nan
 
     experiment.fit = partial(experiment.fit, poison)
     message = diverged(experiment)
@@ -114,7 +114,7 @@ def test_validation_data_that_overflow_are_named_too(tmp_path, preset, players):
     first = load(given.data).validation.pixels[0].flatten().numpy()
     np.save(tmp_path / "x.npy", np.where((NORMAL.astype(np.float32) == first).all(1, keepdims=True), 1e30, NORMAL))
     method = {**read_config(preset).tree()["algorithm"], "observation": given.tree()["algorithm"]["observation"]}
-    message = diverged(Experiment(ExperimentConfig.parse({**given.tree(), "algorithm": method}), tmp_path / "run"))
+    message = diverged(Fit(ExperimentConfig.parse({**given.tree(), "algorithm": method}), tmp_path / "run"))
     assert message.startswith("round 15: ") and "to 1e+30" in message and "numpy" in message
     assert f"lower {' and '.join(f'algorithm.{player}.lr' for player in players)}, or set" in message
 

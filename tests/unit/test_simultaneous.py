@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from avb_service.errors import UserError
-from avb_service.experiment import Experiment
+from avb_service.fitting import Fit
 from avb_service.seeding import reseed
 from avb_service.training.flat import joined
 
@@ -15,7 +15,7 @@ DOUBLE = {"training.dtype": "float64", "algorithm.simultaneous": True}
 @GAMES
 def test_each_player_has_the_gradient_of_its_own_loss(small, game, tmp_path):
     """Codes are drawn first in all of them, so under one seed the losses apart see the codes of the losses together."""
-    engine = Experiment(small(game, DOUBLE), tmp_path).engine
+    engine = Fit(small(game, DOUBLE), tmp_path).engine
     (turn,) = engine.turns
     seed, batch = next(iter(engine._slices(0, engine._draw_shared(0))))
     reseed(batch.x.device, seed)
@@ -31,7 +31,7 @@ def test_each_player_has_the_gradient_of_its_own_loss(small, game, tmp_path):
 
 
 def test_networks_are_passed_once(small, tmp_path):
-    engine = Experiment(small("avb_ac", DOUBLE), tmp_path).engine
+    engine = Fit(small("avb_ac", DOUBLE), tmp_path).engine
     passed = []
     for name in ("encoder", "discriminator", "decoder"):
         getattr(engine.algorithm, name).register_forward_hook(lambda module, *_, name=name: passed.append(name))
@@ -43,15 +43,15 @@ def test_networks_are_passed_once(small, tmp_path):
 @GAMES
 def test_a_game_of_one_turn_is_trained_reported_and_resumed_to_the_bit(small, game, tmp_path):
     config = small(game, {**DOUBLE, "training.rounds": 6, "training.report_every": 3})
-    whole = Experiment(config, tmp_path / "whole")
-    whole.fit(lambda round_, metrics: whole.store.folder.rename(tmp_path / "kept") if round_ == 3 else None)
+    whole = Fit(config, tmp_path / "whole")
+    whole.run(lambda round_, metrics: whole.store.folder.rename(tmp_path / "kept") if round_ == 3 else None)
     assert {"train/adversary/loss", "train/adversary/accuracy"} <= whole.history.keys()
-    resumed = Experiment(config, tmp_path / "kept")
+    resumed = Fit(config, tmp_path / "kept")
     resumed.resume()
     assert resumed.engine.round == 3
-    resumed.fit()
-    for name, tensor in whole.algorithm.state_dict().items():
-        assert torch.equal(tensor, resumed.algorithm.state_dict()[name]), name
+    resumed.run()
+    for name, tensor in whole.engine.algorithm.state_dict().items():
+        assert torch.equal(tensor, resumed.engine.algorithm.state_dict()[name]), name
 
 
 def test_several_steps_of_one_of_them_are_refused(small):

@@ -8,8 +8,8 @@ from avb_service.algorithms import TABLE
 from avb_service.data.datasets import load
 from avb_service.distributed.cluster import Capacity, Node
 from avb_service.errors import ConfigError, UserError
-from avb_service.experiment import OBJECTIVE
 from avb_service.optim import TurnConfig
+from avb_service.report import OBJECTIVE
 from avb_service.tuning import search
 from avb_service.tuning.space import SpaceConfig, read_space
 

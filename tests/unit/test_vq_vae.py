@@ -7,11 +7,11 @@ import torch
 
 from avb_service.algorithm import Batch
 from avb_service.algorithms.vq_vae import VQVAE
+from avb_service.build import build, load_data
 from avb_service.errors import DataError
-from avb_service.experiment import Experiment, load_data
+from avb_service.fitting import Fit
 from avb_service.likelihood.elbo import elbo
 from avb_service.likelihood.exact import enumeration
-from avb_service.model import build
 from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, Certain
 from avb_service.networks.quantizer import AveragedCodebookConfig, GradientCodebookConfig, perplexity
 from avb_service.seeding import seeded
@@ -76,15 +76,15 @@ def test_a_codebook_that_learns_by_gradient_resumes_to_the_same_bits(small, tmp_
             raise Stopped
 
     config = small("vq_vae", {"algorithm.codebook": {"name": "gradient", "size": 4, "dim": 3}})
-    straight, stopped, resumed = (Experiment(config, tmp_path / name) for name in ("straight", "stopped", "stopped"))
-    start = straight.algorithm.quantizer.codebook.detach().clone()
-    straight.fit()
-    assert not torch.equal(straight.algorithm.quantizer.codebook, start)
+    straight, stopped, resumed = (Fit(config, tmp_path / name) for name in ("straight", "stopped", "stopped"))
+    start = straight.engine.algorithm.quantizer.codebook.detach().clone()
+    straight.run()
+    assert not torch.equal(straight.engine.algorithm.quantizer.codebook, start)
     with pytest.raises(Stopped):
-        stopped.fit(stop)
+        stopped.run(stop)
     resumed.resume()
     assert resumed.engine.round == 2
-    resumed.fit()
+    resumed.run()
     states = [run.engine.state() for run in (resumed, straight)]
     assert states[0].pop("manner") == states[1].pop("manner")
     torch.testing.assert_close(*states, rtol=0, atol=0)
@@ -184,10 +184,10 @@ def test_the_elbo_is_below_the_sum_over_all_codes(small):
 def test_a_codebook_larger_than_the_data_is_refused_by_name(small, tmp_path):
     config = small("vq_vae", {"algorithm.codebook.size": 400})
     with pytest.raises(DataError, match=r"^algorithm\.codebook\.size: 400 vectors for 300 training data"):
-        Experiment(config, tmp_path)
+        Fit(config, tmp_path)
 
 
 def test_a_mixture_of_more_components_than_data_is_refused_by_name(small, tmp_path):
     config = small("ae_gmm", {"algorithm.mixture.components": 400})
     with pytest.raises(DataError, match=r"^algorithm\.mixture\.components: 400 components for 300 training data"):
-        Experiment(config, tmp_path)
+        Fit(config, tmp_path)
