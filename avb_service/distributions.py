@@ -24,7 +24,7 @@ from torch.distributions import (
 )
 
 from avb_service.config import Config
-from avb_service.maths import one_hot
+from avb_service.maths import logit_of_mean, one_hot
 
 Shape = torch.Size | tuple[int, ...]
 Values = Literal["binary", "levels", "real"]  # {0, 1}; {0, ..., L} / L; any number
@@ -132,7 +132,7 @@ class BernoulliObservation(ObservationModel):
 
     def bias(self, mean: Tensor) -> Tensor:
         """The logit of the mean, kept away from certainty."""
-        return torch.logit(mean.clamp(0.01, 0.99))[None]
+        return logit_of_mean(mean)[None]
 
 
 class GaussianObservation(ObservationModel):
@@ -180,9 +180,9 @@ class DiscretisedLogisticObservation(ObservationModel):
 
     def bias(self, mean: Tensor) -> Tensor:
         """The location that has this mean at the starting scale s: m = s log((1 + e^(l/s)) / (1 + e^((l-1)/s)))."""
-        m, s = mean.clamp(0.01, 0.99), math.exp(self.log_scale)
+        m, s = mean.double().clamp(0.01, 0.99), math.exp(self.log_scale)
         loc = s * (torch.log(torch.expm1(m / s)) - torch.log(-torch.expm1((m - 1) / s)))
-        return torch.stack([loc, torch.zeros_like(loc)])
+        return torch.stack([loc, torch.zeros_like(loc)]).to(mean)
 
 
 class Grid(constraints.Constraint):

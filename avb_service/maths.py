@@ -63,3 +63,11 @@ def fit_gaussian(draws: Tensor, inflate: float = 1.0, ridge: float = 1e-4) -> Mu
     floor = ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-6)
     covariance = covariance + floor[:, None, None] * torch.eye(draws.shape[-1]).to(draws)
     return MultivariateNormal(mean, scale_tril=inflate * cholesky(covariance), validate_args=False)
+
+
+def logit_of_mean(mean: Tensor) -> Tensor:
+    """log(m / (1 - m)) of means of pixels, kept away from certainty, which networks start from.
+
+    In float64: a float32 logarithm differs by processor, and models of one seed would start differently.
+    """
+    return torch.logit(mean.double().clamp(0.01, 0.99)).to(mean)

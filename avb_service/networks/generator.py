@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from avb_service.distributions import DataSpec
+from avb_service.maths import logit_of_mean
 from avb_service.networks.trunks import TrunkConfig
 
 
@@ -22,7 +23,7 @@ class Generator(nn.Module):
     def __init__(self, latent_dim: int, spec: DataSpec, trunk: TrunkConfig) -> None:
         super().__init__()
         self.bounded = spec.values != "real"
-        bias = torch.logit(spec.mean.clamp(0.01, 0.99)) if self.bounded else spec.mean
+        bias = logit_of_mean(spec.mean) if self.bounded else spec.mean
         self.network = trunk.generator(latent_dim, 1, spec.shape, bias[None])
 
     def forward(self, z: Tensor) -> Tensor:
