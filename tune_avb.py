@@ -2,7 +2,8 @@
 
 import typer
 
-from avb_service.cli import guarded, tune
+from avb_service.cli import guarded
+from avb_service.cli.models import tune
 
 if __name__ == "__main__":
     app = typer.Typer(pretty_exceptions_enable=False)

@@ -1,28 +1,51 @@
-"""Distributed training of latent-variable generative models, with log-likelihoods that can be believed."""
+"""Distributed training of latent-variable generative models, with log-likelihoods that can be believed.
 
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
+    import avb_service
+
+    avb_service.train("vae_digits", {"training.rounds": 500})
+    avb_service.leaderboard()
+    model = avb_service.load("models:/vae-digits@champion")
+
+Each function is imported when it is asked for, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avb_service.model import Model
+    from avb_service.service.about import datasets, methods
+    from avb_service.service.models import leaderboard, load, promote, pull, register
+    from avb_service.service.scoring import compare, evaluate, plots
+    from avb_service.service.training import train, tune
+
+__all__ = [
+    "compare",
+    "datasets",
+    "evaluate",
+    "leaderboard",
+    "load",
+    "methods",
+    "plots",
+    "promote",
+    "pull",
+    "register",
+    "train",
+    "tune",
+]
+_HOMES = {
+    "about": ("datasets", "methods"),
+    "models": ("leaderboard", "load", "promote", "pull", "register"),
+    "scoring": ("compare", "evaluate", "plots"),
+    "training": ("train", "tune"),
+}
 
 
-def load(model: str | Path) -> "Model":
-    """Load a model from the registry or from a model folder.
+def __getattr__(name: str) -> Any:  # noqa: ANN401  a function
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.service.{home}"), name)
 
-    Args:
-        model: `models:/NAME@champion`, `models:/NAME/3`, `runs:/RUN_ID/NAME`, or the path of a model folder, also as
-            MLflow downloads it.
 
-    Raises:
-        UserError: there is no such model, or it was damaged or tampered with.
-    """
-    from avb_service.model import Model
-
-    if "://" not in str(model) and Path(model).is_dir():
-        return Model.of_folder(Path(model))
-    from avb_service.tracking import pull
-
-    with tempfile.TemporaryDirectory() as folder:
-        return Model.of_folder(pull(str(model), Path(folder) / "model"))
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -4,10 +4,11 @@ Floor 6.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import AfterValidator, Field
 
@@ -190,14 +191,30 @@ def read_preset(source: str | Path) -> Tree:
     return read_yaml(Path(source), ExperimentConfig.meaning)
 
 
-def read_config(source: str | Path, assignments: list[str] | None = None) -> ExperimentConfig:
-    """A preset or file with `--set` assignments on top.
+def read_config(
+    source: "str | Path | ExperimentConfig", assignments: Mapping[str, Any] | Sequence[str] | None = None
+) -> ExperimentConfig:
+    """A preset, file or configuration, with settings on top.
+
+    Args:
+        source: as `read_preset` takes it, or a configuration.
+        assignments: dotted path to value; or "PATH=VALUE" each, as `--set` takes them.
 
     Raises:
         UserError: the file cannot be read, or the configuration cannot be run.
     """
-    tree, problems = ExperimentConfig.assigned(read_preset(source), assignments or [])
-    return ExperimentConfig.parse(tree, str(source), problems)
+    tree = source.tree() if isinstance(source, ExperimentConfig) else read_preset(source)
+    name = "settings" if isinstance(source, ExperimentConfig) else str(source)
+    if isinstance(assignments, Mapping):
+        return ExperimentConfig.parse(
+            reduce(lambda below, item: override(below, *item), assignments.items(), tree), name
+        )
+    if isinstance(assignments, str):
+        raise UserError(
+            f"settings: given {assignments!r}, expected a mapping of paths to values, or a list of PATH=VALUE"
+        )
+    tree, problems = ExperimentConfig.assigned(tree, list(assignments or []))
+    return ExperimentConfig.parse(tree, name, problems)
 
 
 def check_run_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What commands tell, as tables for people.
+"""What commands and results tell, as tables for people: printed to a console, the terminal's by default.
 
 Floor 8. Nothing heavy is imported before it is needed, so that help answers at once.
 """
@@ -36,15 +36,15 @@ NOTES = {
 }
 
 
-def lines(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
+def lines(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | None = None) -> None:
     """Rows that have the same keys."""
     table = Table(*rows[0], title=title)
     for row in rows:
         table.add_row(*map(str, row.values()))
-    out.print(table)
+    (console or out).print(table)
 
 
-def methods(rows: "Sequence[Mapping[str, Any]]") -> None:
+def methods(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None) -> None:
     """What each is, what it can do, and its presets: in blocks, so that names are whole on a narrow terminal."""
     table = Table(box=SIMPLE, show_header=False, title="Methods")
     for row in rows:
@@ -54,25 +54,25 @@ def methods(rows: "Sequence[Mapping[str, Any]]") -> None:
         can = f"draws: {draws};  encodes: {'yes' if row['encodes'] else 'no'};  log p(x): {kinds}{noise}"
         said = (row["about"], can, f"presets: {' '.join(row['presets'])}")
         table.add_row(row["name"], "\n".join(said), end_section=True)
-    out.print(table, highlight=False)
+    (console or out).print(table, highlight=False)
 
 
-def plan(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
+def plan(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | None = None) -> None:
     """A round on so many workers each."""
     columns = ("workers", "computing, ms", "averaging, ms", "round, ms", "times as fast", "hours of training")
     table = Table(*columns, box=SIMPLE, title=title)
     for row in rows:
         times = (f"{1000 * row[name]:.2f}" for name in ("computing_s", "averaging_s", "round_s"))
         table.add_row(str(row["workers"]), *times, f"{row['speedup']:.2f}", f"{row['training_s'] / 3600:.2f}")
-    out.print(table)
+    (console or out).print(table)
 
 
-def datasets(rows: "Sequence[Mapping[str, Any]]") -> None:
+def datasets(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None) -> None:
     """The data sets that have a name."""
-    lines([{**row, "values": row["values"] or "as in the file"} for row in rows], "Data sets")
+    lines([{**row, "values": row["values"] or "as in the file"} for row in rows], "Data sets", console)
 
 
-def settings(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
+def settings(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | None = None) -> None:
     """Each setting as YAML has it, and what it is; a section stands above what is in it."""
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("setting", no_wrap=True)
@@ -82,16 +82,19 @@ def settings(rows: "Sequence[Mapping[str, Any]]", title: str) -> None:
     for row in rows:
         value = "" if row["setting"] in sections else json.dumps(row["value"])
         table.add_row(*map(escape, (row["setting"], value, row["about"])))
-    out.print(table, highlight=False)
+    (console or out).print(table, highlight=False)
 
 
-def estimates(record: "LikelihoodRecord", title: str, other_data: str | None = None) -> None:
+def estimates(
+    record: "LikelihoodRecord", title: str, other_data: str | None = None, console: Console | None = None
+) -> None:
     """Likelihoods, each with its kind and error bar; what the certificate says; what speaks against an adversary.
 
     Args:
         record: all of it.
         title: of the table.
         other_data: that they are of other data than the model's own, if so.
+        console: where to.
     """
     from avb_service.records import HOLDS, verdict
 
@@ -116,20 +119,20 @@ def estimates(record: "LikelihoodRecord", title: str, other_data: str | None = N
         for e in record.estimates
         if e.quantity == "simulated"
     ]
-    lines(rows, title)
+    lines(rows, title, console)
     if other_data is not None:
-        out.print(f"{other_data}.", markup=False)
+        (console or out).print(f"{other_data}.", markup=False)
     if record.shortfall is not None:
-        out.print(f"{record.shortfall}.", markup=False)
+        (console or out).print(f"{record.shortfall}.", markup=False)
     if record.certificate is not None:
-        _checks(record.certificate.checks, f"Certificate of ais: {record.certificate.verdict}")
-        out.print(HOLDS, markup=False)
+        _checks(record.certificate.checks, f"Certificate of ais: {record.certificate.verdict}", console)
+        (console or out).print(HOLDS, markup=False)
     if doubts := record.doubts:
-        _checks(doubts, f"What speaks against the adversary: {verdict(doubts)}")
-        out.print("Each that fails is enough to convict it; all that pass do not acquit it.", markup=False)
+        _checks(doubts, f"What speaks against the adversary: {verdict(doubts)}", console)
+        (console or out).print("Each that fails is enough to convict it; all that pass do not acquit it.", markup=False)
 
 
-def _checks(checks: "Sequence[Check]", title: str) -> None:
+def _checks(checks: "Sequence[Check]", title: str, console: Console | None) -> None:
     rows = [
         {
             "check": check.meaning,
@@ -139,12 +142,12 @@ def _checks(checks: "Sequence[Check]", title: str) -> None:
         }
         for check in checks
     ]
-    lines(rows, title)
+    lines(rows, title, console)
 
 
-def hosts(rows: "Sequence[Mapping[str, Any]]") -> None:
+def hosts(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None) -> None:
     """What each host of a cluster has."""
-    lines([_host(row) for row in rows], "Hosts")
+    lines([_host(row) for row in rows], "Hosts", console)
 
 
 def _host(row: "Mapping[str, Any]") -> dict[str, str]:
@@ -160,26 +163,28 @@ def _host(row: "Mapping[str, Any]") -> dict[str, str]:
     }
 
 
-def leaderboard(rows: "Sequence[Mapping[str, Any]]") -> None:
+def leaderboard(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None) -> None:
     """Held-out lower bounds, or Parzen windows; what only an adversary believes stands apart.
 
     Models that were scored on other data, or by another measure, stand apart: their figures cannot be compared.
 
     Args:
         rows: in their order.
+        console: where to.
     """
     if not rows:
-        out.print("no model is registered yet")
+        (console or out).print("no model is registered yet")
         return
     cells = [_cells(row) for row in rows]
     ends = [row["scored_on"] != after["scored_on"] for row, after in pairwise(rows)]
     names = [name for name in cells[0] if name not in DETAILS or any(line[name] for line in cells)]
-    endless = out.options.update(width=10_000)
+    console = console or out
+    endless = console.options.update(width=10_000)
     for detail in DETAILS:
-        if out.measure(_board(names, cells, ends), options=endless).maximum <= out.width:
+        if console.measure(_board(names, cells, ends), options=endless).maximum <= console.width:
             break
         names = [name for name in names if name != detail]
-    out.print(_board(names, cells, ends))
+    console.print(_board(names, cells, ends))
     notes = [note for name, note in NOTES.items() if name in names]
     notes += [
         f"!: {row['model']} has a figure that is too low, by {row['shortfall']:.2f} at least, as "
@@ -187,7 +192,7 @@ def leaderboard(rows: "Sequence[Mapping[str, Any]]") -> None:
         for row in rows
         if row["shortfall"] is not None
     ]
-    out.print("\n".join([*notes, *([APART] if any(ends) else [])]), markup=False)
+    console.print("\n".join([*notes, *([APART] if any(ends) else [])]), markup=False)
 
 
 def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]", ends: "Sequence[bool]") -> Table:

@@ -1,0 +1,50 @@
+"""The `avb` command.
+
+Floor 10.
+"""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from avb_service.cli import about, host, models
+from avb_service.display import ERR
+from avb_service.errors import UserError
+from avb_service.service.models import prepare
+
+app = typer.Typer(
+    help="Train, search, score and publish latent-variable models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for part in (models, host, about):
+    app.add_typer(part.app)
+
+
+@app.callback()
+def options(
+    show_traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+) -> None:
+    """Options of all commands."""
+    if show_traceback:
+        os.environ["AVB_TRACEBACK"] = "1"
+
+
+def main() -> None:
+    """The `avb` command."""
+    guarded(app)
+
+
+def guarded(command: typer.Typer) -> None:
+    """Run a command; what the user can mend is one message and no traceback."""
+    try:
+        prepare()
+        command()
+    except UserError as error:
+        if os.environ.get("AVB_TRACEBACK"):
+            traceback.print_exc()
+        ERR.print(f"error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,302 @@
+"""What the functions of service.py give: values that print as a person reads them, and show themselves in a notebook.
+
+Floor 9. Each has `rows`, plain values as `--json` prints them (docs/json.md).
+"""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from avb_service import rows, tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from avb_service.model import Model
+    from avb_service.records import Certificate, Comparison, Estimate, LikelihoodRecord
+    from avb_service.tracking.publish import Published
+
+WIDTH = 120  # columns, where it is shown to no terminal
+
+
+class Shown:
+    """A result that shows itself: as text, in a terminal, in a notebook."""
+
+    @property
+    def rows(self) -> Any:  # noqa: ANN401  any JSON value
+        """Plain values under keys that stay."""
+        raise NotImplementedError
+
+    def show(self, console: Console | None = None) -> None:
+        """Print it, to the terminal by default."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """As a terminal shows it, without colours."""
+        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
+        self.show(console)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), width=WIDTH, record=True, force_jupyter=False)
+        self.show(console)
+        return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
+
+
+@dataclass(frozen=True)
+class Listing(Shown, Sequence[rows.Row]):
+    """Rows that have the same keys.
+
+    Attributes:
+        entries: plain values under keys that stay.
+        table: prints them.
+    """
+
+    entries: tuple[rows.Row, ...]
+    table: Callable[..., None]
+
+    @property
+    def rows(self) -> list[rows.Row]:
+        """All of them."""
+        return list(self.entries)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.entries)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  as a tuple
+        """One of them."""
+        return self.entries[index]
+
+    def show(self, console: Console | None = None) -> None:
+        """A table."""
+        self.table(self.entries, console=console)
+
+
+class Leaderboard(Listing):
+    """Registered models; those that were scored on the same data together, the best first."""
+
+    def __init__(self, models: Sequence[rows.Row]) -> None:
+        super().__init__(tuple(models), tables.leaderboard)
+
+
+@dataclass(frozen=True)
+class Plan(Shown):
+    """What a round would take on so many workers.
+
+    Attributes:
+        title: what is trained.
+        workers: a row for each number of workers.
+        enough: how many pay; more save less than a tenth of a round each.
+        averaged_bytes: of the gradients that are averaged in a round.
+    """
+
+    title: str
+    workers: tuple[rows.Row, ...]
+    enough: int
+    averaged_bytes: int
+
+    @property
+    def rows(self) -> rows.Row:
+        """All of it."""
+        return {"workers": list(self.workers), "enough": self.enough, "averaged_bytes": self.averaged_bytes}
+
+    def show(self, console: Console | None = None) -> None:
+        """A table, and what it comes to."""
+        tables.plan(self.workers, self.title, console)
+        most = "; more save less than a tenth of a round each" if self.enough < self.workers[-1]["workers"] else ""
+        text = f"{self.enough} of them pay{most}. A core (or GPU) for each is taken for granted."
+        (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Trained(Shown):
+    """A model that was trained, scored and registered.
+
+    Attributes:
+        run: its name.
+        published: where it is in the registry, and how it fared against the champion.
+    """
+
+    run: str
+    published: "Published"
+
+    @property
+    def rows(self) -> rows.Row:
+        """The run, its model, and all held-out figures."""
+        return rows.published(self.run, self.published)
+
+    def show(self, console: Console | None = None) -> None:
+        """In a line."""
+        made = self.published
+        (console or tables.out).print(
+            f"{self.run} is {made.uri}, {made.alias}: {made.reason}; see it with `avb ui`",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def load(self) -> "Model":
+        """The model, from the registry."""
+        from avb_service.service.models import load
+
+        return load(self.published.uri)
+
+
+@dataclass(frozen=True)
+class Searched(Shown):
+    """What a search has ended with.
+
+    Attributes:
+        name: of the search.
+        published: the best model of each method.
+        leaderboard: all registered models, in which these are marked.
+    """
+
+    name: str
+    published: "tuple[Published, ...]"
+    leaderboard: Leaderboard
+
+    @property
+    def best(self) -> "Published":
+        """The best model of all."""
+        return next(each for each in self.published if each.alias is not None)
+
+    @property
+    def rows(self) -> list[rows.Row]:
+        """The leaderboard's."""
+        return self.leaderboard.rows
+
+    def show(self, console: Console | None = None) -> None:
+        """The leaderboard."""
+        self.leaderboard.show(console)
+
+
+@dataclass(frozen=True)
+class Evaluation(Shown):
+    """Log-likelihoods of data under a model, each with its kind and error bar.
+
+    Attributes:
+        model: as it was named.
+        data: the data set's name.
+        count: how many data were scored.
+        record: all that was found.
+        subject: the model in words, for plots.
+        other_data: that these are not the data that the model was trained on, if so, in a line.
+    """
+
+    model: str
+    data: str
+    count: int
+    record: "LikelihoodRecord"
+    subject: str
+    other_data: str | None = None
+
+    @property
+    def estimates(self) -> "tuple[Estimate, ...]":
+        """In nats per datum."""
+        return self.record.estimates
+
+    @property
+    def certificate(self) -> "Certificate | None":
+        """Of the annealed estimate, where the budget buys one."""
+        return self.record.certificate
+
+    @property
+    def rows(self) -> rows.Row:
+        """Estimates, certificate, what speaks against an adversary."""
+        return rows.evaluation(self.record, self.model, self.data, self.count, self.other_data)
+
+    def show(self, console: Console | None = None) -> None:
+        """Tables of these."""
+        title = f"{self.model} on {self.count} test data of {self.data}"
+        tables.estimates(self.record, title, self.other_data, console)
+
+    def plot(self) -> "Figure":
+        """All estimates on one axis, with their errors."""
+        from avb_service.figures import bounds, caption
+
+        gap = self.certificate.bracket if self.certificate else None
+        return caption(bounds(self.estimates, gap), f"{self.subject}, test data")
+
+    def _repr_html_(self) -> str:
+        from avb_service.figures import to_png
+
+        picture = base64.b64encode(to_png(self.plot())).decode()
+        return f'{super()._repr_html_()}<img src="data:image/png;base64,{picture}" width="640">'
+
+
+@dataclass(frozen=True)
+class Compared(Shown):
+    """Which of two models is better, datum by datum on the same held-out data.
+
+    Attributes:
+        first: a model.
+        second: another.
+        comparison: by how much the first is better, nats per datum, with its error.
+    """
+
+    first: str
+    second: str
+    comparison: "Comparison"
+
+    @property
+    def rows(self) -> rows.Row:
+        """Difference and error."""
+        return rows.comparison(self.first, self.second, self.comparison)
+
+    def show(self, console: Console | None = None) -> None:
+        """In a line."""
+        ahead = "is ahead of" if self.comparison.better else "is not ahead of"
+        text = f"{self.first} {ahead} {self.second}: {self.comparison}"
+        (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Promoted(Shown):
+    """A model that was made champion.
+
+    Attributes:
+        model: models:/NAME/VERSION.
+        reason: why.
+    """
+
+    model: str
+    reason: str
+
+    @property
+    def rows(self) -> rows.Row:
+        """Both."""
+        return {"model": self.model, "reason": self.reason}
+
+    def show(self, console: Console | None = None) -> None:
+        """In a line."""
+        text = f"{self.model} is champion: {self.reason}"
+        (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Plots(Shown, dict[str, "Figure"]):
+    """Plots by name; a notebook shows them one below the other."""
+
+    @property
+    def rows(self) -> list[str]:
+        """Their names."""
+        return list(self)
+
+    def show(self, console: Console | None = None) -> None:
+        """Their names, in a line."""
+        (console or tables.out).print(", ".join(self), markup=False, highlight=False)
+
+    def _repr_html_(self) -> str:
+        return "".join(self._pictures())
+
+    def _pictures(self) -> Iterator[str]:
+        from avb_service.figures import to_png
+
+        for name, figure in self.items():
+            picture = base64.b64encode(to_png(figure)).decode()
+            yield f'<h4>{name}</h4><img src="data:image/png;base64,{picture}">'

@@ -1,0 +1,5 @@
+"""What Python users call, and what the commands are made of.
+
+Floor 9. All of it works in a notebook, and with a Ray that the process is connected to already, which is used and left
+running. `avb_service` offers these functions by their names.
+"""

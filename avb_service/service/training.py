@@ -1,0 +1,147 @@
+"""Training one model, and searching among many: on Ray, recorded, scored and registered.
+
+Floor 9.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avb_service.display import Display
+from avb_service.errors import Interrupted
+from avb_service.results import Searched, Trained
+from avb_service.service.models import leaderboard, prepare
+
+if TYPE_CHECKING:
+    from avb_service.settings import ExperimentConfig
+
+Settings = Mapping[str, Any] | Sequence[str]  # dotted path -> value; or "PATH=VALUE" each, as `--set` takes them
+STORAGE = "runs"
+
+
+def train(
+    source: "str | Path | ExperimentConfig",
+    settings: Settings = (),
+    *,
+    name: str | None = None,
+    storage: str | Path = STORAGE,
+    display: Display | None = None,
+) -> Trained:
+    """Train one model on Ray, score it on held-out data and register it.
+
+    Args:
+        source: a preset, a YAML file, or a configuration.
+        settings: on top of it, such as `{"training.rounds": 500}`.
+        name: of the run; a run of the same name is continued.
+        storage: folder for checkpoints, on a disk that all hosts share.
+        display: shows what goes on; on the terminal by default.
+
+    Raises:
+        UserError: something is to be put right first; says what was given, what was expected and what to do.
+        KeyboardInterrupt: it was interrupted; called again with the same name it goes on.
+    """
+    prepare()
+    from avb_service.build import load_data
+    from avb_service.checkpoint import CheckpointStore
+    from avb_service.data.scale import introduction
+    from avb_service.distributed.cluster import cluster, own_capacity
+    from avb_service.distributed.progress import listening
+    from avb_service.distributed.scoring import on_cluster
+    from avb_service.distributed.train import train_alone
+    from avb_service.lock import owned
+    from avb_service.runs import Job
+    from avb_service.settings import check_run_name, read_config
+    from avb_service.tracking import check_server
+    from avb_service.tracking.publish import check_names
+
+    display = display or Display()
+    config = read_config(source, settings).anchored()
+    name = name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_run_name(name)
+    uri, folder = check_server(), Path(storage).absolute()
+    check_names(config, uri)
+    if (here := own_capacity()) is not None:
+        here.models_at_a_time(config.scaling)
+    with ExitStack() as held:
+        held.enter_context(owned(folder / f".{name}.lock", f"run {name}", display.note))
+        dataset = load_data(config)
+        for line in introduction(dataset):
+            display.note(line)
+        job = Job.alone(config, name, folder / name, uri)
+        capacity = held.enter_context(cluster(display.note, lambda has: has.models_at_a_time(config.scaling)))
+        newest = CheckpointStore(job.checkpoints).newest
+        display.note(f"training {name} on {capacity}{f', from {newest.name}' if newest else ''}; recorded at {uri}")
+        try:
+            with display.training(config.training.rounds) as bars, listening(partial(bars.report, name)) as callbacks:
+                train_alone(job, callbacks)
+            job.deliver(display.note)
+            with display.scoring() as progress:
+                return Trained(name, job.publish(job.assess(dataset, run=on_cluster(capacity), progress=progress)))
+        except KeyboardInterrupt:
+            raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
+
+
+def tune(
+    space: str | Path = "tune_spaces/digits.yaml",
+    *,
+    resume: bool = False,
+    branch: str | None = None,
+    storage: str | Path = STORAGE,
+    display: Display | None = None,
+) -> Searched:
+    """Search hyper-parameters, then score and register the best model of each method.
+
+    Args:
+        space: a YAML file of a search space.
+        resume: continue the newest search of this space or branch.
+        branch: begin another of that name from it, since its space or code has changed.
+        storage: as for `train`.
+        display: as for `train`.
+
+    Raises:
+        UserError: as for `train`.
+        KeyboardInterrupt: it was interrupted; `resume` continues it.
+    """
+    prepare()
+    from avb_service.distributed.cluster import cluster, own_capacity
+    from avb_service.distributed.scoring import on_cluster
+    from avb_service.lock import owned
+    from avb_service.tracking import check_server
+    from avb_service.tracking.publish import check_names
+    from avb_service.tuning import record
+    from avb_service.tuning.progress import ProgressCallback
+    from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
+    from avb_service.tuning.space import read_space
+
+    display, folder = display or Display(), Path(storage)
+    given, origin, begun = read_space(Path(space)), None, None
+    searched = record.branch(given, branch) if branch else given
+    if resume:
+        begun = record.folder_to_resume(searched, folder)
+    elif branch:
+        origin = record.newest_folder(given, folder)
+    uri = check_server()
+    for config in searched.bases():
+        check_names(config, uri)
+    if (here := own_capacity()) is not None:
+        check_capacity(searched, here)
+    with ExitStack() as held:
+        held.enter_context(owned(folder.absolute() / f".{searched.name}.lock", f"search {searched.name}", display.note))
+        preflight(searched, display.note)
+        capacity = held.enter_context(cluster(display.note, partial(check_capacity, searched)))
+        search = record.open_search(searched, begun or record.new_folder(searched, folder), uri, origin)
+        display.note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
+        try:
+            run_search(search, capacity, ProgressCallback(search.trial_folder), display.note)
+            with display.scoring() as progress:
+                published = conclude(search, display.note, run=on_cluster(capacity), progress=progress)
+        except KeyboardInterrupt:
+            search.close("KILLED", "interrupted; --resume continues it")
+            raise Interrupted(f"search {search.folder.name} was interrupted; --resume continues it") from None
+        except Exception as error:
+            search.close("FAILED", str(error))
+            raise
+    return Searched(search.folder.name, tuple(published), leaderboard(published))
