@@ -25,7 +25,7 @@ for part in (models, host, about):
 
 
 @app.callback()
-def options(
+def common(
     show_traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
 ) -> None:
     """Options of all commands."""
@@ -40,6 +40,8 @@ def main() -> None:
 
 def guarded(command: typer.Typer) -> None:
     """Run a command; what the user can mend is one message and no traceback."""
+    if (os.environ.get("RAY_ADDRESS") or "local") == "local":  # a cluster of our own is closed to strangers
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # here, since Ray reads it when it is imported, and never again
     try:
         prepare()
         command()

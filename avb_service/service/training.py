@@ -59,7 +59,8 @@ def train(
 
     display = display or Display()
     config = read_config(source, settings).anchored()
-    name = name or f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if name is None:
+        name = f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
     check_run_name(name)
     uri, folder = check_server(), Path(storage).absolute()
     check_names(config, uri)

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from avb_service import cli, rows
+from avb_service.cli import host
 from avb_service.distributed import check
 from avb_service.fitting import Fit
 from avb_service.records import Certificate, Check, Diagnosis, Estimate, Key, LikelihoodRecord
@@ -103,7 +104,7 @@ def test_the_schema_has_every_command_and_explains_every_key():
 
 
 def test_the_page_names_every_command():
-    page = (Path(cli.__file__).parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+    page = (Path(cli.__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
     assert all(f"`{command}`" in page for command in SCHEMA["properties"])
 
 
@@ -194,9 +195,9 @@ def test_a_store_is_saved_and_brought_back(monkeypatch, tmp_path):
 
 
 def test_the_server(monkeypatch):
-    monkeypatch.setattr(cli.os, "environ", cli.os.environ.copy())
-    monkeypatch.setattr(cli.os, "dup2", lambda *ends: None)
-    monkeypatch.setattr(cli.os, "execvp", lambda program, arguments: None)
+    monkeypatch.setattr(host.os, "environ", host.os.environ.copy())
+    monkeypatch.setattr(host.os, "dup2", lambda *ends: None)
+    monkeypatch.setattr(host.os, "execvp", lambda program, arguments: None)
     monkeypatch.setattr("avb_service.tracking.server.check_port", lambda host, port: None)
     assert answer("ui", "--port", "5011")["url"] == "http://127.0.0.1:5011"
 
