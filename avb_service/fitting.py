@@ -78,8 +78,6 @@ class Fit:
         workers: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        torch.set_float32_matmul_precision(config.training.matmul_precision)
-        reproducible()
         self.config, self.recorder, self.rank, self.device = config, recorder, rank, torch.device(device)
         with together(self.device):
             self.dataset = load_data(config)
@@ -131,7 +129,8 @@ class Fit:
             self._since = time.perf_counter()
 
         try:
-            self.engine.run(report, lambda: heed(self.save))
+            with reproducible(self.config.training.matmul_precision):
+                self.engine.run(report, lambda: heed(self.save))
         except DivergenceError as error:
             round_ = self.engine.round if error.round is None else error.round
             what_to_do = remedy(self.dataset, round_, *self._suspects(error.player, round_))

@@ -17,6 +17,7 @@ import torch
 
 from avb_service.errors import UserError
 from avb_service.fitting import Fit
+from avb_service.seeding import reproducible
 from avb_service.settings import ExperimentConfig
 
 WORTH = 0.9  # of a round's time: more workers that leave more than that do not pay
@@ -109,8 +110,9 @@ def measure(config: ExperimentConfig, on_gpu: bool = False) -> Costs:
     with tempfile.TemporaryDirectory() as folder:
         engine = Fit(config, Path(folder), device=device).engine
     slices = config.training.logical_workers
-    engine.choose()
-    gradients, whole = engine.seconds_a_round(engine.manner), _least(engine.play_round, device)
+    with reproducible(config.training.matmul_precision):
+        engine.choose()
+        gradients, whole = engine.seconds_a_round(engine.manner), _least(engine.play_round, device)
     sizes = [slots.size for turn in engine.turns for slots in turn.slots for _ in range(turn.steps)]
     example = torch.zeros(max(sizes), dtype=getattr(torch, config.training.dtype), device=device)
     other = torch.ones_like(example)

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,11 +42,26 @@ def seeded(*parts: int | str) -> Iterator[None]:
         yield
 
 
-def reproducible() -> None:
-    """Have GPUs compute the same to the bit each time, in this process: some of their fastest algorithms do not."""
+@contextmanager
+def reproducible(matmul_precision: str) -> Iterator[None]:
+    """Have GPUs compute the same to the bit each time for a block: some of their fastest algorithms do not.
+
+    Args:
+        matmul_precision: of products of float32 matrices, as `torch.set_float32_matmul_precision` takes it.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    filling: Any = torch.utils.deterministic
+    before = torch.get_float32_matmul_precision(), filling.fill_uninitialized_memory
+    determined = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_float32_matmul_precision(matmul_precision)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    filling.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.use_deterministic_algorithms(determined[0], warn_only=determined[1])
+        filling.fill_uninitialized_memory = before[1]
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:

@@ -143,13 +143,14 @@ def card(model: Model, record: LikelihoodRecord, run_id: str) -> str:
         run_id: under which it can be loaded; an alias moves on, and its version is not known before it is registered.
     """
     config, tags = model.config, tags_of(model)
+    taken = f" ({model.progress.seconds:.1f} s)" if model.progress else ""
     rows = [
         f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.meaning} | {len(e.per_datum)} |" for e in record.estimates
     ]
     return f"""# {config.tracking.model}
 
 {type(model.algorithm).__name__}, {tags["parameters"]} parameters, latent size {tags["latent_dim"]}, trained for
-{tags["rounds"]} rounds ({tags["train_seconds"]} s) on {config.data.name} (binarisation: {config.data.binarisation},
+{model.round} rounds{taken} on {config.data.name} (binarisation: {config.data.binarisation},
 sha256 {tags["data_sha256"][:12]}) by code {tags["code"]}.
 
 Log-likelihood of held-out data, nats per datum; ± is the standard error over data:
