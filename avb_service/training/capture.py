@@ -14,7 +14,7 @@ from avb_service.algorithm import Batch
 from avb_service.training.recording import Uncapturable, first_line, record, taken_apart
 from avb_service.training.turn import Play, Played, Turn
 
-Run = Callable[..., Sequence[Tensor]]  # (*batch, *noise, *parameters and buffers) -> gradient, report, *statistics
+Run = Callable[..., Sequence[Tensor]]  # (*batch, *noise, *parameters and buffers) -> *gradient, report, *statistics
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Program:
     def __init__(self, turn: Turn, algorithm: nn.Module, batch: Batch, backend: str = "inductor") -> None:
         written = record(turn, algorithm, batch)
         self._held, self._draws = written.held, written.draws
-        self._statistics = tuple(written.played.statistics)
+        self._statistics, self._pieces = tuple(written.played.statistics), len(written.played.gradient)
         self._run: Run = torch.compile(written.program, fullgraph=True, dynamic=False, backend=backend)
         try:
             with warnings.catch_warnings():  # torch's compiler warns of its own use of torch
@@ -46,7 +46,8 @@ class Program:
         inputs, _ = taken_apart(batch)
         noise = [draw() for draw in self._draws]
         with torch.no_grad():
-            gradient, report, *statistics = self._run(*inputs, *noise, *self._held)
+            given = list(self._run(*inputs, *noise, *self._held))
+        gradient, (report, *statistics) = given[: self._pieces], given[self._pieces :]
         return Played(gradient, report, dict(zip(self._statistics, statistics, strict=True)))
 
 
@@ -85,7 +86,9 @@ class Graph:
             mine.copy_(given)
         self._graph.replay()
         gradient, report, statistics = self._played  # the next replay writes to these
-        return Played(gradient.clone(), report.clone(), {name: t.clone() for name, t in statistics.items()})
+        return Played(
+            [piece.clone() for piece in gradient], report.clone(), {name: t.clone() for name, t in statistics.items()}
+        )
 
 
 def compiled(algorithm: nn.Module, turn: Turn, batch: Batch) -> Play:

@@ -1,11 +1,13 @@
-"""The parameters of a game in one tensor, and each player's gradient in another.
+"""The parameters of a game in one tensor, and each player's gradient in few.
 
-Floor 4. What is one tensor is averaged, clipped and stepped by one operation.
+Floor 4. What is one tensor is clipped and stepped by one operation; but to copy the gradient of a large matrix takes
+longer than an operation of its own.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from avb_service.algorithm import Player
 
 ALIGNED = 16  # numbers: on a GPU, a matrix that begins elsewhere is multiplied by slower kernels
+LARGE = 2**15  # numbers: a parameter of so many has a gradient by itself
 BY_SHAPE = {"Adafactor"}  # optimizers whose step depends on which numbers make up a matrix
 
 State = dict[str, Any]
@@ -27,13 +30,14 @@ def owned(player: Player) -> list[nn.Parameter]:
 def flatten(players: Sequence[Player]) -> Tensor:
     """Move the parameters of all players into one tensor, which is returned, and of which they become views.
 
-    Those that the same players own lie side by side, so that each player's are few runs, most often one.
+    Those that the same players own lie side by side, the large ones behind, so that each player's others are few runs,
+    most often one.
     """
     owners: dict[nn.Parameter, list[int]] = {}
     for number, player in enumerate(players):
         for parameter in owned(player):
             owners.setdefault(parameter, []).append(number)
-    ordered = sorted(owners, key=lambda parameter: owners[parameter])
+    ordered = sorted(owners, key=lambda parameter: (owners[parameter], parameter.numel() >= LARGE))
     whole, start = joined(p.detach() for p in ordered), 0
     for parameter in ordered:
         parameter.data = whole[start : start + parameter.numel()].view_as(parameter)
@@ -42,13 +46,16 @@ def flatten(players: Sequence[Player]) -> Tensor:
 
 
 def joined(tensors: Iterable[Tensor]) -> Tensor:
-    """Tensors one after the other as one vector, with zeros behind each up to where the next may begin."""
+    """Tensors one after the other as one vector, with zeros behind each up to where the next may begin.
+
+    One that lacks no zeros is not copied.
+    """
     parts: list[Tensor] = []
     for tensor in tensors:
         parts.append(tensor.reshape(-1))
         if gap := room(tensor) - tensor.numel():
             parts.append(tensor.new_zeros(gap))
-    return torch.cat(parts)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def room(tensor: Tensor) -> int:
@@ -62,10 +69,6 @@ class _Piece:
 
     tensor: nn.Parameter
     parameters: list[nn.Parameter]
-
-    @property
-    def size(self) -> int:
-        return sum(map(room, self.parameters))
 
 
 class Slots:
@@ -81,13 +84,18 @@ class Slots:
         self._turn = player.turn
         by_shape = player.turn.optimizer in BY_SHAPE
         self._pieces = [_Piece(p, [p]) for p in self.parameters] if by_shape else _runs(self.parameters)
-        self.size = sum(piece.size for piece in self._pieces)  # P, numbers of a gradient
+        self.size = sum(map(room, self.parameters))  # numbers of a gradient
+        self.pieces = len(self._pieces)  # tensors of a gradient
         self.optimizer = player.turn.build([piece.tensor for piece in self._pieces])
 
-    def step(self, gradient: Tensor) -> None:
-        """Step by a gradient [P], laid out as `joined(parameters)`."""
-        parts = gradient.split([piece.size for piece in self._pieces])
-        for piece, part in zip(self._pieces, parts, strict=True):
+    def gathered(self, gradients: Iterable[Tensor]) -> list[Tensor]:
+        """A gradient, vectors that `step` takes, of those of `parameters`."""
+        each = iter(gradients)
+        return [joined(islice(each, len(piece.parameters))) for piece in self._pieces]
+
+    def step(self, gradient: Sequence[Tensor]) -> None:
+        """Step by a gradient, as `gathered` gives it."""
+        for piece, part in zip(self._pieces, gradient, strict=True):
             piece.tensor.grad = part[: piece.tensor.numel()].view_as(piece.tensor)
         self.optimizer.step()
 
@@ -132,10 +140,11 @@ class Slots:
 
 
 def _runs(parameters: Sequence[nn.Parameter]) -> list[_Piece]:
-    """Parameters in the order in which they lie, as few runs as there are gaps."""
+    """Parameters in the order in which they lie: a large one by itself, the others in as few runs as there are gaps."""
     runs: list[list[nn.Parameter]] = []
     for p in parameters:
-        if not runs or (last := runs[-1][-1]).storage_offset() + room(last) != p.storage_offset():
+        last = runs[-1][-1] if runs else p
+        if max(last.numel(), p.numel()) >= LARGE or last.storage_offset() + room(last) != p.storage_offset():
             runs.append([])
         runs[-1].append(p)
     return [_Piece(nn.Parameter(_whole(run)), run) for run in runs]

@@ -99,7 +99,7 @@ class Engine:
         with together(device):
             self._check_manner(device)
         whole = flatten(self.players)
-        average = averaging(whole) if averaging else _alone
+        average = averaging(whole) if averaging else None
         names = {parameter: name for name, parameter in algorithm.named_parameters()}
         weight = workers / config.logical_workers
         turn = partial(Turn, names=names, weight=weight, average=average, prepare=self._prepare)
@@ -173,7 +173,7 @@ class Engine:
             for turn in self.turns:
                 for _ in range(turn.steps):
                     gradient = turn.gradient(self._slices(0, shared)).gradient
-            gradient.sum().item()  # all that was queued on a GPU has been done then
+            gradient[-1].sum().item()  # all that was queued on a GPU has been done then
             taken.append(time.perf_counter() - start)
         least = torch.tensor(min(taken[1:]), dtype=torch.float64, device=self._now.device)
         return max(each.item() for each in gathered(least))
@@ -289,7 +289,3 @@ def weights_to_evaluate(state: State) -> dict[str, Tensor]:
 def _losses(player: Player, batch: Batch) -> tuple[Loss]:
     """Of a player that has the turn by itself."""
     return (player.objective(batch),)
-
-
-def _alone(gradient: Tensor) -> None:
-    """The mean over one worker."""

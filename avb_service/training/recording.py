@@ -164,7 +164,7 @@ def _record(turn: Turn, batch: Batch, draws: Sequence[Draw]) -> tuple[GraphModul
     def play(*given: Tensor) -> list[Tensor]:
         with _Replacing(given[len(inputs) :]):
             played = turn.eager(rebuilt(given[: len(inputs)]))
-        return [played.gradient, played.report, *played.statistics.values()]
+        return [*played.gradient, played.report, *played.statistics.values()]
 
     try:
         graph = make_fx(play)(*inputs, *(draw() for draw in draws))

@@ -15,7 +15,7 @@ from torch.autograd import grad
 
 from avb_service.algorithm import Batch, Loss, Player
 from avb_service.seeding import reseed
-from avb_service.training.flat import Slots, joined
+from avb_service.training.flat import Slots
 
 Average = Callable[[Tensor], None]  # replaces a tensor by its mean over all workers, in place
 
@@ -24,12 +24,13 @@ class Played(NamedTuple):
     """What playing a slice gives, or all slices of a worker.
 
     Attributes:
-        gradient: of the slice's share of the loss, [P] as `Slots` lays it out, player after player; of all, their sum.
+        gradient: of the slice's share of the loss, vectors as `Slots.gathered` gives them, player after player; of all,
+            their sum. Two may be one and the same tensor, so nothing is written to them.
         report: of each player the loss and its terms, [R]; of all, this worker's share of their mean.
         statistics: what a player's `absorb` learns from, by name; of all, stacked.
     """
 
-    gradient: Tensor
+    gradient: list[Tensor]
     report: Tensor
     statistics: dict[str, Tensor]
 
@@ -59,7 +60,7 @@ class Turn:
         objective: the loss of each on a batch.
         names: all parameters of the game and what they are called; all but the players' own are frozen.
         weight: of a slice, so that the mean over workers of their sums is the mean over all slices.
-        average: over the workers.
+        average: over the workers; none where there is one.
         prepare: makes, of this turn and the first slice, what plays all slices: its own `eager`, or a record of that.
     """
 
@@ -69,7 +70,7 @@ class Turn:
         objective: Callable[[Batch], Sequence[Loss]],
         names: Mapping[nn.Parameter, str],
         weight: float,
-        average: Average,
+        average: Average | None,
         prepare: "Callable[[Turn, Batch], Play]",
     ) -> None:
         self.players, self.slots = players, [Slots(player) for player in players]
@@ -92,26 +93,32 @@ class Turn:
             broken: 0, or 1 once a gradient was not finite, which this call may find; float32, on the device.
         """
         gradient, report, statistics = self.gradient(slices)
-        self._average(gradient)
-        parts = gradient.split([slots.size for slots in self.slots])
-        norms = [torch.linalg.vector_norm(part) for part in parts]
+        if self._average is not None:
+            sizes, whole = list(map(len, gradient)), torch.cat(gradient)
+            self._average(whole)
+            gradient = list(whole.split(sizes))
+        parts = [[gradient.pop(0) for _ in range(slots.pieces)] for slots in self.slots]
+        norms = [_norm(part) for part in parts]
         for norm in norms:
             torch.maximum(broken, (~norm.isfinite()).to(broken), out=broken)
         for player, slots, part, norm, rate in zip(self.players, self.slots, parts, norms, rates, strict=True):
             if player.turn.clip_norm is not None:
-                part.mul_((player.turn.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+                factor = (player.turn.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+                part = [piece * factor for piece in part]
             _step(slots, part, rate, broken)
         return Taken(norms, report, statistics)
 
     def gradient(self, slices: Iterable[tuple[int, Batch]]) -> Played:
         """Play all slices of this worker: the sum of their gradients and reports, and their statistics [V, ...]."""
-        gradient, report, statistics = torch.zeros(()), torch.zeros(()), list[dict[str, Tensor]]()
+        gradient, report, statistics = list[Tensor](), torch.zeros(()), list[dict[str, Tensor]]()
         for seed, batch in slices:
             if self.play is None:
                 self.play = self._prepare(self, batch)
             reseed(batch.x.device, seed)
             played = self.play(batch)
-            gradient = gradient + played.gradient if statistics else played.gradient
+            gradient = (
+                [a + b for a, b in zip(gradient, played.gradient, strict=True)] if statistics else played.gradient
+            )
             report = report + played.report if statistics else played.report
             statistics.append(played.statistics)
         stacked = {name: torch.stack([each[name] for each in statistics]) for name in statistics[0]}
@@ -138,10 +145,16 @@ class Turn:
         )
         report = torch.stack([each for loss in losses for each in (loss.value.detach(), *loss.terms.values())])
         statistics = {name: each for loss in losses for name, each in loss.statistics.items()}
-        return Played(joined(chain(*gradients)), report, statistics)
+        pieces = [slots.gathered(each) for slots, each in zip(self.slots, gradients, strict=True)]
+        return Played([*chain(*pieces)], report, statistics)
 
 
-def _step(slots: Slots, gradient: Tensor, rate: float, broken: Tensor) -> None:
+def _norm(gradient: Sequence[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(piece) for piece in gradient]
+    return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+
+
+def _step(slots: Slots, gradient: Sequence[Tensor], rate: float, broken: Tensor) -> None:
     optimizer: Any = slots.optimizer
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +99,9 @@ def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, mon
     largest: dict[str, dict[str, float]] = {player.name: {} for player in engine.players}
     step = Slots.step
 
-    def look(self: Slots, gradient: Tensor) -> None:
+    def look(self: Slots, gradient: Sequence[Tensor]) -> None:
         (name,) = [player.name for player, slots in engine._slots() if slots is self]
-        seen, parts = largest[name], gradient.split([room(p) for p in self.parameters])
+        seen, parts = largest[name], torch.cat([*gradient]).split([room(p) for p in self.parameters])
         for p, part in zip(self.parameters, parts, strict=True):
             seen[names[id(p)]] = max(seen.get(names[id(p)], 0.0), part.abs().max().item())
             assert part[p.numel() :].eq(0).all(), "nothing between two parameters moves"

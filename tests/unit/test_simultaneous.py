@@ -24,9 +24,9 @@ def test_each_player_has_the_gradient_of_its_own_loss(small, game, tmp_path):
     for player, slots in zip(turn.players, turn.slots, strict=True):
         reseed(batch.x.device, seed)
         loss = player.objective(batch)
-        apart.append(joined(torch.autograd.grad(loss.value * turn._weight, slots.parameters)))
+        apart.append(joined(slots.gathered(torch.autograd.grad(loss.value * turn._weight, slots.parameters))))
     assert [player.name for player in turn.players] == ["adversary", "model"]
-    torch.testing.assert_close(together.gradient, torch.cat(apart), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.cat(together.gradient), torch.cat(apart), rtol=1e-9, atol=1e-12)
     assert all(part.norm() > 0 for part in apart)
 
 
