@@ -66,6 +66,8 @@ FULL = (3, 15)  # seconds for which the shared disk is full
 FAILING = (5, 30)  # seconds for which one write in ten to it fails
 DISK = 2**30  # bytes of the shared disk
 FLAG = ".failing"  # a file there, while writes fail
+KILLING = ".killing"  # a file there, until a process is killed between two writes to MLflow
+WRITES_WITHIN = 20  # seconds in which some process should write to MLflow
 LIMIT = 2400  # seconds for a search, whatever happens to it
 ASKED = {"kill worker": 10, "kill trial": 20, "lose worker host": 60}  # seconds to the next round
 
@@ -216,6 +218,17 @@ class Chaos:
         flag.touch()
         return time.monotonic() + self.random.uniform(*FAILING), flag.unlink
 
+    def kill_between_writes(self) -> None:
+        """A process that has written to MLflow is gone before it writes again: a worker, or the search itself."""
+        flag = self.cluster.hosts.shared / KILLING
+        flag.touch()
+        until = time.monotonic() + WRITES_WITHIN
+        while flag.exists():
+            time.sleep(0.05)
+            if time.monotonic() > until:
+                flag.unlink(missing_ok=True)
+                raise LookupError("nobody writes")
+
     def _off(self, host: str) -> Undo:
         self.cluster.hosts.kill(host)
         return time.monotonic() + self.random.uniform(*OFF), lambda: self.cluster.hosts.start(host)
@@ -244,6 +257,7 @@ FAULTS = (
     "silence mlflow",
     "fill disk",
     "fail writes",
+    "kill between writes",
 )
 
 
@@ -455,12 +469,13 @@ def up(space: str, keep: Path | None) -> Iterator[Deployed]:
     """A cluster with that search space, on hosts that share a small disk."""
     with tempfile.TemporaryDirectory() as place, disk(Path(place) / "lab" / "shared", DISK):
         with deployed(Path(place) / "lab", {"chaos": space}) as cluster:
-            source, library = Path(__file__).parent / "cluster" / "failing_writes.c", Path(place) / "failing_writes.so"
-            subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
+            libraries = [_library(name, Path(place)) for name in ("failing_writes", "killed_between_writes")]
             for host in (HEAD, *WORKERS):
                 with (cluster.hosts.folder / host / "home" / ".bashrc").open("a") as file:
                     file.write("export RAY_worker_niceness=0\n")  # else all that this machine does goes first
-                    file.write(f"export AVB_FAILING={cluster.hosts.shared / FLAG} LD_PRELOAD={library}\n")
+                    for variable, flag in (("AVB_FAILING", FLAG), ("AVB_KILLING", KILLING)):
+                        file.write(f"export {variable}={cluster.hosts.shared / flag}\n")
+                    file.write(f"export LD_PRELOAD={':'.join(map(str, libraries))}\n")
             try:
                 cluster.at_home("ray up -y ray_cluster.yaml")
                 yield cluster
@@ -468,6 +483,13 @@ def up(space: str, keep: Path | None) -> Iterator[Deployed]:
             finally:
                 if keep is not None:
                     subprocess.run(["cp", "-a", str(cluster.hosts.folder), str(keep)], check=True)
+
+
+def _library(name: str, folder: Path) -> Path:
+    """A library to preload, from the C file of that name."""
+    source, library = Path(__file__).parent / "cluster" / f"{name}.c", folder / f"{name}.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
 
 
 def outcome(cluster: Deployed, folder: Path) -> Results:
