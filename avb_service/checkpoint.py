@@ -10,14 +10,14 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from avb_service.errors import DataError, UserError
+from avb_service.errors import DataError, TakenOverError, UserError
 from avb_service.storage import parse_json, put_back, read_file, read_folder, write_folder
 from avb_service.trees import Tree, parse_yaml, to_yaml
 
@@ -59,12 +59,19 @@ class CheckpointStore:
         folder: where they are kept; made on the first save.
         keep: how many of the newest to keep.
         best_by: the metric by which the best one is kept as well; higher is better.
+        check: raises where the folder has another writer by now; asked before anything in it is changed.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, best_by: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        best_by: str | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep: given {keep}, expected 1 or more")
-        self.folder, self.keep, self.best_by = Path(folder), keep, best_by
+        self.folder, self.keep, self.best_by, self.check = Path(folder), keep, best_by, check
 
     def save(self, round: int, state: State, metrics: Mapping[str, float], config: Tree) -> Path:
         """Write a checkpoint, then delete those that need not be kept.
@@ -74,15 +81,19 @@ class CheckpointStore:
 
         Raises:
             UserError: it cannot be written; says which one training can go on from.
+            TakenOverError: the folder has another writer; nothing is changed.
             TypeError: the state holds something that is neither tensor, JSON scalar nor list; names its path.
         """
         tensors: dict[str, Tensor] = {}
         skeleton = _split(state, "", tensors)
         contents = (packed(tensors), _to_json(skeleton), to_yaml(config).encode(), _to_json(dict(metrics)))
+        self.check()
         self._sweep()
         files = dict(zip(STATE_FILES, contents, strict=True))
         try:
-            path = write_folder(self.folder / f"round-{round:08d}", files, replace=True)
+            path = write_folder(self.folder / f"round-{round:08d}", files, replace=True, check=self.check)
+        except TakenOverError:
+            raise
         except UserError as error:
             before = self.latest()
             left = "there is none before it" if before is None else f"the one before it, {before.path.name}, is whole"

@@ -19,9 +19,10 @@ from avb_service.data.scale import remedy
 from avb_service.errors import DivergenceError, UserError
 from avb_service.likelihood import Columns, Task
 from avb_service.model import Model, Progress
+from avb_service.provenance import code_version, same_numbers
 from avb_service.report import coverage, diagnosis, objective, objective_of, plots, tags
 from avb_service.seeding import reproducible, seeded
-from avb_service.settings import ExperimentConfig
+from avb_service.settings import ExperimentConfig, check_continues
 from avb_service.training.agreement import together
 from avb_service.training.loop import Engine, Report, weights_to_evaluate
 from avb_service.training.manner import Manner
@@ -62,6 +63,7 @@ class Fit:
         rank: this worker; only rank 0 evaluates, saves and records.
         workers: how many there are.
         device: where to train.
+        check: raises where the run has another owner by now; asked before anything of it is written or recorded.
 
     Raises:
         UserError: data that are missing or do not fit the model.
@@ -77,6 +79,7 @@ class Fit:
         rank: int = 0,
         workers: int = 1,
         device: torch.device | str = "cpu",
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.recorder, self.rank, self.device = config, recorder, rank, torch.device(device)
         with together(self.device):
@@ -86,7 +89,7 @@ class Fit:
         self.engine = Engine(
             algorithm, first, config.training, other=other, averaging=averaging, rank=rank, workers=workers
         )
-        self.store = CheckpointStore(folder, best_by=objective_of(config.algorithm.name))
+        self.store = CheckpointStore(folder, best_by=objective_of(config.algorithm.name), check=check)
         self.history: dict[str, list[list[float]]] = {}
         self.seconds = 0.0
         self._since = time.perf_counter()
@@ -156,12 +159,14 @@ class Fit:
             Whether there is one.
 
         Raises:
-            UserError: it was made with another configuration; names the differing lines.
+            UserError: it was made with another configuration, of which it names the differing lines, or by code that
+                computes something else.
         """
         with together(self.device):
             checkpoint = self.store.latest()
             if checkpoint is not None:
                 _check_same(checkpoint, self.config, self.dataset)
+                _check_code(checkpoint)
         if checkpoint is None:
             return False
         self.engine.load(checkpoint.state["engine"])
@@ -199,6 +204,7 @@ class Fit:
 
     def _report(self, round_: int, metrics: dict[str, float]) -> dict[str, float]:
         """Record and save, in this order: what was recorded twice is dropped, what was missed is lost."""
+        self.store.check()
         model, config = self.model, self.config
         metrics = {**metrics, **diagnosis(model), **coverage(model), "time/train_seconds": self.seconds}
         for name, value in metrics.items():
@@ -228,6 +234,7 @@ class Fit:
             "history": self.history,
             "seconds": self.seconds,
             "data_sha256": self.dataset.sha256,
+            "code": code_version(),
         }
 
 
@@ -270,13 +277,24 @@ def _check_same(checkpoint: Checkpoint, config: ExperimentConfig, dataset: Datas
     Raises:
         UserError: it is not; names the differing lines.
     """
-    trained_with = ExperimentConfig.parse(checkpoint.config, str(checkpoint.path)).identity()
-    must_match(
-        {**trained_with, "data_sha256": checkpoint.state["data_sha256"]},
-        {**config.identity(), "data_sha256": dataset.sha256},
-        f"{checkpoint.path} was trained with another configuration",
-        "Give the same configuration, or start a new run in another folder",
-    )
+    claim = f"{checkpoint.path} was trained with another configuration"
+    remedy = "Give the same configuration, or start a new run in another folder"
+    check_continues(ExperimentConfig.parse(checkpoint.config, str(checkpoint.path)), config, claim, remedy)
+    must_match({"data_sha256": checkpoint.state["data_sha256"]}, {"data_sha256": dataset.sha256}, claim, remedy)
+
+
+def _check_code(checkpoint: Checkpoint) -> None:
+    """Make sure that training goes on as it was begun. Of checkpoints of earlier versions nobody can tell.
+
+    Raises:
+        UserError: this code computes something else.
+    """
+    before, now = checkpoint.state.get("code"), code_version()
+    if before is not None and same_numbers(before, now) is False:
+        raise UserError(
+            f"{checkpoint.path} was trained by code that computes something else: {before}, and this is {now}. Go on "
+            "with the version that it was begun with, or start a new run in another folder"
+        )
 
 
 def _shared_out(task: Task, blocks: Sequence[range]) -> Iterator[tuple[range, Columns]]:

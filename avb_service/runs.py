@@ -14,13 +14,14 @@ from avb_service.checkpoint import CheckpointStore
 from avb_service.data.datasets import Dataset
 from avb_service.errors import UserError
 from avb_service.fitting import best_model
+from avb_service.lock import Owned
 from avb_service.model import Model
 from avb_service.report import assess
-from avb_service.settings import ExperimentConfig
+from avb_service.settings import ExperimentConfig, check_continues
 from avb_service.storage import write_json
 from avb_service.tracking import Outbox, Run, Status, deliver
 from avb_service.tracking.publish import Published, publish
-from avb_service.trees import Tree, must_match
+from avb_service.trees import Tree
 
 JOB, OUTCOME, OUTBOX = "job.json", "outcome.json", "outbox"
 PATIENCE = 30  # seconds that a worker which is done waits for MLflow; it holds cores, and what is left stays on disk
@@ -39,6 +40,7 @@ class Job:
         parent: run that this one is shown below.
         tracking_uri: where the run is recorded; absolute.
         tags: more about the run.
+        owned: what says that nobody else is at work on it; None where nobody else can be, as in one process.
     """
 
     config: ExperimentConfig
@@ -48,6 +50,16 @@ class Job:
     parent: str | None
     tracking_uri: str
     tags: Mapping[str, str]
+    owned: Owned | None = None
+
+    def check_owned(self) -> None:
+        """Make sure that nobody else is at work on it by now; asked before each write that another would rely on.
+
+        Raises:
+            TakenOverError: somebody is.
+        """
+        if self.owned is not None:
+            self.owned.check()
 
     @property
     def checkpoints(self) -> Path:
@@ -78,7 +90,12 @@ class Job:
         return Outbox(self.folder / OUTBOX, partial(self.run, reopen=reopen), self.tracking_uri)
 
     def close(self, status: Status, reason: str) -> None:
-        """Close its run in the place of workers that did not; that waits where MLflow does not answer."""
+        """Close its run in the place of workers that did not; that waits where MLflow does not answer.
+
+        Raises:
+            TakenOverError: it is another's now.
+        """
+        self.check_owned()
         box = self.outbox()
         box.finish(status, reason)
         box.close(PATIENCE)
@@ -109,7 +126,17 @@ class Job:
 
     def publish(self, model: Model, candidate: bool = True) -> Published:
         """Register what `assess` gave; a candidate may become champion."""
-        return publish(model, self.run(), self.folder / "model", candidate)
+        return publish(model, self.run(), self.folder / "model", candidate, self.check_owned)
+
+    def end(self, outcome: "Outcome") -> None:
+        """Keep how it ended.
+
+        Raises:
+            TakenOverError: it is another's now.
+            OSError: it cannot be written.
+        """
+        self.check_owned()
+        outcome.write(self.folder)
 
     def check(self) -> None:
         """Make sure that it may be begun in its folder.
@@ -118,36 +145,44 @@ class Job:
             UserError: another was begun there; names the differing lines.
         """
         if (self.folder / JOB).exists():
-            must_match(
-                Job.read(self.folder).config.identity(),
-                self.config.identity(),
+            check_continues(
+                Job.read(self.folder).config,
+                self.config,
                 f"{self.name} was begun with another configuration",
                 "Give the same configuration, or another --name",
             )
 
     def begin(self) -> None:
-        """Write the job to its folder.
+        """Write the job to its folder. One that has ended, and is given more rounds, has not ended.
 
         Raises:
             UserError: another job was begun there, or the folder cannot be written.
+            TakenOverError: it is another's now.
         """
+        self.check_owned()
         self.check()
         path = self.folder / JOB
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.tree())
+            if path.exists() and Job.read(self.folder).config.training.rounds < self.config.training.rounds:
+                if Outcome.read(self.folder) == Outcome("finished"):
+                    (self.folder / OUTCOME).unlink()
+            write_json(path, replace(self, owned=None).tree())
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --storage") from error
 
     def tree(self) -> Tree:
         """As JSON has it."""
-        return {**vars(self), "config": self.config.tree(), "folder": str(self.folder), "tags": dict(self.tags)}
+        owned = {} if self.owned is None else {"owned": asdict(self.owned)}
+        own = {"config": self.config.tree(), "folder": str(self.folder), "tags": dict(self.tags)}
+        return {**{key: value for key, value in vars(self).items() if key != "owned"}, **own, **owned}
 
     @classmethod
     def of_tree(cls, tree: Tree) -> Self:
         """The inverse of `tree`."""
         config, folder = ExperimentConfig.parse(tree["config"], tree["name"]), Path(tree["folder"])
-        return cls(**{**tree, "config": config, "folder": folder})
+        owned = Owned(**tree["owned"]) if "owned" in tree else None
+        return cls(**{**tree, "config": config, "folder": folder, "owned": owned})
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -20,7 +20,7 @@ from avb_service.errors import UserError
 from avb_service.faults import nearest
 from avb_service.likelihood import LikelihoodConfig
 from avb_service.training.config import TrainingConfig
-from avb_service.trees import Tree, flatten, override, read_yaml
+from avb_service.trees import Tree, flatten, must_match, override, read_yaml
 
 if TYPE_CHECKING:
     AlgorithmSection = AlgorithmConfig
@@ -29,15 +29,10 @@ else:
     AlgorithmSection = Annotated[Union[methods], Field(discriminator="name")]  # noqa: UP007  no | over a tuple
 
 # Where and how fast, not what: a run may be continued with other values of these.
-CIRCUMSTANCES = (
-    "data.root",
-    "data.resident_gib",
-    "data.download",
-    "likelihood.budget",
-    "likelihood.test_data",
-    "likelihood.memory_mib",
-    "likelihood.block_data",
-)
+CIRCUMSTANCES = ("data.root", "data.resident_gib", "data.download")
+# What the figure that is reported in training depends on, by which the best checkpoint and the best trial are chosen.
+# All else of its section scores a model that has been trained, and may be another when it is scored again.
+OF_OBJECTIVE = ("importance_draws", "proposal_draws", "inflate", "search", "validation_data", "seed")
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
 
 
@@ -159,12 +154,52 @@ class ExperimentConfig(Config):
         return ", ".join(filter(None, (f"{self.algorithm.name} of {' and '.join(data)}", size, when)))
 
     def identity(self) -> Tree:
-        """The part that decides what comes out: not where it runs, how fast, or under which name."""
-        tree = self.tree()
-        kept = {key: tree[key] for key in ("algorithm", "data", "training", "likelihood")}
-        for path in CIRCUMSTANCES + (OF_OTHER if self.data.other else ()):
-            kept = override(kept, path, None)
-        return kept
+        """The part that decides what is trained, and which state of it is the best; see `identity_of`."""
+        return identity_of(self.tree())
+
+    def bound_to_the_end(self) -> list[str]:
+        """Settings by which a round depends on how many there are in all, as `path: value`."""
+        leaves = flatten(self.tree()["algorithm"])
+        found = [(path, value) for path, value in leaves.items() if path.endswith("schedule.decay")]
+        return [f"algorithm.{path}: {value}" for path, value in found if value != "none"]
+
+
+def identity_of(tree: Tree) -> Tree:
+    """The part of a configuration that decides what is trained, and which state of it is the best.
+
+    Not where it runs, how fast, under which name, or how the trained model is scored.
+
+    Args:
+        tree: a configuration, or what an earlier version took for this part of one.
+    """
+    kept = {key: tree[key] for key in ("algorithm", "data", "training")}
+    for path in CIRCUMSTANCES + (OF_OTHER if tree["data"].get("other") else ()):
+        kept = override(kept, path, None)
+    return {**kept, "likelihood": {key: tree["likelihood"].get(key) for key in OF_OBJECTIVE}}
+
+
+def check_continues(before: ExperimentConfig, now: ExperimentConfig, claim: str, remedy: str) -> None:
+    """Make sure that a run which was begun with one configuration can go on with another: the same, or more rounds.
+
+    Args:
+        before: what it was begun with.
+        now: what is given.
+        claim: what a difference means.
+        remedy: what to do.
+
+    Raises:
+        UserError: it cannot; has the differing lines, and what stands against more rounds.
+    """
+    old, new = before.identity(), now.identity()
+    if now.training.rounds > before.training.rounds:
+        if bound := now.bound_to_the_end():
+            remedy = (
+                f"More rounds would change those that were played, since the learning rate falls towards the last one "
+                f"({', '.join(bound)}). {remedy}"
+            )
+        else:
+            old = override(old, "training.rounds", now.training.rounds)
+    must_match(old, new, claim, remedy)
 
 
 def preset_names() -> list[str]:

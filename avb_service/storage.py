@@ -46,13 +46,20 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = False) -> Path:
+def write_folder(
+    folder: Path,
+    files: Mapping[str, bytes],
+    *,
+    replace: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> Path:
     """Write a folder of files with its manifest, all or nothing.
 
     Args:
         folder: its place.
         files: contents by plain file name.
         replace: whether a folder that is already there gives way once the new one is complete.
+        check: called when all is written, before it takes its place; what it raises leaves everything as it was.
 
     Returns:
         The folder.
@@ -70,6 +77,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = Fa
         for name, content in contents.items():
             _write(temporary / name, content)
         persistently(lambda: _sync(temporary))
+        check()
         if replace and folder.exists():
             _move(folder, old)
         _move(temporary, folder)
@@ -81,6 +89,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = Fa
             f"cannot write {folder}: {_reason(error, folder, sum(map(len, contents.values())))}; what was there before "
             "is untouched. Make room, or choose a place that is empty and can be written"
         ) from error
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     return folder
 

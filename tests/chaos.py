@@ -328,7 +328,7 @@ def trained(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
         job, outcome = Job.read(path.parent), Outcome.read(path.parent)
         newest = CheckpointStore(job.checkpoints).latest()
         if outcome is not None and outcome.status == "finished" and newest is not None:
-            found[json.dumps(job.config, sort_keys=True)] = newest.state["engine"]["algorithm"]
+            found[json.dumps(job.config.tree(), sort_keys=True)] = newest.state["engine"]["algorithm"]
     return found
 
 
@@ -353,7 +353,7 @@ print(json.dumps(found))
     found: dict[str, list[Curves]] = defaultdict(list)
     for key, curves in runs:
         if key in jobs:
-            found[json.dumps(jobs[key].config, sort_keys=True)].append(curves)
+            found[json.dumps(jobs[key].config.tree(), sort_keys=True)].append(curves)
     return found
 
 

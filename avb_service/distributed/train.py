@@ -13,7 +13,7 @@ from typing import Any, cast
 from avb_service.distributed.averaging import averaging
 from avb_service.distributed.cluster import ROOM, worker_cpus
 from avb_service.distributed.interrupts import interruptible
-from avb_service.errors import DivergenceError, UserError
+from avb_service.errors import DivergenceError, TakenOverError, UserError
 from avb_service.fitting import Fit
 from avb_service.report import tags
 from avb_service.runs import OUTCOME, PATIENCE, Job, Outcome
@@ -73,8 +73,9 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
         result = trainer.fit()
     outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
     if outcome.status == "refused":
+        job.check_owned()  # says the same as a worker that has found out, and that it is no fault of the model
         raise UserError(outcome.reason)
-    outcome.write(folder)
+    job.end(outcome)
     return outcome
 
 
@@ -162,12 +163,16 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
             workers=workers,
             device=get_device(),
             averaging=partial(averaging, timeout_s=config.scaling.collective_timeout_s) if workers > 1 else None,
+            check=job.check_owned,
         )
         fit.run(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Notice(get_device()))
         if box is not None:
+            job.check_owned()
             box.set_tags(tags(fit.model))
             box.finish()
             box.close(PATIENCE)
+    except TakenOverError as error:  # the run is another's now, and not ours to close
+        return asdict(Outcome("refused", str(error)))
     except UserError as error:
         if box is not None:
             with suppress(UserError):  # it may be MLflow that refuses

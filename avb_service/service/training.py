@@ -5,6 +5,7 @@ Floor 9.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -67,11 +68,11 @@ def train(
     if (here := own_capacity()) is not None:
         here.models_at_a_time(config.scaling)
     with ExitStack() as held:
-        held.enter_context(owned(folder / f".{name}.lock", f"run {name}", display.note))
+        mine = held.enter_context(owned(folder / f".{name}.lock", f"run {name}", display.note))
         dataset = load_data(config)
         for line in introduction(dataset):
             display.note(line)
-        job = Job.alone(config, name, folder / name, uri)
+        job = replace(Job.alone(config, name, folder / name, uri), owned=mine)
         capacity = held.enter_context(cluster(display.note, lambda has: has.models_at_a_time(config.scaling)))
         newest = CheckpointStore(job.checkpoints).newest
         display.note(f"training {name} on {capacity}{f', from {newest.name}' if newest else ''}; recorded at {uri}")
@@ -130,10 +131,11 @@ def tune(
     if (here := own_capacity()) is not None:
         check_capacity(searched, here)
     with ExitStack() as held:
-        held.enter_context(owned(folder.absolute() / f".{searched.name}.lock", f"search {searched.name}", display.note))
+        lock = folder.absolute() / f".{searched.name}.lock"
+        mine = held.enter_context(owned(lock, f"search {searched.name}", display.note))
         preflight(searched, display.note)
         capacity = held.enter_context(cluster(display.note, partial(check_capacity, searched)))
-        search = record.open_search(searched, begun or record.new_folder(searched, folder), uri, origin)
+        search = record.open_search(searched, begun or record.new_folder(searched, folder), uri, origin, mine)
         display.note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
             run_search(search, capacity, ProgressCallback(search.trial_folder), display.note)

@@ -3,7 +3,7 @@
 Floor 7.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from avb_service.errors import UserError
 from avb_service.records import LIKELIHOOD, LikelihoodRecord
@@ -45,6 +45,35 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
     return reason
 
 
+def award(
+    name: str, version: int, record: LikelihoodRecord, uri: str | None, check: Callable[[], None]
+) -> tuple[str, str]:
+    """Give a version the alias that it has earned, against the champion that there is when it gets it.
+
+    MLflow cannot move an alias on a condition. So it is decided anew as long as the champion changes meanwhile; what
+    is left between the last look and the move is one request.
+
+    Args:
+        name: of the registered model.
+        version: its number.
+        record: of that version.
+        uri: where, as `tracking_uri` reads it.
+        check: raises where the version is not ours to move any more.
+
+    Returns:
+        Champion or challenger, and why.
+    """
+    rivals = versions_of(name, uri)
+    while True:
+        alias, reason = promotion(rivals, record, uri)
+        before, rivals = _champion(rivals), versions_of(name, uri)
+        if _champion(rivals) == before:
+            break
+    check()
+    set_alias(name, alias, version, uri, tags={REASON: reason})
+    return alias, reason
+
+
 def promotion(rivals: Sequence[RegisteredVersion], record: LikelihoodRecord, uri: str | None) -> tuple[str, str]:
     """Whether a model has earned to be champion: its record against that of the champion.
 
@@ -58,16 +87,20 @@ def promotion(rivals: Sequence[RegisteredVersion], record: LikelihoodRecord, uri
     """
     if (objection := record.objection) is not None:
         return CHALLENGER, objection
-    champion = next((row for row in rivals if CHAMPION in row.aliases), None)
+    champion = _champion(rivals)
     if champion is None:
         return CHAMPION, "the first of its name whose likelihood can be believed"
     try:
-        comparison = record.against(record_of(champion.uri, uri))
+        comparison = record.against(record_of(champion, uri))
     except UserError as error:
-        return CHALLENGER, f"cannot be compared with {champion.uri}: {error}"
+        return CHALLENGER, f"cannot be compared with {champion}: {error}"
     if comparison.better:
-        return CHAMPION, f"better than {champion.uri}: {comparison}"
-    return CHALLENGER, f"no better than {champion.uri} beyond two standard errors: {comparison}"
+        return CHAMPION, f"better than {champion}: {comparison}"
+    return CHALLENGER, f"no better than {champion} beyond two standard errors: {comparison}"
+
+
+def _champion(rivals: Sequence[RegisteredVersion]) -> str | None:
+    return next((row.uri for row in rivals if CHAMPION in row.aliases), None)
 
 
 def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:

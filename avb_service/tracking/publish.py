@@ -3,7 +3,7 @@
 Floor 7.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from avb_service.report import elbo_surgery, objective_of, plots
 from avb_service.report import tags as tags_of
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
-from avb_service.tracking.promotion import REASON, promotion, versions_of
+from avb_service.tracking.promotion import REASON, award, versions_of
 from avb_service.tracking.registry import CONTENT, ESTIMATES, FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL, register
 from avb_service.tracking.runs import Run, check_experiment
 
@@ -39,7 +39,9 @@ class Published:
     metrics: Mapping[str, float]
 
 
-def publish(model: Model, run: Run, folder: Path, candidate: bool = True) -> Published:
+def publish(
+    model: Model, run: Run, folder: Path, candidate: bool = True, check: Callable[[], None] = lambda: None
+) -> Published:
     """Register an assessed model; make it champion if it has earned that. What is registered already stays as it is.
 
     Args:
@@ -47,10 +49,12 @@ def publish(model: Model, run: Run, folder: Path, candidate: bool = True) -> Pub
         run: where it was recorded.
         folder: to write the model folder to.
         candidate: whether it may become champion.
+        check: raises where the run is another's by now; asked before anything is written.
 
     Raises:
         UserError: the registry refuses.
     """
+    check()
     name, uri, record = model.config.tracking.model, run.tracking_uri, model.record
     metrics = record.metrics("test")
     if record.held_out is not None:
@@ -59,37 +63,34 @@ def publish(model: Model, run: Run, folder: Path, candidate: bool = True) -> Pub
         metrics[SHORTFALL] = record.shortfall.difference
     replace(model, card=card(model, record, run.run_id)).write(folder)
     content = fingerprint(folder)
-    rows = versions_of(name, uri)
-    mine = (row for row in rows if row.run_id == run.run_id and row.tags.get(CONTENT) == content)
+    mine = (row for row in versions_of(name, uri) if row.run_id == run.run_id and row.tags.get(CONTENT) == content)
     before = next(mine, None)  # by a call that was cut off
-    alias: str | None = None
-    reason = "not a candidate"
-    if before is not None and before.aliases:
-        alias, reason = before.aliases[0], before.tags[REASON]
-    elif candidate:
-        alias, reason = promotion(rows, record, uri)
     if before is None:
         _show(model, record, run)
+    given = before.aliases if before else ()
+    alias, reason = (given[0], before.tags[REASON]) if before and given else (None, "not a candidate")
     tags = {
         **tags_of(model),
         CONTENT: content,
-        REASON: reason,
+        **({} if candidate and not given else {REASON: reason}),
         SCORED_ON: record.scored_on,
         ESTIMATES: to_json(each.key for each in record.estimates),
         "certificate": _verdict(record),
         **_figure(record),
     }
+    check()
     version = register(
         name,
         folder,
         run.run_id,
         step=model.round or 0,
-        aliases=[alias] if alias else [],
         metrics=metrics,
         tags=tags,
         version=before.version if before else None,
         uri=uri,
     )
+    if candidate and not given:
+        alias, reason = award(name, version, record, uri, check)
     return Published(f"models:/{name}/{version}", alias, reason, metrics)
 
 

@@ -5,6 +5,7 @@ Floor 9. Ray Tune kills the workers of a trial that its scheduler stops, so they
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,6 +14,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from avb_service.errors import UserError
+from avb_service.lock import Owned
 from avb_service.runs import JOB, Job, Outcome
 from avb_service.tracking import Status
 from avb_service.tuning.trials import STOPPED
@@ -25,10 +27,11 @@ class EndingCallback(Callback):
 
     Args:
         folder: of the trials.
+        owned: what says that the search is ours; what another has taken over is left alone.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, owned: Owned | None = None) -> None:
+        self._folder, self._owned = folder, owned
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished, diverged or was stopped; its workers have said so, unless they were stopped."""
@@ -44,9 +47,10 @@ class EndingCallback(Callback):
         """In a thread: MLflow may not answer, and the other trials go on."""
         folder = self._folder / trial.trial_id
         if (folder / JOB).exists():  # else it has no run
-            with suppress(OSError):  # it is for people to read
-                outcome.write(folder)
-            Thread(target=_close, args=(folder, status, reason), name=f"ending-{trial.trial_id}", daemon=True).start()
+            job = replace(Job.read(folder), owned=self._owned)
+            with suppress(OSError, UserError):  # it is for people to read, or another's to write
+                job.end(outcome)
+            Thread(target=_close, args=(job, status, reason), name=f"ending-{trial.trial_id}", daemon=True).start()
 
 
 def _reason(error: Exception | None) -> str:
@@ -56,8 +60,8 @@ def _reason(error: Exception | None) -> str:
     return str(cause) if isinstance(cause, UserError) or not lines else lines[-1]
 
 
-def _close(folder: Path, status: Status, reason: str) -> None:
+def _close(job: Job, status: Status, reason: str) -> None:
     try:
-        Job.read(folder).close(status, reason)
+        job.close(status, reason)
     except UserError as error:  # it is kept, and delivered at the end of the search
-        LOGGER.warning("the run of %s is not closed: %s", folder.name, error)
+        LOGGER.warning("the run of %s is not closed: %s", job.name, error)

@@ -13,7 +13,9 @@ from datetime import datetime
 from pathlib import Path
 
 from avb_service.errors import UserError
+from avb_service.lock import Owned
 from avb_service.provenance import code_version, same_numbers
+from avb_service.settings import identity_of
 from avb_service.storage import write_file, write_json
 from avb_service.tracking import NOTE, Run, Status, close_open_children
 from avb_service.tracking.publish import Published
@@ -38,12 +40,23 @@ class Search:
         folder: on a disk that all hosts share.
         tracking_uri: where it is recorded; absolute.
         run: the parent of the trials' runs.
+        owned: what says that nobody else is at work on it; None where nobody else can be.
     """
 
     space: SpaceConfig
     folder: Path
     tracking_uri: str
     run: Run
+    owned: Owned | None = None
+
+    def check_owned(self) -> None:
+        """Make sure that nobody else is at work on it by now.
+
+        Raises:
+            TakenOverError: somebody is.
+        """
+        if self.owned is not None:
+            self.owned.check()
 
     @property
     def trial_folder(self) -> Path:
@@ -53,6 +66,7 @@ class Search:
     def close(self, status: Status, reason: str) -> None:
         """Close the runs of a search that does not go on just now, so far as MLflow answers."""
         with suppress(UserError):
+            self.check_owned()
             close_open_children(self.run.run_id, status, reason, self.tracking_uri)
             self.tell()
             self.run.finish(status, reason)
@@ -71,7 +85,7 @@ class Search:
 
     def trials(self) -> list[Trial]:
         """All trials that have begun, best first."""
-        found = [Trial.read(path.parent) for path in sorted(self.trial_folder.glob("*/job.json"))]
+        found = [Trial.read(path.parent, self.owned) for path in sorted(self.trial_folder.glob("*/job.json"))]
         return sorted(found, key=lambda trial: -math.inf if trial.objective is None else trial.objective, reverse=True)
 
     def best(self) -> Trial:
@@ -94,10 +108,13 @@ class Search:
 
     def keep(self, published: Mapping[str, Published]) -> None:
         """Remember what has been registered."""
+        self.check_owned()
         write_json(self.folder / PUBLISHED, {name: asdict(each) for name, each in published.items()})
 
 
-def open_search(space: SpaceConfig, folder: Path, tracking_uri: str, origin: Path | None = None) -> Search:
+def open_search(
+    space: SpaceConfig, folder: Path, tracking_uri: str, origin: Path | None = None, owned: Owned | None = None
+) -> Search:
     """Record a search, in the run that it was begun with if there is one.
 
     Args:
@@ -105,11 +122,12 @@ def open_search(space: SpaceConfig, folder: Path, tracking_uri: str, origin: Pat
         folder: from `new_folder` or `folder_to_resume`.
         tracking_uri: where it is recorded; absolute.
         origin: folder of the search that it branches from.
+        owned: what says that nobody else is at work on it.
     """
     experiment = space.trial(space.presets[0]).tracking.experiment
     tags = {"avb.kind": "search", **({BRANCHED: origin.name} if origin else {})}
     run = Run.start(experiment, folder.name, space.tree(), resume_key=folder.name, uri=tracking_uri, tags=tags)
-    search = Search(space, folder, tracking_uri, run)
+    search = Search(space, folder, tracking_uri, run, owned)
     search.tell()
     return search
 
@@ -157,6 +175,7 @@ def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
     """
     folder, now = newest_folder(space, storage), _begun_with(space)
     before = read_yaml(folder / SPACE)
+    before["resolved"] = {preset: identity_of(tree) for preset, tree in before["resolved"].items()}
     same = same_numbers(str(before.get("code")), now["code"])
     if same is None:
         _log.warning(

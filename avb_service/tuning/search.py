@@ -23,6 +23,7 @@ from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
 from avb_service.distributed.train import train
+from avb_service.lock import Owned
 from avb_service.model import Model
 from avb_service.runs import Job
 from avb_service.settings import ExperimentConfig
@@ -115,6 +116,7 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step
         _run(_tuner(search, stage, capacity, callback))
     for trial in search.trials():
         trial.job.deliver(on_step)
+    search.check_owned()
     close_open_children(search.run.run_id, "FINISHED", str(STOPPED), search.tracking_uri)  # a killed command left them
     search.tell()
 
@@ -142,6 +144,7 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
         assessed = _assess([*contenders, *leaders.values()], on_step, scoring)
         best = max(contenders, key=lambda trial: assessed[trial.job.name].record.standing)
         _register(search, _leaders([best, *reached]).values(), best, assessed)
+    search.check_owned()
     search.tell()
     search.run.finish()
     return list(search.published().values())
@@ -183,7 +186,14 @@ def _register(search: Search, trials: Iterable[Trial], champion: Trial, assessed
 
 
 def run_trial(
-    values: dict[str, Any], *, kind: str, trees: Mapping[str, Any], folder: str, parent: str, uri: str
+    values: dict[str, Any],
+    *,
+    kind: str,
+    trees: Mapping[str, Any],
+    folder: str,
+    parent: str,
+    uri: str,
+    owned: Owned | None,
 ) -> None:
     """What Ray Tune runs for each trial; the workers that it starts do the training."""
     from ray import tune
@@ -200,6 +210,7 @@ def run_trial(
         parent=parent,
         tracking_uri=uri,
         tags={"avb.kind": kind},
+        owned=owned,
     )
     train(job, [TuneReportCallback()])
 
@@ -234,6 +245,7 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
             folder=str(search.folder),
             parent=search.run.run_id,
             uri=search.tracking_uri,
+            owned=search.owned,
         ),
         {"CPU": TRIAL_CPUS},
     )
@@ -260,7 +272,7 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
             name=path.name,
             storage_path=str(path.parent),
             verbose=0,
-            callbacks=[callback, EndingCallback(search.trial_folder)],
+            callbacks=[callback, EndingCallback(search.trial_folder, search.owned)],
             failure_config=tune.FailureConfig(
                 max_failures=max(config.scaling.max_failures for config in configs.values())
             ),

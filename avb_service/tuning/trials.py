@@ -3,10 +3,11 @@
 Floor 9.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avb_service.checkpoint import CheckpointStore
+from avb_service.lock import Owned
 from avb_service.report import objective_of
 from avb_service.runs import Job, Outcome
 from avb_service.settings import ExperimentConfig
@@ -46,9 +47,14 @@ class Trial:
         return "not at its end" if self.outcome is None else str(self.outcome)
 
     @classmethod
-    def read(cls, folder: Path) -> "Trial":
-        """The trial that has begun in a folder."""
-        job = Job.read(folder)
+    def read(cls, folder: Path, owned: Owned | None = None) -> "Trial":
+        """The trial that has begun in a folder.
+
+        Args:
+            folder: of the trial.
+            owned: what says that the search is ours; None where it is only looked at.
+        """
+        job = replace(Job.read(folder), owned=owned)
         store = CheckpointStore(job.checkpoints, best_by=objective_of(job.config.algorithm.name))
         rounds, metrics = store.last_report()
         seconds = metrics.get("time/train_seconds", 0.0)
