@@ -1,4 +1,4 @@
-"""What a method can do, known from its type alone.
+"""What a method can do, known from its type.
 
 Floor 6.
 """
@@ -9,7 +9,9 @@ from typing import Literal, get_args
 import torch
 
 from avb_service.algorithm import Algorithm, DataSpec, DecodingModel, EncodingModel, LatentVariableModel
+from avb_service.algorithms import TABLE
 from avb_service.distributions import Values
+from avb_service.errors import UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.records import Kind
 from avb_service.seeding import seeded
@@ -47,3 +49,17 @@ def abilities(method: type[Algorithm]) -> Abilities:
     return Abilities(
         "prior" if decodes else "translations", issubclass(method, EncodingModel), kinds, decodes and not scored
     )
+
+
+def encoding_model(model: Algorithm) -> EncodingModel:
+    """The model as one that finds codes of data.
+
+    Raises:
+        UserError: it does not; names the method.
+    """
+    if not isinstance(model, EncodingModel):
+        able = ", ".join(name for name, method in TABLE.items() if issubclass(method, EncodingModel))
+        raise UserError(
+            f"{model.config.name} has no encoder, so it neither encodes nor reconstructs data; methods that do: {able}"
+        )
+    return model

@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import Algorithm, EncodingModel, LatentVariableModel
-from avb_service.algorithms import TABLE
+from avb_service.abilities import encoding_model
+from avb_service.algorithm import Algorithm, LatentVariableModel
 from avb_service.build import build
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.files import Levels
@@ -297,17 +297,3 @@ class Model:
     def _fixed(self, dataset: Dataset, data: DataConfig, split: str, limit: int | None) -> tuple[Tensor, Tensor | None]:
         like, seed = next(self.algorithm.parameters()), self.config.likelihood.seed
         return fixed(getattr(dataset, split), dataset.spec, data.binarisation, seed, like.device, like.dtype, limit)
-
-
-def encoding_model(model: Algorithm) -> EncodingModel:
-    """The model as one that finds codes of data.
-
-    Raises:
-        UserError: it does not; names the method.
-    """
-    if not isinstance(model, EncodingModel):
-        able = ", ".join(name for name, method in TABLE.items() if issubclass(method, EncodingModel))
-        raise UserError(
-            f"{model.config.name} has no encoder, so it neither encodes nor reconstructs data; methods that do: {able}"
-        )
-    return model

@@ -25,6 +25,7 @@ SILENT = frozenset(
         "faults",
         "figures",
         "folder",
+        "formats",
         "lock",
         "places",
         "plan",

@@ -14,6 +14,7 @@ from avb_service.checkpoint import CheckpointStore
 from avb_service.data.datasets import Dataset
 from avb_service.errors import UserError
 from avb_service.fitting import best_model
+from avb_service.formats import FORMAT, KEY, known
 from avb_service.lock import Owned
 from avb_service.model import Model
 from avb_service.report import assess
@@ -175,14 +176,20 @@ class Job:
         """As JSON has it."""
         owned = {} if self.owned is None else {"owned": asdict(self.owned)}
         own = {"config": self.config.tree(), "folder": str(self.folder), "tags": dict(self.tags)}
-        return {**{key: value for key, value in vars(self).items() if key != "owned"}, **own, **owned}
+        return {KEY: FORMAT, **{key: value for key, value in vars(self).items() if key != "owned"}, **own, **owned}
 
     @classmethod
     def of_tree(cls, tree: Tree) -> Self:
-        """The inverse of `tree`."""
+        """The inverse of `tree`; format 0 is as format 1, without its number.
+
+        Raises:
+            UserError: a later release wrote it.
+        """
+        known(tree, Path(tree["folder"]) / JOB)
+        fields = {name: value for name, value in tree.items() if name != KEY}
         config, folder = ExperimentConfig.parse(tree["config"], tree["name"]), Path(tree["folder"])
         owned = Owned(**tree["owned"]) if "owned" in tree else None
-        return cls(**{**tree, "config": config, "folder": folder, "owned": owned})
+        return cls(**{**fields, "config": config, "folder": folder, "owned": owned})
 
     @classmethod
     def read(cls, folder: Path) -> Self:

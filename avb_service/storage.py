@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from avb_service.errors import DataError, UserError
+from avb_service.formats import FORMAT, known
 from avb_service.trees import Tree
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of what this release writes; who reads a folder of an older one migrates it
 
 # What storage may say for a moment: a share that is mounted anew, a server that is busy, a disk that is being cleared.
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -151,22 +151,7 @@ def read_format(folder: Path) -> int:
         DataError: a later release wrote it; or see `read_manifest`.
     """
     path = folder / MANIFEST
-    return known_format(parse_json(path, read_file(path)), path)
-
-
-def known_format(tree: Tree, where: Path) -> int:
-    """The format that a file says of itself, known to be none of a later release.
-
-    Raises:
-        DataError: it is.
-    """
-    given = tree.get("format", 0)
-    if not isinstance(given, int) or given > FORMAT:
-        raise DataError(
-            f"{where} is of format {given}, which a later release has written; this one knows formats up to {FORMAT}: "
-            "install the newest avb-service"
-        )
-    return given
+    return known(parse_json(path, read_file(path)), path)
 
 
 def fingerprint(folder: Path) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from avb_service.errors import UserError
+from avb_service.formats import FORMAT, KEY, known
 from avb_service.lock import Owned
 from avb_service.provenance import code_version, same_numbers
 from avb_service.settings import identity_of
@@ -145,7 +146,7 @@ def new_folder(space: SpaceConfig, storage: Path) -> Path:
     folder = storage.absolute() / f"{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
     try:
         folder.mkdir(parents=True)
-        write_file(folder / SPACE, to_yaml(_begun_with(space)).encode())
+        write_file(folder / SPACE, to_yaml({KEY: FORMAT, **_begun_with(space)}).encode())
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --storage") from error
     return folder
@@ -175,7 +176,8 @@ def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
     """
     folder, now = newest_folder(space, storage), _begun_with(space)
     before = read_yaml(folder / SPACE)
-    before["resolved"] = {preset: identity_of(tree) for preset, tree in before["resolved"].items()}
+from avb_service.formats import FORMAT, KEY, known
+from avb_service.lock import Owned
     same = same_numbers(str(before.get("code")), now["code"])
     if same is None:
         _log.warning(

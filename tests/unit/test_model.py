@@ -15,10 +15,11 @@ from avb_service import tables
 from avb_service.build import build, load_data
 from avb_service.errors import DataError, UserError
 from avb_service.folder import ModelFolder
+from avb_service.formats import FORMAT
 from avb_service.likelihood import Evaluator
 from avb_service.model import Model
 from avb_service.records import LikelihoodRecord
-from avb_service.storage import FORMAT, MANIFEST, read_manifest
+from avb_service.storage import MANIFEST, read_manifest
 
 SHAPE = (1, 8, 8)
 
