@@ -7,19 +7,18 @@ ones up to date, by a small function from each format to the next.
 from pathlib import Path
 
 from avb_service.errors import DataError
-from avb_service.trees import Tree
 
 KEY = "format"
 FORMAT = 1
 
 
-def known(tree: Tree, where: Path | str) -> int:
+def known(tree: object, where: Path | str) -> int:
     """The format that a file says of itself, known to be none of a later release.
 
     Raises:
         DataError: it is.
     """
-    given = tree.get(KEY, 0)
+    given = tree.get(KEY, 0) if isinstance(tree, dict) else 0
     if not isinstance(given, int) or given > FORMAT:
         raise DataError(
             f"{where} is of format {given}, which a later release has written; this one knows formats up to {FORMAT}: "

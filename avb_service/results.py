@@ -16,7 +16,6 @@ from avb_service import rows, tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from avb_service.model import Model
     from avb_service.records import Certificate, Comparison, Estimate, LikelihoodRecord
     from avb_service.tracking.publish import Published
 
@@ -139,12 +138,6 @@ class Trained(Shown):
             highlight=False,
             soft_wrap=True,
         )
-
-    def load(self) -> "Model":
-        """The model, from the registry."""
-        from avb_service.service.models import load
-
-        return load(self.published.uri)
 
 
 @dataclass(frozen=True)

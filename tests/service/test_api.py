@@ -38,7 +38,7 @@ def test_a_model_is_trained_found_compared_pulled_and_loaded(desk, small):
     assert {row["model"] for row in board} == {trained.published.uri, again.published.uri} and len(board) == 2
     assert board.rows == told("leaderboard", CliRunner().invoke(cli.app, ["leaderboard", "--json"]).stdout)
     assert "mine/1" in str(board) and "<pre" in board._repr_html_() and "mine/1" in board._repr_html_()
-    compared = avb_service.compare("models:/mine/1", trained.load())
+    compared = avb_service.compare("models:/mine/1", avb_service.load("models:/mine/1"))
     assert compared.comparison.difference == 0 and "is not ahead of" in str(compared)
     folder = avb_service.pull("models:/mine/2", desk / "pulled")
     model = avb_service.load(folder)
