@@ -176,8 +176,9 @@ def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
     """
     folder, now = newest_folder(space, storage), _begun_with(space)
     before = read_yaml(folder / SPACE)
-from avb_service.formats import FORMAT, KEY, known
-from avb_service.lock import Owned
+    known(before, folder / SPACE)
+    before.pop(KEY, None)
+    before["resolved"] = {preset: identity_of(tree) for preset, tree in before["resolved"].items()}
     same = same_numbers(str(before.get("code")), now["code"])
     if same is None:
         _log.warning(
