@@ -14,19 +14,23 @@ if TYPE_CHECKING:
     from avb_service.likelihood.scoring import Progress
 
 ERR = Console(stderr=True)
+# What a cell of a notebook prints: lines that stay together, where each would be a block of its own otherwise. Kernels
+# ask for colours, as terminals have them, but draw no bar anew.
+CELL = Console(force_jupyter=False, force_terminal=False)
 
 
 class Display:
-    """Lines and bars on a console; in a notebook, where bars are not drawn anew, lines alone.
+    """Lines and bars on a terminal; in a notebook, lines alone.
 
     Args:
-        console: where to; what is printed for programs goes elsewhere.
+        console: where to; what is printed for programs goes elsewhere. The terminal or the notebook's cell by default.
         bars: whether to show how far training and scoring have come, besides what is being done.
         quiet: show nothing at all.
     """
 
-    def __init__(self, console: Console = ERR, *, bars: bool = True, quiet: bool = False) -> None:
-        self._console, self._bars, self._quiet = console, bars and not quiet, quiet
+    def __init__(self, console: Console | None = None, *, bars: bool = True, quiet: bool = False) -> None:
+        self._console = console or (CELL if ERR.is_jupyter else ERR)
+        self._bars, self._quiet = bars and not quiet, quiet
 
     def note(self, text: str) -> None:
         """Say what is going on."""
@@ -34,8 +38,8 @@ class Display:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def training(self, rounds: int) -> "Iterator[Bars]":
-        """Told of reports of a model, and how far they have come of so many rounds."""
+    def training(self, rounds: int | None = None) -> "Iterator[Bars]":
+        """Told of reports of models, and how far they have come of so many rounds, where all have as many."""
         from avb_service.distributed.progress import Bars
 
         with closing(Bars(rounds, quiet=not self._bars, console=self._console)) as bars:
@@ -46,7 +50,7 @@ class Display:
         """Told of each estimator and of the data that it has scored; a bar for each that is not done."""
         from rich.progress import MofNCompleteColumn, Progress
 
-        shown = self._bars and not self._console.is_jupyter
+        shown = self._bars and self._console.is_terminal
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         with Progress(*columns, console=self._console, disable=not shown, transient=True) as bars:
 

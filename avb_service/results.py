@@ -40,13 +40,15 @@ class Shown:
         self.show(console)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         console = Console(file=io.StringIO(), width=WIDTH, record=True, force_jupyter=False)
         self.show(console)
         return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Listing(Shown, Sequence[rows.Row]):
     """Rows that have the same keys.
 
@@ -83,7 +85,7 @@ class Leaderboard(Listing):
         super().__init__(tuple(models), tables.leaderboard)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(Shown):
     """What a round would take on so many workers.
 
@@ -112,7 +114,7 @@ class Plan(Shown):
         (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained(Shown):
     """A model that was trained, scored and registered.
 
@@ -140,7 +142,7 @@ class Trained(Shown):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Searched(Shown):
     """What a search has ended with.
 
@@ -169,7 +171,7 @@ class Searched(Shown):
         self.leaderboard.show(console)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Shown):
     """Log-likelihoods of data under a model, each with its kind and error bar.
 
@@ -223,7 +225,7 @@ class Evaluation(Shown):
         return f'{super()._repr_html_()}<img src="data:image/png;base64,{picture}" width="640">'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compared(Shown):
     """Which of two models is better, datum by datum on the same held-out data.
 
@@ -249,7 +251,7 @@ class Compared(Shown):
         (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Promoted(Shown):
     """A model that was made champion.
 

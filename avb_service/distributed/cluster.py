@@ -6,6 +6,7 @@ Floor 8.
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +40,11 @@ PATIENCE = 900  # seconds for them to join: the first installation on a host tak
 REACH = 5  # seconds for a cluster to take a connection
 ANSWER = 60  # seconds for all to say what they have installed
 ROUNDING = 1e-6  # of quotients; Ray itself counts in steps of 1e-4
+
+# Blocks of this process, in several threads maybe, that use a connection that the first of them has made: RAY_ADDRESS
+# as that found it, once for each. The last one to end takes the connection down.
+_DOOR = threading.Lock()
+_INSIDE: list[str | None] = []
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,10 @@ def cluster(
 ) -> Iterator[Capacity]:
     """Be connected to Ray for a block: to the cluster that RAY_ADDRESS names, else to one of our own on this machine.
 
-    Our own is started for the block and stopped after it. Another that runs on this machine is not joined unless
-    RAY_ADDRESS says so (`auto` finds the one that `ray start` made): it may be another program's, and end with that.
+    Our own is started for the block and stopped after it; blocks of several threads share it, and the last to end stops
+    it. Another that runs on this machine is not joined unless RAY_ADDRESS says so (`auto` finds the one that `ray
+    start` made): it may be another program's, and end with that. One that the process is connected to already is used
+    and left running.
 
     Args:
         on_wait: told which hosts are waited for, and when they are waited for no longer.
@@ -142,15 +150,9 @@ def cluster(
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import ray
-
-    mine, address, given = not ray.is_initialized(), _address(), os.environ.get("RAY_ADDRESS")
-    if mine and address == "local":
-        own.start(_runtime_env, **QUIET)
-    elif mine:
-        _join(address)
+    address, first, mine = _enter()
     try:
-        if mine and address != "local":
+        if first and address != "local":
             here = _gather(on_wait, fits)
             _compare(_versions())
             if len(_capacity().nodes) < here:  # one was lost as it was asked
@@ -159,6 +161,37 @@ def cluster(
         yield capacity
     finally:
         if mine:
+            _leave()
+
+
+def _enter() -> tuple[str, bool, bool]:
+    """Connect, unless this process is connected.
+
+    Returns:
+        The address of the cluster; whether it was connected to just now; whether the connection is ours to take down.
+    """
+    import ray
+
+    with _DOOR:
+        address, given = _address(), os.environ.get("RAY_ADDRESS")
+        first = not ray.is_initialized()
+        if first and address == "local":
+            own.start(_runtime_env, **QUIET)
+        elif first:
+            _join(address)
+        mine = first or bool(_INSIDE)
+        if mine:
+            _INSIDE.append(_INSIDE[0] if _INSIDE else given)
+    return address, first, mine
+
+
+def _leave() -> None:
+    """Take the connection down, if nobody else uses it."""
+    import ray
+
+    with _DOOR:
+        given = _INSIDE.pop()
+        if not _INSIDE:
             ray.shutdown()
             os.environ.pop("RAY_ADDRESS", None)
             if given is not None:

@@ -65,9 +65,11 @@ def start(settings: Callable[[dict[str, str]], dict[str, Any]], **options: Any) 
         UserError: it does not start.
     """
     import ray
+    from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
     from ray.util import get_node_ip_address
 
     prepare()
+    Config.initialize("")  # a Ray that was imported earlier knows the environment as it was then: without a token
     with closing(socket.socket()) as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]

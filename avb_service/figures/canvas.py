@@ -45,6 +45,13 @@ PALETTE = (
 )
 
 
+class Picture(Figure):
+    """A figure that shows itself in a notebook, whether or not pyplot is imported there."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
+
 def blank(width: int, height: int, title: str, subtitle: str) -> Figure:
     """An empty figure with its header.
 
@@ -55,7 +62,7 @@ def blank(width: int, height: int, title: str, subtitle: str) -> Figure:
         subtitle: how it was made.
     """
     total = (max(width, NARROWEST) + 2 * MARGIN, height + HEADER + MARGIN)
-    figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
+    figure = Picture(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     _line(figure, 14, title, size=TITLE, weight="bold", color=INK)
     _line(figure, 45, subtitle, size=TEXT, color=FAINT)

@@ -3,6 +3,7 @@
 Floor 9. What a call needs is imported when it runs, so that what only reads the registry answers at once.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -122,8 +123,10 @@ def load(model: "str | Path | Model") -> "Model":
 def prepare() -> None:
     """Settle, before libraries are imported, where they keep files, and that a cluster of our own lets nobody else in.
 
-    What the user has set himself is left; a Ray that was imported before reads none of it any more.
+    What the user has set himself is left, and so is a Ray that this process is connected to.
     """
-    if (os.environ.get("RAY_ADDRESS") or "local") == "local" and "ray" not in sys.modules:
+    connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if (os.environ.get("RAY_ADDRESS") or "local") == "local" and not connected:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    logging.getLogger("ray.widgets").setLevel(logging.WARNING)  # in a notebook it advertises a package at each import
     settle()

@@ -83,7 +83,7 @@ def train(
             with display.scoring() as progress:
                 return Trained(name, job.publish(job.assess(dataset, run=on_cluster(capacity), progress=progress)))
         except KeyboardInterrupt:
-            raise Interrupted(f"{name} was interrupted; the same command with --name {name} continues it") from None
+            raise Interrupted(f"{name} was interrupted; run again with --name {name}, it goes on") from None
 
 
 def tune(
@@ -138,7 +138,8 @@ def tune(
         search = record.open_search(searched, begun or record.new_folder(searched, folder), uri, origin, mine)
         display.note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
-            run_search(search, capacity, ProgressCallback(search.trial_folder), display.note)
+            with display.training() as bars:
+                run_search(search, capacity, ProgressCallback(search.trial_folder, bars), display.note)
             with display.scoring() as progress:
                 published = conclude(search, display.note, run=on_cluster(capacity), progress=progress)
         except KeyboardInterrupt:

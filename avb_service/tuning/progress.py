@@ -19,10 +19,11 @@ class ProgressCallback(Callback):
 
     Args:
         folder: of the trials, where each leaves how it ended.
+        bars: that show them; on the terminal by default.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._bars, self._folder = Bars(), folder
+    def __init__(self, folder: Path, bars: Bars | None = None) -> None:
+        self._bars, self._folder = bars or Bars(), folder
         self._total: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
