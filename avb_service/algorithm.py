@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
 from avb_service.config import Config
-from avb_service.distributions import Concatenated, DataSpec, ImplicitPosterior, Values
+from avb_service.distributions import DataSpec, ImplicitPosterior, ProductDistribution, Values
 from avb_service.optim import TurnConfig
 
 Shared = tuple[Tensor, ...]  # what `Algorithm.shared` gives
@@ -46,7 +46,7 @@ class Loss(NamedTuple):
     Attributes:
         value: scalar, mean over the batch that was seen.
         terms: detached scalars to report, in nats per datum unless the name says otherwise.
-        statistics: detached tensors, of this batch alone, that the player's `absorb` learns from.
+        statistics: detached tensors, of this batch alone, that the player's `update_statistics` learns from.
     """
 
     value: Tensor
@@ -63,8 +63,8 @@ class Player:
         objective: the loss of a batch.
         networks: exactly what this turn updates; all else is frozen meanwhile, gradients still flow through it.
         turn: steps a round, optimizer, schedule, clipping.
-        absorb: learns what is not learned by gradient (a running baseline, a codebook's counts) and keeps it in
-            buffers. Called after every step, on all workers, with the statistics of all slices of the batch, each
+        update_statistics: learns what is not learned by gradient (a running baseline, a codebook's counts) and keeps it
+            in buffers. Called after every step, on all workers, with the statistics of all slices of the batch, each
             [V, ...] in the order of the logical workers; so it is exact for any number of workers.
     """
 
@@ -72,7 +72,7 @@ class Player:
     objective: Callable[[Batch], Loss]
     networks: tuple[nn.Module, ...]
     turn: TurnConfig
-    absorb: Callable[[Mapping[str, Tensor]], None] | None = None
+    update_statistics: Callable[[Mapping[str, Tensor]], None] | None = None
 
 
 class AlgorithmConfig(Config):
@@ -131,7 +131,7 @@ class Algorithm(nn.Module, ABC):
         """
         return ()
 
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
+    def fit_after_training(self, batches: Iterable[Tensor]) -> None:
         """Fit to training data what training does not learn (a mixture on the codes, say), and keep it in buffers.
 
         Called before the model is looked at, so the result must depend on the weights, the data and the noise alone,
@@ -174,7 +174,7 @@ class CodedModel(DecodingModel):
     """A method whose codes begin with c, one of K and numbers, which is read off the data again; the rest is noise."""
 
     @abstractmethod
-    def recognise(self, x: Tensor) -> Concatenated:
+    def recognise(self, x: Tensor) -> ProductDistribution:
         """Q(c|x) for data [B, C, H, W], batch shape [B]; its first part is over K categories, as one-hot vectors."""
 
 

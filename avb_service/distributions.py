@@ -294,7 +294,7 @@ class OneOfK(OneHotCategorical):
         return one_hot(chosen, self.event_shape[0], self._categorical.logits)
 
 
-class Concatenated(Distribution):
+class ProductDistribution(Distribution):
     """Independent vectors side by side.
 
     Args:

@@ -123,7 +123,7 @@ class Fit:
 
         def report(progress: Report) -> None:
             with together(self.device):
-                self._calibrate()
+                self._fit_after_training()
             with together(self.device):
                 metrics = {**progress.terms, **self._objective()}
             with together(self.device):
@@ -177,7 +177,7 @@ class Fit:
             on_report(checkpoint.round, checkpoint.metrics)
         return True
 
-    def _calibrate(self) -> None:
+    def _fit_after_training(self) -> None:
         """Let the model that is evaluated fit what training does not; the same on all workers."""
         model, training = self.model, self.config.training
 
@@ -185,7 +185,7 @@ class Fit:
             yield from model.data("train", CALIBRATION_DATA)[0].split(training.batch_size)
 
         with seeded(training.seed, "calibrate"), torch.no_grad():
-            model.algorithm.calibrate(batches())
+            model.algorithm.fit_after_training(batches())
         if dist.is_initialized():
             for buffer in model.algorithm.buffers():
                 dist.broadcast(buffer, 0)
@@ -212,7 +212,7 @@ class Fit:
         if self.recorder is not None:
             self.recorder.log_metrics(metrics, round_, model.progress.tags(round_) if model.progress else {})
             reports, last = round_ // config.training.report_every, round_ == config.training.rounds
-            if last or reports % config.tracking.figures_every == 0:
+            if last or reports % config.tracking.plots_every == 0:
                 record_plots(self.recorder, plots(model), round_)
         self.store.save(round_, self._state(), metrics, config.tree())
         return metrics

@@ -3,12 +3,13 @@
 Floor 6.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Self, Union
 
 from pydantic import AfterValidator, Field
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 else:
     methods = tuple(method.Config for method in TABLE.values())
     AlgorithmSection = Annotated[Union[methods], Field(discriminator="name")]  # noqa: UP007  no | over a tuple
+
+_log = logging.getLogger(__name__)
+
+RENAMED = {"tracking.figures_every": "plots_every", "algorithm.distortion": "augmentation"}  # what is new of the names
 
 # Where and how fast, not what: a run may be continued with other values of these.
 CIRCUMSTANCES = ("data.root", "data.resident_gib", "data.download")
@@ -61,12 +66,12 @@ class TrackingConfig(Config):
     Attributes:
         experiment: MLflow's experiment.
         model: name in the registry.
-        figures_every: reports between two sets of figures; the last report is always drawn.
+        plots_every: reports between two sets of plots; the last report is always drawn.
     """
 
     experiment: Annotated[str, Field(min_length=1, max_length=256)] = "avb"
     model: ModelName = "avb"
-    figures_every: Annotated[int, Field(ge=1)] = 4
+    plots_every: Annotated[int, Field(ge=1)] = 4
 
 
 class ScalingConfig(Config):
@@ -120,6 +125,17 @@ class ExperimentConfig(Config):
     likelihood: LikelihoodConfig = LikelihoodConfig()
     tracking: TrackingConfig = TrackingConfig()
     scaling: ScalingConfig = ScalingConfig()
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any], source: str = "configuration", found: Sequence[str] = ()) -> Self:
+        """As `Config.parse`; settings by the names that they had in earlier releases are understood, and it is said."""
+        for path, new in RENAMED.items():
+            section, _, old = path.partition(".")
+            given = tree.get(section)
+            if isinstance(given, Mapping) and old in given and new not in given:
+                _log.warning("the setting %s is called %s.%s now; it is understood all the same", path, section, new)
+                tree = {**tree, section: {new if key == old else key: value for key, value in given.items()}}
+        return super().parse(tree, source, found)
 
     def problems(self) -> Iterator[str]:
         """Sections that are sound by themselves and do not go together."""

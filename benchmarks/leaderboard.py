@@ -22,7 +22,7 @@ MNIST = {
     "data.name": "mnist",
     "data.validation": 5000,
     "tracking.experiment": "mnist",
-    "tracking.figures_every": 1000,
+    "tracking.plots_every": 1000,
     "likelihood": {"validation_data": 100, "test_data": 50, "certificate": {"real": 20, "simulated": 20}},
 }
 

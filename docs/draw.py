@@ -107,7 +107,7 @@ def main(names: Annotated[list[str], typer.Argument(help=", ".join(DRAWINGS))]) 
         raise typer.BadParameter(f"{', '.join(unknown)}: names are {', '.join(DRAWINGS)}")
     for name in names:
         drawing, album = DRAWINGS[name], Album(name, DRAWINGS[name])
-        config = read_config(drawing.preset, [*drawing.assignments, "tracking.figures_every=1"])
+        config = read_config(drawing.preset, [*drawing.assignments, "tracking.plots_every=1"])
         with tempfile.TemporaryDirectory() as folder:
             Fit(config, Path(folder), recorder=album).run()
         album.close()

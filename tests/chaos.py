@@ -49,7 +49,7 @@ set:
   likelihood.search: {{temperatures: 3, chains: 4, rest: 1, leapfrog: 2}}
   tracking.experiment: chaos
   tracking.model: chaos
-  tracking.figures_every: 100
+  tracking.plots_every: 100
 space:
   algorithm.adversary.lr: {{loguniform: [1.0e-3, 3.0e-3]}}
   algorithm.latent_dim: {{choice: [2, 4, 8]}}

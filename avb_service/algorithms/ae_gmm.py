@@ -74,7 +74,7 @@ class AutoencoderMixture(LatentVariableModel):
         self.mixture = Mixture(config.mixture, config.latent_dim)
 
     def players(self) -> tuple[Player, ...]:
-        """One; the mixture is fitted by `calibrate`, and has no part in training."""
+        """One; the mixture is fitted by `fit_after_training`, and has no part in training."""
         return (
             Player(name="model", objective=self.loss, networks=(self.encoder, self.decoder), turn=self.config.model),
         )
@@ -88,7 +88,7 @@ class AutoencoderMixture(LatentVariableModel):
         value = self.config.code_penalty * size - reconstruction
         return Loss(value, {"reconstruction": reconstruction.detach(), "code_size": size.detach()})
 
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
+    def fit_after_training(self, batches: Iterable[Tensor]) -> None:
         """Fit the mixture to the codes of the training data, and to the noise that the decoder has seen them with."""
         with torch.no_grad():
             self.mixture.fit(torch.cat([self.encoder(x) for x in batches]), self.config.code_noise)

@@ -76,7 +76,7 @@ class BernoulliVAE(LatentVariableModel):
                 objective=self.loss,
                 networks=(self.encoder, self.decoder),
                 turn=self.config.model,
-                absorb=self.absorb if self.config.baseline == "running" else None,
+                update_statistics=self.update_statistics if self.config.baseline == "running" else None,
             ),
         )
 
@@ -102,7 +102,7 @@ class BernoulliVAE(LatentVariableModel):
         total, weight = self.baseline
         return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
-    def absorb(self, statistics: Mapping[str, Tensor]) -> None:
+    def update_statistics(self, statistics: Mapping[str, Tensor]) -> None:
         """Count the batch of all workers: both numbers decay, and gain the mean of log p(x|z) and 1."""
         mean = statistics["reconstruction"].mean()
         self.baseline.lerp_(torch.stack([mean, torch.ones_like(mean)]), 1 - self.config.baseline_decay)

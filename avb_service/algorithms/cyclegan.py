@@ -80,7 +80,7 @@ class CycleGAN(TranslatingModel):
             objective=self.adversary_loss,
             networks=(self.critic, self.critic_other),
             turn=self.config.adversary,
-            absorb=self.remember,
+            update_statistics=self.remember,
         )
         model = Player(
             name="model", objective=self.model_loss, networks=(self.forth, self.back), turn=self.config.model

@@ -11,10 +11,10 @@ from torch.nn.functional import logsigmoid
 
 from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, told_apart, warm_up
 from avb_service.algorithms.gan import GameConfig
-from avb_service.distributions import Concatenated, OneOfK
+from avb_service.distributions import OneOfK, ProductDistribution
 from avb_service.maths import standard_normal
+from avb_service.networks.augmentation import AugmentationConfig
 from avb_service.networks.critics import Critic
-from avb_service.networks.distortion import DistortionConfig
 from avb_service.networks.generator import Generator
 from avb_service.networks.recogniser import UNIFORM_SCALE, Recogniser
 from avb_service.networks.trunks import Width
@@ -32,7 +32,7 @@ class InfoGANConfig(GameConfig):
         weight: lambda of the categorical code's information.
         warmup: rounds over which both lambdas rise from 0.
         continuous_weight: lambda of the continuous codes', whose differential entropy is on another scale.
-        distortion: of draws before Q reads their category, which so has to be a shape that survives it; None for none.
+        augmentation: of draws before Q reads their category, which has to be a shape that survives it; None for none.
         adversary: the turn of the discriminator and Q.
     """
 
@@ -44,7 +44,7 @@ class InfoGANConfig(GameConfig):
     weight: Annotated[float, Field(ge=0)] = 1.0
     warmup: Annotated[int, Field(ge=0)] = 0
     continuous_weight: Annotated[float, Field(ge=0)] = 0.1
-    distortion: DistortionConfig | None = None
+    augmentation: AugmentationConfig | None = None
     adversary: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
     model: TurnConfig = TurnConfig(lr=5e-4, betas=(0.5, 0.999))
 
@@ -61,8 +61,8 @@ class InfoGAN(CodedModel):
 
     def __init__(self, config: InfoGANConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        if config.distortion is not None:
-            config.distortion.check(spec.shape)
+        if config.augmentation is not None:
+            config.augmentation.check(spec.shape)
         self.generator = Generator(config.latent_dim, spec, config.generator)
         self.discriminator = Critic(config.discriminator, spec.shape)
         width = self.discriminator.head.in_features
@@ -100,15 +100,15 @@ class InfoGAN(CodedModel):
 
     def features(self, drawn: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """D's features, [B, F], of other images [B, C, H, W], of draws, and of draws as Q reads categories off them."""
-        distort = self.config.distortion
-        views = [*others, drawn] if distort is None else [*others, drawn, distort(drawn)]
+        augment = self.config.augmentation
+        views = [*others, drawn] if augment is None else [*others, drawn, augment(drawn)]
         h = self.discriminator.features(torch.cat(views)).chunk(len(views))
-        return (*h, h[-1]) if distort is None else h
+        return (*h, h[-1]) if augment is None else h
 
     def information(self, z: Tensor, h: Tensor, h_category: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L_I = H(c) + E_p(c,z)[log Q(c|G(c,z))] <= I(c; G(c,z)) (eq. 5), in nats.
 
-        It bounds it for distorted draws too, which know no more of c.
+        It bounds it for augmented draws too, which know no more of c.
 
         Args:
             z: codes and noise, [B, D].
@@ -126,10 +126,10 @@ class InfoGAN(CodedModel):
         total = (categorical + differential).detach()
         return weighted, {"information": total, "information_categorical": categorical.detach()}
 
-    def prior(self) -> Concatenated:
+    def prior(self) -> ProductDistribution:
         """p(c) p(z): one of K, uniform on [-1, 1], N(0, I)."""
         one = self.discriminator.head.weight.new_ones(self.config.continuous)
-        return Concatenated(
+        return ProductDistribution(
             OneOfK(one.new_zeros(self.config.categories)),
             Independent(Uniform(-one, one, validate_args=False), 1, validate_args=False),
             standard_normal(self.config.noise_dim, like=one),
@@ -142,6 +142,6 @@ class InfoGAN(CodedModel):
         category, continuous = category * (k / math.sqrt(k - 1)), continuous * (1 / UNIFORM_SCALE)
         return self.generator(torch.cat([category, continuous, noise], -1))
 
-    def recognise(self, x: Tensor) -> Concatenated:
+    def recognise(self, x: Tensor) -> ProductDistribution:
         """Q(c|x)."""
         return self.recogniser(self.discriminator.features(x))

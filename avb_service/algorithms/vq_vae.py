@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player
 from avb_service.distributions import BernoulliConfig, ObservationConfig, Values
-from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, AutoregressiveOneHots, Certain
+from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, AutoregressiveOneHots, Delta
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.quantizer import AnyCodebookConfig, AveragedCodebookConfig, perplexity
 from avb_service.networks.trunks import MLPConfig, TrunkConfig
@@ -82,7 +82,11 @@ class VQVAE(LatentVariableModel):
         """The autoencoder, whose codebook counts the codes of all workers; and the prior of those codes."""
         networks = (self.encoder, self.quantizer, self.decoder)
         model = Player(
-            name="model", objective=self.loss, networks=networks, turn=self.config.model, absorb=self.quantizer.absorb
+            name="model",
+            objective=self.loss,
+            networks=networks,
+            turn=self.config.model,
+            update_statistics=self.quantizer.update_statistics,
         )
         prior = Player(name="prior", objective=self.prior_loss, networks=(self.autoregressive,), turn=self.config.prior)
         return model, prior
@@ -116,7 +120,7 @@ class VQVAE(LatentVariableModel):
         chosen = z.unflatten(-1, (self.config.positions, -1))
         return self.decoder(self.quantizer.lookup(chosen).flatten(-2))
 
-    def posterior(self, x: Tensor) -> Certain:
+    def posterior(self, x: Tensor) -> Delta:
         """q(z=k|x) = 1 for the vector e_k that is nearest to z_e(x), 0 for the others (eq. 1)."""
         code = self.quantizer(self.encoder(x)).flatten(-2)
-        return Certain(code, self.config.positions)
+        return Delta(code, self.config.positions)

@@ -37,7 +37,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from avb_service.distributed.notice import HeedingTorchConfig
+    from avb_service.distributed.preemption import HeedingTorchConfig
     from avb_service.distributed.startup import LeanTrainer, StartsInTime
 
     job.begin()
@@ -142,7 +142,7 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
     import torch
     from ray.train.torch import get_device
 
-    from avb_service.distributed.notice import Notice
+    from avb_service.distributed.preemption import Preemption
 
     job = Job.of_tree(loop_config)
     config = job.config
@@ -165,7 +165,7 @@ def work(loop_config: dict[str, Any]) -> dict[str, Any]:
             averaging=partial(averaging, timeout_s=config.scaling.collective_timeout_s) if workers > 1 else None,
             check=job.check_owned,
         )
-        fit.run(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Notice(get_device()))
+        fit.run(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Preemption(get_device()))
         if box is not None:
             job.check_owned()
             box.set_tags(tags(fit.model))

@@ -86,7 +86,7 @@ class AutoregressiveOneHots(DiscreteCodes):
         return code.flatten(-2)
 
 
-class Certain(DiscreteCodes):
+class Delta(DiscreteCodes):
     """All mass on one code.
 
     Args:

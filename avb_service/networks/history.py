@@ -12,7 +12,8 @@ from avb_service.networks.trunks import ImageShape
 class History(nn.Module):
     """The newest data, to draw from.
 
-    What is pushed must be the same on all workers, as the statistics of `Player.absorb` are; what is drawn differs.
+    What is pushed must be the same on all workers, as the statistics of `Player.update_statistics` are; what is drawn
+    differs.
 
     Args:
         size: how many are kept.

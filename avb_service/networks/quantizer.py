@@ -87,7 +87,7 @@ class Quantizer(nn.Module, ABC):
         """What moves the codebook by counting."""
 
     @abstractmethod
-    def absorb(self, statistics: Mapping[str, Tensor]) -> None:
+    def update_statistics(self, statistics: Mapping[str, Tensor]) -> None:
         """Move it, by the statistics of V slices, [V, ...] each."""
 
 
@@ -106,8 +106,8 @@ class GradientQuantizer(Quantizer):
         """None."""
         return {}
 
-    def absorb(self, statistics: Mapping[str, Tensor]) -> None:
-        """There is nothing to absorb."""
+    def update_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """There is nothing to update_statistics."""
 
 
 class AveragedQuantizer(Quantizer):
@@ -138,8 +138,8 @@ class AveragedQuantizer(Quantizer):
         flat, z_e = chosen.flatten(0, -2), z_e.detach().flatten(0, -2)
         return {"counts": flat.sum(0), "sums": flat.mT @ z_e}
 
-    def absorb(self, statistics: Mapping[str, Tensor]) -> None:
-        """See `Quantizer.absorb`."""
+    def update_statistics(self, statistics: Mapping[str, Tensor]) -> None:
+        """See `Quantizer.update_statistics`."""
         for mean, new in ((self.counts, statistics["counts"]), (self.sums, statistics["sums"])):
             mean.mul_(self.decay).add_(new.sum(0), alpha=1 - self.decay)
         alive = self.counts > torch.finfo(self.counts.dtype).tiny  # chosen, and not so long ago that it is forgotten

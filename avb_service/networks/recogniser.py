@@ -8,7 +8,7 @@ import math
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from avb_service.distributions import Concatenated, OneOfK
+from avb_service.distributions import OneOfK, ProductDistribution
 from avb_service.networks.trunks import layers
 
 UNIFORM_SCALE = 1 / math.sqrt(3)  # standard deviation of a number that is uniform on [-1, 1]
@@ -35,8 +35,8 @@ class Recogniser(nn.Module):
         out = nn.Linear(widths[-1], categories + continuous)
         self.network = nn.Sequential(*layers(widths, "leaky_relu"), out)
 
-    def forward(self, h: Tensor) -> Concatenated:
+    def forward(self, h: Tensor) -> ProductDistribution:
         """Q(c|x) for features of x, [B, F]; batch shape [B]."""
         logits, mean = self.network(h).split(self.sizes, -1)
         errors = Independent(Normal(mean, UNIFORM_SCALE, validate_args=False), 1, validate_args=False)
-        return Concatenated(OneOfK(logits), errors)
+        return ProductDistribution(OneOfK(logits), errors)

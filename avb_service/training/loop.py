@@ -237,12 +237,12 @@ class Engine:
         rates = [p.turn.lr * p.turn.schedule.factor(self.round, self.config.rounds) for p in turn.players]
         norms, report, statistics = turn(self._slices(index, shared), rates, self._broken)
         self._terms.add(self.round, turn, norms, report)
-        absorbing = [player.absorb for player in turn.players if player.absorb is not None]
-        if self._now.device.type == "cpu" or absorbing:
+        updates = [player.update_statistics for player in turn.players if player.update_statistics is not None]
+        if self._now.device.type == "cpu" or updates:
             self._check_finite()  # where asking costs nothing, at once; and before anything is counted
         with torch.no_grad():
-            for absorb in absorbing:
-                absorb(self._of_all(statistics))
+            for update in updates:
+                update(self._of_all(statistics))
 
     def _slices(self, index: int, shared: Shared) -> Iterator[tuple[int, Batch]]:
         for worker in self.mine:

@@ -27,7 +27,7 @@ class Played(NamedTuple):
         gradient: of the slice's share of the loss, vectors as `Slots.gathered` gives them, player after player; of all,
             their sum. Two may be one and the same tensor, so nothing is written to them.
         report: of each player the loss and its terms, [R]; of all, this worker's share of their mean.
-        statistics: what a player's `absorb` learns from, by name; of all, stacked.
+        statistics: what a player's `update_statistics` learns from, by name; of all, stacked.
     """
 
     gradient: list[Tensor]

@@ -27,7 +27,7 @@ WILD = 2.0  # a momentum that doubles each step: sound at the first report, infi
 SPACE = {
     "preset": "avb_digits",
     "set": {"algorithm.model.optimizer": "SGD", "algorithm.model.betas": None, "algorithm.model.lr": 1.0e-3,
-            "training.rounds": 40, "training.report_every": 10, "data.limit": 300, "tracking.figures_every": 4,
+            "training.rounds": 40, "training.report_every": 10, "data.limit": 300, "tracking.plots_every": 4,
             "likelihood.validation_data": 20, "likelihood.diagnosis_data": 20, "likelihood.test_data": 50,
             "likelihood.quadrature_data": 2, "likelihood.importance_draws": 64, "likelihood.elbo_draws": 4,
             "likelihood.search": {"temperatures": 3, "chains": 4, "rest": 1, "leapfrog": 2},

@@ -26,7 +26,7 @@ from avb_service.build import build, load_data
 from avb_service.distributed import neighbours
 from avb_service.distributed.averaging import averaging
 from avb_service.distributed.neighbours import Neighbours
-from avb_service.distributed.notice import HostLeaves, Notice, listen
+from avb_service.distributed.preemption import HostLeaves, Preemption, listen
 from avb_service.errors import DivergenceError, UserError
 from avb_service.fitting import Fit
 from avb_service.optim import TurnConfig
@@ -384,7 +384,7 @@ def leave(rank: int, workers: int, tree: Tree, folder: Path) -> None:
         listen()
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(HostLeaves):
-        experiment(tree, folder, rank, workers).run(heed=Notice(torch.device("cpu")))
+        experiment(tree, folder, rank, workers).run(heed=Preemption(torch.device("cpu")))
 
 
 def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small, tmp_path):

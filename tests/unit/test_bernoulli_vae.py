@@ -59,7 +59,9 @@ def drawn_gradients(made: BernoulliVAE, x: Tensor, n: int) -> Tensor:
 
 def learn_baseline(made: BernoulliVAE, x: Tensor) -> None:
     for _ in range(200):
-        made.absorb({"reconstruction": made.loss(Batch(x, None, torch.tensor(0.0))).statistics["reconstruction"]})
+        made.update_statistics(
+            {"reconstruction": made.loss(Batch(x, None, torch.tensor(0.0))).statistics["reconstruction"]}
+        )
 
 
 @pytest.mark.parametrize("baseline", ["running", "none"])
@@ -97,7 +99,7 @@ def test_the_running_mean_forgets_where_it_began():
     made = model(baseline_decay=0.9)
     assert made.centre() == 0
     for slices in ([-6.0, -4.0], [-7.0, -5.0]):
-        made.absorb({"reconstruction": torch.tensor(slices, dtype=torch.float64)})
+        made.update_statistics({"reconstruction": torch.tensor(slices, dtype=torch.float64)})
     assert made.centre().item() == pytest.approx((0.9 * -5 - 6) / 1.9)
 
 

@@ -9,18 +9,18 @@ from torch.distributions import Independent, Normal, OneHotCategorical, Uniform
 from avb_service.algorithm import Batch, DataSpec
 from avb_service.algorithms.infogan import InfoGAN, InfoGANConfig
 from avb_service.build import load_data
-from avb_service.distributions import Concatenated
+from avb_service.distributions import ProductDistribution
 from avb_service.errors import DataError
 from avb_service.figures.probe import continuous
 from avb_service.maths import standard_normal
-from avb_service.networks.distortion import DistortionConfig
+from avb_service.networks.augmentation import AugmentationConfig
 from avb_service.settings import read_config
 from benchmarks.infogan_codes import agreement
 
 
 def test_vectors_side_by_side():
     uniform = Independent(Uniform(-torch.ones(2), torch.ones(2)), 1)
-    p = Concatenated(OneHotCategorical(torch.tensor([0.25, 0.75])), uniform, standard_normal(3, torch.zeros(1)))
+    p = ProductDistribution(OneHotCategorical(torch.tensor([0.25, 0.75])), uniform, standard_normal(3, torch.zeros(1)))
     z = p.sample((5, 4))
     assert z.shape == (5, 4, 7)
     assert p.event_shape == (7,) and p.batch_shape == ()
@@ -30,7 +30,7 @@ def test_vectors_side_by_side():
     assert [part.shape[-1] for part in p.split(z)] == [2, 2, 3]
     torch.testing.assert_close(p.mean, torch.tensor([0.25, 0.75, 0, 0, 0, 0, 0]))
     assert not continuous(p), "codes between two categories are no codes"
-    assert continuous(Concatenated(uniform, standard_normal(3, torch.zeros(1))))
+    assert continuous(ProductDistribution(uniform, standard_normal(3, torch.zeros(1))))
 
 
 def build(**settings: object) -> InfoGAN:
@@ -72,7 +72,7 @@ def test_the_information_is_at_most_the_entropy_of_the_code(model):
     found = []
     for certainty in (100.0, 0.0, -100.0):
         logits = torch.cat([certainty * z[:, :4], torch.zeros(50, 1)], -1)
-        model.recogniser.forward = lambda h, logits=logits: Concatenated(
+        model.recogniser.forward = lambda h, logits=logits: ProductDistribution(
             OneHotCategorical(logits=logits[:, :4]), Independent(Normal(logits[:, 4:5], 1.0), 1)
         )
         found.append(model.information(z, torch.zeros(50, 1), torch.zeros(50, 1))[1]["information_categorical"].item())
@@ -116,36 +116,36 @@ def test_no_part_of_the_code_outshouts_the_rest(model):
     torch.testing.assert_close(seen[0].var(0), torch.ones(8), atol=0.05, rtol=0)
 
 
-def test_categories_are_read_off_distorted_draws_and_all_else_as_it_is(model):
-    model.config = model.config.model_copy(update={"distortion": DistortionConfig(shift=1.0)})
+def test_categories_are_read_off_augmented_draws_and_all_else_as_it_is(model):
+    model.config = model.config.model_copy(update={"augmentation": AugmentationConfig(shift=1.0)})
     x, drawn = torch.rand(6, 1, 4, 4), torch.rand(6, 1, 4, 4)
     h_real, h, h_category = model.features(drawn, x)
     torch.testing.assert_close(h_real, model.discriminator.features(x))
     torch.testing.assert_close(h, model.discriminator.features(drawn))
     assert h_category.shape == h.shape and not torch.allclose(h_category, h)
-    model.config = model.config.model_copy(update={"distortion": None})
+    model.config = model.config.model_copy(update={"augmentation": None})
     torch.testing.assert_close(model.features(drawn), (h, h))
 
 
-def test_what_is_no_image_cannot_be_distorted():
-    """It is refused with the data, before anything starts; without distortion such data are fine."""
-    points, distorted = "data={name: gaussians25}", "algorithm.distortion={}"
+def test_what_is_no_image_cannot_be_augmented():
+    """It is refused with the data, before anything starts; without it such data are fine."""
+    points, augmented = "data={name: gaussians25}", "algorithm.augmentation={}"
     load_data(read_config("infogan_digits", [points]))
-    load_data(read_config("infogan_digits", [distorted]))
-    with pytest.raises(DataError, match=r"distortion: .* images, given data of shape \[1, 1, 2\]; set it to null"):
-        load_data(read_config("infogan_digits", [points, distorted]))
+    load_data(read_config("infogan_digits", [augmented]))
+    with pytest.raises(DataError, match=r"augmentation: .* images, given data of shape \[1, 1, 2\]; set it to null"):
+        load_data(read_config("infogan_digits", [points, augmented]))
 
 
-def test_distortion():
-    """No more than asked for, gradients flow back, and each datum is distorted by itself."""
+def test_augmentation():
+    """No more than asked for, gradients flow back, and each datum is augmented by itself."""
     still = {"rotation": 0.0, "shear": 0.0, "zoom": 0.0, "shift": 0.0}
     x = torch.zeros(400, 1, 9, 9)
     x[:, :, 4, 4] = 1.0
-    torch.testing.assert_close(DistortionConfig(**still)(x), x)
+    torch.testing.assert_close(AugmentationConfig(**still)(x), x)
 
     def centres(**amount: float) -> torch.Tensor:
         """Centres of gravity, (across, down) from the middle, in halves of a side, [400, 2]."""
-        y = DistortionConfig(**{**still, **amount})(x)[:, 0]
+        y = AugmentationConfig(**{**still, **amount})(x)[:, 0]
         places = (torch.arange(9.0) - 4) / 4.5
         return torch.stack([(y * places).sum((1, 2)), (y * places[:, None]).sum((1, 2))], -1) / y.sum((1, 2))[:, None]
 
@@ -154,7 +154,7 @@ def test_distortion():
     moved = centres(shift=0.4)
     assert 0.35 < moved.abs().max() < 0.41 and moved.std(0).min() > 0.2
     x.requires_grad_()
-    DistortionConfig()(x).sum().backward()
+    AugmentationConfig()(x).sum().backward()
     assert x.grad is not None and x.grad.abs().sum((1, 2, 3)).min() > 0
 
 

@@ -23,7 +23,7 @@ from torch.distributions import (
 )
 
 from avb_service.algorithm import Algorithm, CodedModel, LatentVariableModel, Player, TranslatingModel
-from avb_service.distributions import Concatenated, DataSpec
+from avb_service.distributions import DataSpec, ProductDistribution
 from avb_service.errors import DataError
 from avb_service.figures import (
     codes,
@@ -607,11 +607,11 @@ class Coded(CodedModel):
     def players(self) -> tuple[Player, ...]:
         return ()
 
-    def prior(self) -> Concatenated:
-        return Concatenated(*self.recognise(torch.zeros(1)).parts, standard_normal(4, torch.zeros(1)))
+    def prior(self) -> ProductDistribution:
+        return ProductDistribution(*self.recognise(torch.zeros(1)).parts, standard_normal(4, torch.zeros(1)))
 
-    def recognise(self, x: Tensor) -> Concatenated:
-        return Concatenated(OneHotCategorical(torch.ones(3)), standard_normal(2, torch.zeros(1)))
+    def recognise(self, x: Tensor) -> ProductDistribution:
+        return ProductDistribution(OneHotCategorical(torch.ones(3)), standard_normal(2, torch.zeros(1)))
 
     def decode(self, z: Tensor) -> Tensor:
         self.seen = z

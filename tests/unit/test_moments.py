@@ -11,17 +11,17 @@ from avb_service.build import build, load_data
 from avb_service.discrete import Bits, DiscreteCodes, LayeredBits, OneHots, bits
 from avb_service.distributions import (
     BernoulliConfig,
-    Concatenated,
     DataSpec,
     DiscretisedLogistic,
     GaussianConfig,
     LogisticConfig,
     ObservationConfig,
     OneOfK,
+    ProductDistribution,
     Values,
 )
 from avb_service.maths import standard_normal
-from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, Certain
+from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, Delta
 from avb_service.networks.flow import AffineFlowConfig, Flow
 from avb_service.networks.mixture import Mixture, MixtureConfig
 from avb_service.seeding import seeded
@@ -77,8 +77,8 @@ EXAMPLES = {
     "bits": lambda: bits(random(5, 3)),
     "one-hot vectors": lambda: OneHots(random(5, 2, 3)),
     "one of K": lambda: OneOfK(random(5, 4)),
-    "certain": lambda: Certain(torch.eye(3)[[0, 2]].flatten(), 2),
-    "side by side": lambda: Concatenated(OneOfK(random(4)), standard_normal(3, random(1))),
+    "certain": lambda: Delta(torch.eye(3)[[0, 2]].flatten(), 2),
+    "side by side": lambda: ProductDistribution(OneOfK(random(4)), standard_normal(3, random(1))),
     "mixture": mixture,
     "flow": flow,
     "belief network": belief,

@@ -44,7 +44,7 @@ def config(folder, x, *assignments: str) -> ExperimentConfig:
             "training.batch_size=20",
             "training.rounds=15",
             "training.report_every=15",
-            "tracking.figures_every=100",
+            "tracking.plots_every=100",
             *assignments,
         ],
     )

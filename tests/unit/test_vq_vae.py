@@ -12,7 +12,7 @@ from avb_service.errors import DataError
 from avb_service.fitting import Fit
 from avb_service.likelihood.elbo import elbo
 from avb_service.likelihood.exact import enumeration
-from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, Certain
+from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, Delta
 from avb_service.networks.quantizer import AveragedCodebookConfig, GradientCodebookConfig, perplexity
 from avb_service.seeding import seeded
 from tests.unit.linear_gaussian import scored
@@ -96,7 +96,7 @@ def test_moving_averages_follow_the_papers_equations():
     quantizer.codebook.copy_(torch.tensor([[0.0], [10.0], [100.0]]))
     first, second = torch.tensor([[1.0], [2.0], [9.0]]), torch.tensor([[3.0], [1.0], [12.0]])
     for z in (first, second):
-        quantizer.absorb({name: t[None] for name, t in quantizer.statistics(z, quantizer(z)).items()})
+        quantizer.update_statistics({name: t[None] for name, t in quantizer.statistics(z, quantizer(z)).items()})
     # two outputs near the first vector and one near the second, in both steps
     counts = [0.75 * 0.25 * 2 + 0.25 * 2, 0.75 * 0.25 + 0.25, 0.0]
     sums = [0.75 * 0.25 * 3 + 0.25 * 4, 0.75 * 0.25 * 9 + 0.25 * 12, 0.0]
@@ -113,7 +113,7 @@ def test_averages_are_those_of_the_whole_batch_however_it_is_cut():
         with seeded("codebook"):
             quantizer = AveragedCodebookConfig(size=4, dim=3).build().double()
         parts = [quantizer.statistics(part, quantizer(part)) for part in z.chunk(slices)]
-        quantizer.absorb({name: torch.stack([part[name] for part in parts]) for name in parts[0]})
+        quantizer.update_statistics({name: torch.stack([part[name] for part in parts]) for name in parts[0]})
         found.append(quantizer.codebook)
     torch.testing.assert_close(*found)
 
@@ -159,7 +159,7 @@ def test_draws_of_the_prior_are_as_frequent_as_it_says():
 
 def test_a_certain_posterior_knows_its_code_from_others():
     code = torch.eye(4).repeat(1, 2)[:2]
-    q = Certain(code, 2)
+    q = Delta(code, 2)
     assert torch.equal(q.sample((3,)), code.expand(3, 2, 8))
     assert q.log_prob(q.sample()).tolist() == [0, 0]
     assert q.log_prob(code.flip(0)).tolist() == [-math.inf, -math.inf]

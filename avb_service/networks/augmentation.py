@@ -17,7 +17,7 @@ from avb_service.networks.warp import warp
 Amount = Annotated[float, Field(ge=0, le=1)]
 
 
-class DistortionConfig(Config):
+class AugmentationConfig(Config):
     """By how much, at most: all are drawn evenly from both signs, for each datum.
 
     Attributes:
@@ -40,11 +40,11 @@ class DistortionConfig(Config):
         """
         if 1 in shape[1:]:
             raise DataError(
-                f"algorithm.distortion: it turns and shears images, given data of shape {list(shape)}; set it to null"
+                f"algorithm.augmentation: it turns and shears images, given data of shape {list(shape)}; set it to null"
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W], distorted; gradients flow through. What comes in from outside is 0."""
+        """Images [B, C, H, W], mapped; gradients flow through. What comes in from outside is 0."""
         limits = (self.rotation, self.shear, self.zoom, self.zoom, self.shift, self.shift)
         angle, shear, *zoom, across, down = (x.new_empty(len(x)).uniform_(-1, 1) * limit for limit in limits)
         wide, high = (z.exp() for z in zoom)

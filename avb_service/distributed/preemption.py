@@ -23,7 +23,7 @@ class HostLeaves(Exception):
     """A worker was told to end; what it has trained is saved."""
 
 
-class Notice:
+class Preemption:
     """What a worker does between two reports: it saves the state, once, when one of them has been given notice.
 
     Args:
