@@ -317,7 +317,7 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
     loaded = load(replace(experiment.model, card="# card", likelihood=record).write(tmp_path / "model"))
     assert loaded.card == "# card"
     assert loaded.config == experiment.config
-    assert loaded.round == experiment.engine.round and loaded.subject == experiment.subject
+    assert loaded.round == experiment.engine.round and loaded.subject == experiment.model.subject
     assert_same(dict(experiment.engine.model.state_dict()), dict(loaded.algorithm.state_dict()))
     with seeded(5, "sample"), torch.no_grad():
         expected = experiment.engine.model.sample(7)

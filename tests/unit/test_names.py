@@ -21,7 +21,7 @@ ROW = {"version": 3, "aliases": (), "run_id": None, "created": 0.0, "metrics": {
     ],
 )  # fmt: skip
 def test_a_name_of_another_kind_is_taken(monkeypatch, name, tags, reason):
-    monkeypatch.setattr(publish, "leaderboard", lambda uri: [RegisteredVersion(name=name, tags=tags, **ROW)])
+    monkeypatch.setattr(publish, "versions_of", lambda name, uri: [RegisteredVersion(name=name, tags=tags, **ROW)])
     monkeypatch.setattr(publish, "check_experiment", lambda name, uri: None)
     config = read_config("vae_digits")
     assert config.tracking.model == "vae-digits"
