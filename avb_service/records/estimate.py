@@ -91,7 +91,11 @@ class Estimate:
         It is known to first order from the weights that were drawn, so it sees no mode that all of them have missed.
         """
         variance = self.columns.get(VARIANCE)
-        return math.nan if variance is None else math.sqrt(variance.sum()) / len(variance)
+        if variance is None:
+            return math.nan
+        return math.sqrt(max(0.0, float(variance.sum()))) / len(
+            variance
+        )  # weights that are equal: less than 0 by rounding
 
     @property
     def valid(self) -> bool:

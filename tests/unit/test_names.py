@@ -4,7 +4,7 @@ import pytest
 
 from avb_service.errors import UserError
 from avb_service.settings import read_config
-from avb_service.tracking import RegisteredVersion, publish
+from avb_service.tracking import RegisteredVersion, promotion, publish
 
 ROW = {"version": 3, "aliases": (), "run_id": None, "created": 0.0, "metrics": {}}
 
@@ -21,7 +21,7 @@ ROW = {"version": 3, "aliases": (), "run_id": None, "created": 0.0, "metrics": {
     ],
 )  # fmt: skip
 def test_a_name_of_another_kind_is_taken(monkeypatch, name, tags, reason):
-    monkeypatch.setattr(publish, "versions_of", lambda name, uri: [RegisteredVersion(name=name, tags=tags, **ROW)])
+    monkeypatch.setattr(promotion, "leaderboard", lambda uri: [RegisteredVersion(name=name, tags=tags, **ROW)])
     monkeypatch.setattr(publish, "check_experiment", lambda name, uri: None)
     config = read_config("vae_digits")
     assert config.tracking.model == "vae-digits"

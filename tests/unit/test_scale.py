@@ -101,7 +101,7 @@ def test_later_the_rate_is_blamed_alone(tmp_path):
             with torch.no_grad():
                 next(experiment.engine.algorithm.parameters()).view(-1)[0] = math.nan
 
-    experiment.fit = partial(experiment.fit, poison)
+    experiment.run = partial(experiment.run, poison)
     message = diverged(experiment)
     assert message.startswith("round 30: ") and ". Lower algorithm.model.lr, or set " in message
     assert "numbers" not in message
