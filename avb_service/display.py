@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from avb_service.tables import ERR, line
+
 if TYPE_CHECKING:
     from avb_service.distributed.progress import Bars
     from avb_service.likelihood.scoring import Progress
 
-ERR = Console(stderr=True)
 # What a cell of a notebook prints: lines that stay together, where each would be a block of its own otherwise. Kernels
 # ask for colours, as terminals have them, but draw no bar anew.
 CELL = Console(force_jupyter=False, force_terminal=False)
@@ -35,7 +36,7 @@ class Display:
     def note(self, text: str) -> None:
         """Say what is going on."""
         if not self._quiet:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            line(text, self._console)
 
     @contextmanager
     def training(self, rounds: int | None = None) -> "Iterator[Bars]":

@@ -97,8 +97,12 @@ class Fit:
     @property
     def model(self) -> Model:
         """The model as it is now; it goes on changing with the training."""
-        progress = Progress(self.seconds, self.engine.manner, self.history)
-        return Model(self.engine.model, self.config, self.engine.round, progress=progress, read=self.dataset)
+        return Model(self.engine.model, self.config, self.engine.round, progress=self.progress, read=self.dataset)
+
+    @property
+    def progress(self) -> Progress:
+        """How training has gone up to now."""
+        return Progress(self.seconds, self.engine.manner, self.history)
 
     def run(self, on_report: OnReport = lambda round_, metrics: None, heed: Heed = lambda save: None) -> Model:
         """Train to the end, from the newest checkpoint if there is one.
@@ -210,7 +214,7 @@ class Fit:
         for name, value in metrics.items():
             self.history.setdefault(name, []).append([round_, value])
         if self.recorder is not None:
-            self.recorder.log_metrics(metrics, round_, model.progress.tags(round_) if model.progress else {})
+            self.recorder.log_metrics(metrics, round_, self.progress.tags(round_))
             reports, last = round_ // config.training.report_every, round_ == config.training.rounds
             if last or reports % config.tracking.plots_every == 0:
                 record_plots(self.recorder, plots(model), round_)

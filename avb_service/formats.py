@@ -12,7 +12,7 @@ KEY = "format"
 FORMAT = 1
 
 
-def known(tree: object, where: Path | str) -> int:
+def known_format(tree: object, where: Path | str) -> int:
     """The format that a file says of itself, known to be none of a later release.
 
     Raises:

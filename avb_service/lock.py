@@ -66,6 +66,25 @@ class Owned:
             )
 
 
+class OneOwner:
+    """What one process at a time is at work on: a run, a search.
+
+    Attributes:
+        owned: what says that nobody else is at work on it; None where nobody else can be, as in one process.
+    """
+
+    owned: Owned | None
+
+    def check_owned(self) -> None:
+        """Make sure that nobody else is at work on it by now; asked before each write that another would rely on.
+
+        Raises:
+            TakenOverError: somebody is.
+        """
+        if self.owned is not None:
+            self.owned.check()
+
+
 @contextmanager
 def owned(path: Path, what: str, on_wait: Callable[[str], None], lease: float | None = None) -> Iterator[Owned]:
     """Own something while the block lasts.

@@ -4,6 +4,7 @@ Floor 6. Functions of a model and its data, whether its training goes on or has 
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from avb_service.likelihood.needs import measure
 from avb_service.likelihood.scoring import serially
 from avb_service.model import Model
 from avb_service.provenance import code_version
+from avb_service.records import Certificate, Estimate
 from avb_service.seeding import seeded
 
 if TYPE_CHECKING:
@@ -142,6 +144,19 @@ def plots(model: Model) -> "dict[str, Figure]":
         subject=model.subject,
         data="validation data",
     )
+
+
+def bounds_plot(estimates: Sequence[Estimate], certificate: Certificate | None, subject: str) -> "Figure":
+    """Estimates of the log-likelihood of test data on one axis, with their errors.
+
+    Args:
+        estimates: in nats per datum.
+        certificate: of the annealed one, where there is one.
+        subject: the model in words.
+    """
+    from avb_service.figures import bounds, caption
+
+    return caption(bounds(estimates, certificate.bracket if certificate else None), f"{subject}, test data")
 
 
 def tags(model: Model) -> dict[str, str]:

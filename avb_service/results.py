@@ -1,11 +1,12 @@
-"""What the functions of service.py give: values that print as a person reads them, and show themselves in a notebook.
+"""What the functions of service/ give: values that print as a person reads them, and show themselves in a notebook.
 
 Floor 9. Each has `rows`, plain values as `--json` prints them (docs/json.md).
 """
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
 WIDTH = 120  # columns, where it is shown to no terminal
 
 
-class Shown:
+class Shown(ABC):
     """A result that shows itself: as text, in a terminal, in a notebook."""
 
     @property
+    @abstractmethod
     def rows(self) -> Any:  # noqa: ANN401  any JSON value
         """Plain values under keys that stay."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, console: Console | None = None) -> None:
         """Print it, to the terminal by default."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         """As a terminal shows it, without colours."""
@@ -111,7 +112,7 @@ class Plan(Shown):
         tables.plan(self.workers, self.title, console)
         most = "; more save less than a tenth of a round each" if self.enough < self.workers[-1]["workers"] else ""
         text = f"{self.enough} of them pay{most}. A core (or GPU) for each is taken for granted."
-        (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
+        tables.line(text, console)
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,12 +135,8 @@ class Trained(Shown):
     def show(self, console: Console | None = None) -> None:
         """In a line."""
         made = self.published
-        (console or tables.out).print(
-            f"{self.run} is {made.uri}, {made.alias}: {made.reason}; see it with `avb ui`",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"{self.run} is {made.uri}, {made.alias}: {made.reason}; see it with `avb ui`"
+        tables.line(text, console)
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,16 +210,12 @@ class Evaluation(Shown):
 
     def plot(self) -> "Figure":
         """All estimates on one axis, with their errors."""
-        from avb_service.figures import bounds, caption
+        from avb_service.report import bounds_plot
 
-        gap = self.certificate.bracket if self.certificate else None
-        return caption(bounds(self.estimates, gap), f"{self.subject}, test data")
+        return bounds_plot(self.estimates, self.certificate, self.subject)
 
     def _repr_html_(self) -> str:
-        from avb_service.figures import to_png
-
-        picture = base64.b64encode(to_png(self.plot())).decode()
-        return f'{super()._repr_html_()}<img src="data:image/png;base64,{picture}" width="640">'
+        return super()._repr_html_() + _image(self.plot(), ' width="640"')
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,7 +241,7 @@ class Compared(Shown):
         """In a line."""
         ahead = "is ahead of" if self.comparison.better else "is not ahead of"
         text = f"{self.first} {ahead} {self.second}: {self.comparison}"
-        (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
+        tables.line(text, console)
 
 
 @dataclass(frozen=True, repr=False)
@@ -271,7 +264,7 @@ class Promoted(Shown):
     def show(self, console: Console | None = None) -> None:
         """In a line."""
         text = f"{self.model} is champion: {self.reason}"
-        (console or tables.out).print(text, markup=False, highlight=False, soft_wrap=True)
+        tables.line(text, console)
 
 
 class Plots(Shown, dict[str, "Figure"]):
@@ -287,11 +280,12 @@ class Plots(Shown, dict[str, "Figure"]):
         (console or tables.out).print(", ".join(self), markup=False, highlight=False)
 
     def _repr_html_(self) -> str:
-        return "".join(self._pictures())
+        return "".join(f"<h4>{name}</h4>{_image(figure)}" for name, figure in self.items())
 
-    def _pictures(self) -> Iterator[str]:
-        from avb_service.figures import to_png
 
-        for name, figure in self.items():
-            picture = base64.b64encode(to_png(figure)).decode()
-            yield f'<h4>{name}</h4><img src="data:image/png;base64,{picture}">'
+def _image(figure: "Figure", attributes: str = "") -> str:
+    """A plot in HTML, with its bytes in it."""
+    from avb_service.figures import to_png
+
+    picture = base64.b64encode(to_png(figure)).decode()
+    return f'<img src="data:image/png;base64,{picture}"{attributes}>'

@@ -14,8 +14,8 @@ from avb_service.checkpoint import CheckpointStore
 from avb_service.data.datasets import Dataset
 from avb_service.errors import UserError
 from avb_service.fitting import best_model
-from avb_service.formats import FORMAT, KEY, known
-from avb_service.lock import Owned
+from avb_service.formats import FORMAT, KEY, known_format
+from avb_service.lock import OneOwner, Owned
 from avb_service.model import Model
 from avb_service.report import assess
 from avb_service.settings import ExperimentConfig, check_continues
@@ -30,7 +30,7 @@ LAST = 600  # seconds that the command waits at its end
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(OneOwner):
     """What a group of workers has to train, and under which name.
 
     Attributes:
@@ -52,15 +52,6 @@ class Job:
     tracking_uri: str
     tags: Mapping[str, str]
     owned: Owned | None = None
-
-    def check_owned(self) -> None:
-        """Make sure that nobody else is at work on it by now; asked before each write that another would rely on.
-
-        Raises:
-            TakenOverError: somebody is.
-        """
-        if self.owned is not None:
-            self.owned.check()
 
     @property
     def checkpoints(self) -> Path:
@@ -139,19 +130,25 @@ class Job:
         self.check_owned()
         outcome.write(self.folder)
 
-    def check(self) -> None:
+    def check(self) -> "Job | None":
         """Make sure that it may be begun in its folder.
+
+        Returns:
+            As it was begun there before; None where it was not.
 
         Raises:
             UserError: another was begun there; names the differing lines.
         """
-        if (self.folder / JOB).exists():
-            check_continues(
-                Job.read(self.folder).config,
-                self.config,
-                f"{self.name} was begun with another configuration",
-                "Give the same configuration, or another --name",
-            )
+        if not (self.folder / JOB).exists():
+            return None
+        before = Job.read(self.folder)
+        check_continues(
+            before.config,
+            self.config,
+            f"{self.name} was begun with another configuration",
+            "Give the same configuration, or another --name",
+        )
+        return before
 
     def begin(self) -> None:
         """Write the job to its folder. One that has ended, and is given more rounds, has not ended.
@@ -161,11 +158,10 @@ class Job:
             TakenOverError: it is another's now.
         """
         self.check_owned()
-        self.check()
-        path = self.folder / JOB
+        before, path = self.check(), self.folder / JOB
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and Job.read(self.folder).config.training.rounds < self.config.training.rounds:
+            if before is not None and before.config.training.rounds < self.config.training.rounds:
                 if Outcome.read(self.folder) == Outcome("finished"):
                     (self.folder / OUTCOME).unlink()
             write_json(path, replace(self, owned=None).tree())
@@ -185,7 +181,7 @@ class Job:
         Raises:
             UserError: a later release wrote it.
         """
-        known(tree, Path(tree["folder"]) / JOB)
+        known_format(tree, Path(tree["folder"]) / JOB)
         fields = {name: value for name, value in tree.items() if name != KEY}
         config, folder = ExperimentConfig.parse(tree["config"], tree["name"]), Path(tree["folder"])
         owned = Owned(**tree["owned"]) if "owned" in tree else None

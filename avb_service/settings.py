@@ -6,7 +6,6 @@ Floor 6.
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union
@@ -21,7 +20,7 @@ from avb_service.errors import UserError
 from avb_service.faults import nearest
 from avb_service.likelihood import LikelihoodConfig
 from avb_service.training.config import TrainingConfig
-from avb_service.trees import Tree, flatten, must_match, override, read_yaml
+from avb_service.trees import Tree, flatten, must_match, overridden, override, read_yaml
 
 if TYPE_CHECKING:
     AlgorithmSection = AlgorithmConfig
@@ -257,9 +256,7 @@ def read_config(
     tree = source.tree() if isinstance(source, ExperimentConfig) else read_preset(source)
     name = "settings" if isinstance(source, ExperimentConfig) else str(source)
     if isinstance(assignments, Mapping):
-        return ExperimentConfig.parse(
-            reduce(lambda below, item: override(below, *item), assignments.items(), tree), name
-        )
+        return ExperimentConfig.parse(overridden(tree, assignments), name)
     if isinstance(assignments, str):
         raise UserError(
             f"settings: given {assignments!r}, expected a mapping of paths to values, or a list of PATH=VALUE"
@@ -291,8 +288,7 @@ def read_likelihood(base: LikelihoodConfig, file: Path | None, budget: str | Non
     Raises:
         UserError: the file cannot be read, or has keys or values that do not fit.
     """
-    tree = override(base.tree(), "budget", "quick")
+    given = flatten(read_yaml(file, LikelihoodConfig.meaning) if file else {})
     asked = {} if budget is None else {"budget": budget}
-    for path, value in {**flatten(read_yaml(file, LikelihoodConfig.meaning) if file else {}), **asked}.items():
-        tree = override(tree, path, value)
+    tree = overridden(base.tree(), {"budget": "quick", **given, **asked})
     return LikelihoodConfig.parse(tree, str(file or "likelihood"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from avb_service.errors import DataError, UserError
-from avb_service.formats import FORMAT, known
+from avb_service.formats import FORMAT, known_format
 from avb_service.trees import Tree
 
 MANIFEST = "manifest.json"
@@ -109,8 +109,9 @@ def read_folder(folder: Path, required: Iterable[str] = ()) -> dict[str, bytes]:
     Raises:
         DataError: naming the file that is missing, damaged or was tampered with; or a later release wrote the folder.
     """
-    read_format(folder)
-    files = {name: _verified(folder / name, checksum) for name, checksum in read_manifest(folder).items()}
+    manifest = _manifest(folder)
+    known_format(manifest, folder / MANIFEST)
+    files = {name: _verified(folder / name, checksum) for name, checksum in _checksums(manifest, folder).items()}
     if missing := sorted(set(required) - files.keys()):
         raise DataError(f"{folder / MANIFEST} does not list {', '.join(missing)}, expected {', '.join(required)}")
     return files
@@ -135,8 +136,16 @@ def read_manifest(folder: Path) -> dict[str, str]:
     Raises:
         DataError: there is no manifest, or it is not one of ours, or it names something outside the folder.
     """
+    return _checksums(_manifest(folder), folder)
+
+
+def _manifest(folder: Path) -> Tree:
     path = folder / MANIFEST
-    checksums = parse_json(path, read_file(path)).get("sha256")
+    return parse_json(path, read_file(path))
+
+
+def _checksums(manifest: Tree, folder: Path) -> dict[str, str]:
+    path, checksums = folder / MANIFEST, manifest.get("sha256")
     if not isinstance(checksums, dict) or not checksums:
         raise DataError(f"{path} holds no checksums")
     if outside := [name for name in checksums if Path(name).name != name or name in ("", "..", MANIFEST)]:
@@ -150,8 +159,7 @@ def read_format(folder: Path) -> int:
     Raises:
         DataError: a later release wrote it; or see `read_manifest`.
     """
-    path = folder / MANIFEST
-    return known(parse_json(path, read_file(path)), path)
+    return known_format(_manifest(folder), folder / MANIFEST)
 
 
 def fingerprint(folder: Path) -> str:

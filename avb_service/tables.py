@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from avb_service.records import Check, LikelihoodRecord
 
 out = Console() if sys.stdout.isatty() else Console(width=120)
+ERR = Console(stderr=True)  # for what goes on meanwhile, and what is wrong
 
 # Of the leaderboard's columns: those that hold words; those that a terminal may have no room for, the first to go
 # first; and what they mean.
@@ -34,6 +35,11 @@ NOTES = {
     "gap": "gap: between the two bounds on such data, plus 2 s.e.",
     "Parzen (training)": "Parzen: a density around samples, and beside it that around training data; no log p(x).",
 }
+
+
+def line(text: str, console: Console | None = None, style: str | None = None) -> None:
+    """A text as it is, which the terminal breaks and not we."""
+    (console or out).print(text, markup=False, highlight=False, style=style, soft_wrap=True)
 
 
 def lines(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | None = None) -> None:

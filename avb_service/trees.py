@@ -6,6 +6,7 @@ Floor 0. Knows no section; what a scalar means where it stands is asked of whoev
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +132,11 @@ def override(tree: Mapping[str, Any], path: str, value: Any) -> Tree:  # noqa: A
     below = tree.get(head)
     inner = override(below if isinstance(below, Mapping) else {}, tail, value) if tail else value
     return {**tree, head: inner}
+
+
+def overridden(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:
+    """A copy of the tree with the value at each dotted path replaced or added, in their order."""
+    return reduce(lambda below, item: override(below, *item), values.items(), dict(tree))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

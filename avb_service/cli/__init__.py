@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from avb_service.cli import about, host, models
-from avb_service.display import ERR
 from avb_service.errors import UserError
 from avb_service.service.models import prepare
+from avb_service.tables import ERR, line
 
 app = typer.Typer(
     help="Train, search, score and publish latent-variable models.",
@@ -40,13 +40,11 @@ def main() -> None:
 
 def guarded(command: typer.Typer) -> None:
     """Run a command; what the user can mend is one message and no traceback."""
-    if (os.environ.get("RAY_ADDRESS") or "local") == "local":  # a cluster of our own is closed to strangers
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # here, since Ray reads it when it is imported, and never again
     try:
         prepare()
         command()
     except UserError as error:
         if os.environ.get("AVB_TRACEBACK"):
             traceback.print_exc()
-        ERR.print(f"error: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        line(f"error: {error}", ERR, style="red")
         sys.exit(error.exit_code)

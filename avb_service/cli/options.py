@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 import typer
 
 from avb_service import rows
-from avb_service.display import ERR, Display
+from avb_service.display import Display
 from avb_service.errors import UserError
 from avb_service.results import Shown
+from avb_service.tables import ERR
 
 RUNS = Path("runs")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs (docs/json.md).")]

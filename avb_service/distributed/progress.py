@@ -13,9 +13,8 @@ from ray.util.queue import Queue
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from avb_service import tables
 from avb_service.report import OBJECTIVE, OF_DRAWS
-
-ERR = Console(stderr=True)
 
 
 class Bars:
@@ -27,7 +26,7 @@ class Bars:
         console: where to.
     """
 
-    def __init__(self, rounds: int | None = None, quiet: bool = False, console: Console = ERR) -> None:
+    def __init__(self, rounds: int | None = None, quiet: bool = False, console: Console = tables.ERR) -> None:
         self._rounds, self._quiet, self._console = rounds, quiet, console
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -74,7 +73,7 @@ class Bars:
 
     def _print(self, line: str) -> None:
         if not self._quiet:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            tables.line(line, self._console)
 
 
 def objective(metrics: Mapping[str, Any]) -> str:

@@ -209,7 +209,7 @@ def _affine(model: LatentVariableModel) -> tuple[Tensor, Tensor, Tensor]:
         raise _not_linear(model, "this observation model is not Gaussian")
     means, scales = base.loc.flatten(1).double(), base.scale.expand_as(base.loc).flatten(1).double()
     if not torch.allclose(scales, scales[:1].expand_as(scales), rtol=1e-5, atol=0):
-        raise _not_linear(model, "this noise scale hangs on z")
+        raise _not_linear(model, "this noise scale depends on z")
     mean, factor = means[0], (means[1 : dim + 1] - means[0]).mT
     error = (means[dim + 1 :] - mean - codes[dim + 1 :].double() @ factor.mT).abs().amax()
     size = (means - mean).abs().amax()

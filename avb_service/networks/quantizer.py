@@ -107,7 +107,7 @@ class GradientQuantizer(Quantizer):
         return {}
 
     def update_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        """There is nothing to update_statistics."""
+        """There is nothing to count."""
 
 
 class AveragedQuantizer(Quantizer):

@@ -93,9 +93,9 @@ class Estimate:
         variance = self.columns.get(VARIANCE)
         if variance is None:
             return math.nan
-        return math.sqrt(max(0.0, float(variance.sum()))) / len(
-            variance
-        )  # weights that are equal: less than 0 by rounding
+        total = float(variance.sum())
+        total = 0.0 if total < 0 else total  # by rounding, where all weights are equal
+        return math.sqrt(total) / len(variance)
 
     @property
     def valid(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from avb_service.errors import DataError, UserError
-from avb_service.formats import FORMAT, KEY, known
+from avb_service.formats import FORMAT, KEY, known_format
 from avb_service.records.certificate import Certificate, Check
 from avb_service.records.diagnosis import Diagnosis, Excess, excess
 from avb_service.records.estimate import Estimate, mean_and_stderr
@@ -197,7 +197,7 @@ class LikelihoodRecord:
         """
         try:
             tree = json.loads(content)
-            known(tree, LIKELIHOOD)
+            known_format(tree, LIKELIHOOD)
             estimates = tuple(map(_estimate, tree["estimates"]))
             certificate = Certificate.from_tree(_numbers(tree["certificate"])) if tree["certificate"] else None
             diagnosis = Diagnosis(**_numbers(tree["diagnosis"])) if tree.get("diagnosis") else None  # older: none

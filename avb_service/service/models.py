@@ -127,6 +127,6 @@ def prepare() -> None:
     """
     connected = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     if (os.environ.get("RAY_ADDRESS") or "local") == "local" and not connected:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # before Ray is imported, which reads it then
     logging.getLogger("ray.widgets").setLevel(logging.WARNING)  # in a notebook it advertises a package at each import
     settle()

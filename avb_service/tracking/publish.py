@@ -13,7 +13,7 @@ from avb_service.fitting import record_plots
 from avb_service.model import Model
 from avb_service.records import Check, LikelihoodRecord, known, verdict
 from avb_service.records.key import to_json
-from avb_service.report import elbo_surgery, objective_of, plots
+from avb_service.report import bounds_plot, elbo_surgery, objective_of, plots
 from avb_service.report import tags as tags_of
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
@@ -103,10 +103,7 @@ def _show(model: Model, record: LikelihoodRecord, run: Run) -> None:
     record_plots(run, plots(model))
     run.log_metrics(elbo_surgery(model), model.round or 0)
     if bounding := [estimate for estimate in record.estimates if estimate.quantity != "parzen_density"]:
-        from avb_service.figures import bounds, caption, to_png  # matplotlib is slow to import
-
-        gap = record.certificate.bracket if record.certificate else None
-        run.log_figure("bounds", to_png(caption(bounds(bounding, gap), f"{model.subject}, test data")))
+        record_plots(run, {"bounds": bounds_plot(bounding, record.certificate, model.subject)})
 
 
 def check_names(config: ExperimentConfig, uri: str | None = None) -> None:

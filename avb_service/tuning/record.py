@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 
 from avb_service.errors import UserError
-from avb_service.formats import FORMAT, KEY, known
-from avb_service.lock import Owned
+from avb_service.formats import FORMAT, KEY, known_format
+from avb_service.lock import OneOwner, Owned
 from avb_service.provenance import code_version, same_numbers
 from avb_service.settings import identity_of
 from avb_service.storage import write_file, write_json
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(OneOwner):
     """A search and where it lives.
 
     Attributes:
@@ -49,15 +49,6 @@ class Search:
     tracking_uri: str
     run: Run
     owned: Owned | None = None
-
-    def check_owned(self) -> None:
-        """Make sure that nobody else is at work on it by now.
-
-        Raises:
-            TakenOverError: somebody is.
-        """
-        if self.owned is not None:
-            self.owned.check()
 
     @property
     def trial_folder(self) -> Path:
@@ -176,7 +167,7 @@ def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
     """
     folder, now = newest_folder(space, storage), _begun_with(space)
     before = read_yaml(folder / SPACE)
-    known(before, folder / SPACE)
+    known_format(before, folder / SPACE)
     before.pop(KEY, None)
     before["resolved"] = {preset: identity_of(tree) for preset, tree in before["resolved"].items()}
     same = same_numbers(str(before.get("code")), now["code"])

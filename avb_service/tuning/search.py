@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from avb_service.runs import Job
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.tracking.publish import Published
-from avb_service.trees import override
+from avb_service.trees import overridden
 from avb_service.tuning.record import Search
 from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 from avb_service.tuning.trials import BASELINE, STOPPED, TRIAL, Trial
@@ -200,7 +199,7 @@ def run_trial(
     from ray.tune.integration.ray_train import TuneReportCallback
 
     assignments = {path: value for path, value in values.items() if path != "preset"}
-    tree = reduce(lambda below, item: override(below, *item), assignments.items(), trees[values["preset"]])
+    tree = overridden(trees[values["preset"]], assignments)
     trial_id = tune.get_context().get_trial_id()
     job = Job(
         config=ExperimentConfig.parse(tree),

@@ -215,7 +215,7 @@ class WithoutNoise(PCA):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (BendsFarOut(2), "mean is not affine in z"), (Heteroscedastic(2), "noise scale hangs on z"),
+        (BendsFarOut(2), "mean is not affine in z"), (Heteroscedastic(2), "noise scale depends on z"),
         (WithoutNoise(2), "observation model is not Gaussian"), (Mixture(2), "prior is MixtureSameFamily"),
         (Bits(2), "prior is Bernoulli.*use enumeration, iwae or elbo"),
     ],
