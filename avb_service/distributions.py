@@ -17,7 +17,6 @@ from torch.distributions import (
     Categorical,
     Distribution,
     Independent,
-    MultivariateNormal,
     Normal,
     OneHotCategorical,
     constraints,
@@ -392,28 +391,3 @@ class NoiseBasisPosterior(ImplicitPosterior):
         """
         whole = torch.einsum("bni,nij,bnj->bij", self.weights, covariance, self.weights)
         return self.offset + (self.weights * mean).sum(-2), whole
-
-
-def whiten(gaussian: Distribution, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Whitened codes u = L^-1 (z - m), standard normal where z follows the Gaussian, and its log-density at z.
-
-    Args:
-        gaussian: N(m, L L'), batch shape [B] or none, event shape [D].
-        z: codes [..., B, D].
-
-    Returns:
-        u [..., B, D] and log N(z; m, L L') = -|u|^2 / 2 - log|L| - D/2 log 2 pi, in nats, [..., B].
-
-    Raises:
-        TypeError: for anything that is not one of this module's Gaussians.
-    """
-    if isinstance(gaussian, Independent):
-        u, scale = (z - gaussian.base_dist.loc) / gaussian.base_dist.scale, gaussian.base_dist.scale
-    elif isinstance(gaussian, MultivariateNormal):
-        factor = gaussian.scale_tril
-        u = torch.linalg.solve_triangular(factor, (z - gaussian.loc)[..., None], upper=False)[..., 0]
-        scale = factor.diagonal(dim1=-2, dim2=-1)
-    else:
-        raise TypeError(f"cannot whiten under {type(gaussian).__name__}")
-    constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
-    return u, -0.5 * u.square().sum(-1) - scale.log().sum(-1) - constant

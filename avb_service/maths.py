@@ -7,7 +7,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
@@ -63,6 +63,46 @@ def fit_gaussian(draws: Tensor, inflate: float = 1.0, ridge: float = 1e-4) -> Mu
     floor = ridge * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-6)
     covariance = covariance + floor[:, None, None] * torch.eye(draws.shape[-1]).to(draws)
     return MultivariateNormal(mean, scale_tril=inflate * cholesky(covariance), validate_args=False)
+
+
+def gaussian_marginals(distribution: object) -> Normal | None:
+    """The marginals [..., D] of a factorised Gaussian; None of anything else."""
+    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
+        return distribution.base_dist
+    return None
+
+
+def mean_and_factor(distribution: object) -> tuple[Tensor, Tensor] | None:
+    """The mean m [..., D] of a Gaussian N(m, L L') and the triangular L [..., D, D]; None of anything else."""
+    if isinstance(distribution, MultivariateNormal):
+        return distribution.loc, distribution.scale_tril
+    marginals = gaussian_marginals(distribution)
+    return None if marginals is None else (marginals.loc, torch.diag_embed(marginals.scale))
+
+
+def whiten(gaussian: Distribution, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Whitened codes u = L^-1 (z - m), standard normal where z follows the Gaussian, and its log-density at z.
+
+    Args:
+        gaussian: N(m, L L'), batch shape [B] or none, event shape [D].
+        z: codes [..., B, D].
+
+    Returns:
+        u [..., B, D] and log N(z; m, L L') = -|u|^2 / 2 - log|L| - D/2 log 2 pi, in nats, [..., B].
+
+    Raises:
+        TypeError: for anything that is no Gaussian.
+    """
+    if (marginals := gaussian_marginals(gaussian)) is not None:
+        u, scale = (z - marginals.loc) / marginals.scale, marginals.scale
+    elif (moments := mean_and_factor(gaussian)) is not None:
+        mean, factor = moments
+        u = torch.linalg.solve_triangular(factor, (z - mean)[..., None], upper=False)[..., 0]
+        scale = factor.diagonal(dim1=-2, dim2=-1)
+    else:
+        raise TypeError(f"cannot whiten under {type(gaussian).__name__}, expected a Gaussian")
+    constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
+    return u, -0.5 * u.square().sum(-1) - scale.log().sum(-1) - constant
 
 
 def logit_of_mean(mean: Tensor) -> Tensor:

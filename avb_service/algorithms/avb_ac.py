@@ -10,8 +10,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from avb_service.algorithm import AlgorithmConfig, Shared
 from avb_service.algorithms.avb import AVB, AVBConfig
 from avb_service.algorithms.inference import InferenceConfig
-from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior, whiten
-from avb_service.maths import cholesky
+from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior
+from avb_service.maths import cholesky, whiten
 from avb_service.networks.encoders import NoiseBasisConfig, NoiseBasisEncoder
 
 

@@ -9,9 +9,10 @@ from torch.distributions import Distribution
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Shared, warm_up
 from avb_service.algorithms.avb_ac import AVBAC, ContrastConfig
 from avb_service.bayes import BayesianModel, bayesian_model, bayesian_models
-from avb_service.distributions import ImplicitPosterior, Values, whiten
+from avb_service.distributions import ImplicitPosterior, Values
 from avb_service.errors import DataError
 from avb_service.faults import one_of
+from avb_service.maths import whiten
 
 
 class AVBJointConfig(ContrastConfig):

@@ -12,7 +12,8 @@ from avb_service.algorithm import Algorithm, DecodingModel, EncodingModel, Laten
 from avb_service.distributions import DataSpec
 from avb_service.errors import DataError
 from avb_service.figures.canvas import columns_for, mosaic, number
-from avb_service.figures.probe import beside, continuous, normal, quantiles, still
+from avb_service.figures.probe import beside, continuous, quantiles, still
+from avb_service.maths import gaussian_marginals
 
 PAIRS = 40
 
@@ -90,7 +91,7 @@ def interpolation(model: EncodingModel, x: Tensor, rows: int = 8, steps: int = 9
     with still(model, "interpolation", seed):
         prior = model.prior()
         start, end = model.encode(ends)[0].chunk(2)
-        spherical = normal(prior) is not None and start.shape[-1] > 2
+        spherical = gaussian_marginals(prior) is not None and start.shape[-1] > 2
         at = torch.linspace(0, 1, steps).to(start)[None, :, None]
         path = (_arc if spherical else torch.lerp)(start[:, None], end[:, None], at)
         between = model.decode(path.flatten(0, 1)).unflatten(0, (rows, steps))

@@ -20,7 +20,8 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from avb_service.algorithm import EncodingModel
 from avb_service.figures.canvas import FAINT, HAIRLINE, INK, LEGEND, PALETTE, TEXT, WIDTH, blank, legend, place, tidy
-from avb_service.figures.probe import beside, components, normal, still
+from avb_service.figures.probe import beside, components, still
+from avb_service.maths import gaussian_marginals
 from avb_service.seeding import derive_seed
 
 PLANE, EMBEDDED = 2000, 500  # points: t-SNE of 500 takes a second
@@ -50,7 +51,7 @@ def latents(model: EncodingModel, x: Tensor, labels: Tensor | None = None, seed:
     draws = limit // len(x) if len(x) <= FEW else 1
     with still(model, "latents", seed):
         codes = model.encode(x, draws).flatten(0, 1).float().cpu().numpy()
-        elsewhere = prior.sample((PLANE,)).float().cpu().numpy() if normal(prior) is None else None
+        elsewhere = prior.sample((PLANE,)).float().cpu().numpy() if gaussian_marginals(prior) is None else None
     how = f"{dim}-D codes" if dim <= 2 else f"t-SNE of {dim}-D codes"
     subtitle = f"{how}, {len(x)} data" + (f" × {draws} draws" if draws > 1 else "")
     if dim == 2:
@@ -85,7 +86,7 @@ def _frame(dim: int, subtitle: str, reach: float) -> tuple[Figure, Axes]:
 
 def _draw_prior(axes: Axes, prior: Distribution, draws: np.ndarray | None) -> None:
     """Ellipses of a Gaussian prior and of a mixture's components, draws of any other."""
-    marginals, parts = normal(prior), components(prior)
+    marginals, parts = gaussian_marginals(prior), components(prior)
     if marginals is not None:
         (x, y), (width, height) = marginals.loc.tolist(), (2 * marginals.scale).tolist()
         for k in (1, 2):
@@ -109,7 +110,7 @@ def _draw_components(axes: Axes, weights: Tensor, gaussians: MultivariateNormal)
 
 def _meaning(prior: Distribution) -> str:
     """What `_draw_prior` has drawn, in words."""
-    if normal(prior) is not None:
+    if gaussian_marginals(prior) is not None:
         return "circles: 1 and 2 σ of p(z)"
     parts = components(prior)
     return "grey: draws of p(z)" if parts is None else f"ellipses: 1 σ of the {len(parts[0])} components of p(z)"

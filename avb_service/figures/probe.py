@@ -9,8 +9,9 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.distributions import Distribution, MixtureSameFamily, MultivariateNormal
 
+from avb_service.maths import gaussian_marginals
 from avb_service.seeding import seeded
 
 PRIOR_DRAWS = 4096
@@ -37,12 +38,6 @@ def beside(model: nn.Module, x: Tensor) -> Tensor:
     return x.to(next(chain(model.parameters(), model.buffers()), x).device)
 
 
-def normal(prior: Distribution) -> Normal | None:
-    """The prior's marginals, [D], where it is a factorised Gaussian."""
-    base = prior.base_dist if isinstance(prior, Independent) else prior
-    return base if isinstance(base, Normal) else None
-
-
 def components(prior: Distribution) -> tuple[Tensor, MultivariateNormal] | None:
     """The weights [K] and the Gaussians, batch shape [K], of a mixture of them; none of any other prior."""
     if not isinstance(prior, MixtureSameFamily) or not isinstance(prior.component_distribution, MultivariateNormal):
@@ -61,7 +56,7 @@ def continuous(prior: Distribution) -> bool:
 
 def quantiles(prior: Distribution, levels: Tensor) -> Tensor:
     """Quantiles of the prior's marginals at levels [S], [S, D]; from draws where it is not a factorised Gaussian."""
-    marginals = normal(prior)
+    marginals = gaussian_marginals(prior)
     if marginals is not None:
         return marginals.icdf(levels.to(marginals.loc)[:, None])
     draws = prior.sample((PRIOR_DRAWS,))

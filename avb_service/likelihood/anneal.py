@@ -10,12 +10,13 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution
 from torch.nn.functional import avg_pool1d, interpolate, pad
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.config import Config
 from avb_service.distributions import likelihood_score
+from avb_service.maths import mean_and_factor
 
 TARGET = 0.8  # acceptance at which HMC is most efficient, within a broad optimum
 FIRST_STEP = 0.5
@@ -69,11 +70,16 @@ class Path:
         model: whose posterior is wanted.
         x: data [b, ...].
         r: Gaussians, batch shape [b] or none, event shape [D].
+
+    Raises:
+        TypeError: r is no Gaussian.
     """
 
     def __init__(self, model: LatentVariableModel, x: Tensor, r: Distribution) -> None:
         self.model, self.x = model, x
-        mean, factor = _moments(r)
+        if (moments := mean_and_factor(r)) is None:
+            raise TypeError(f"cannot anneal from {type(r).__name__}, expected a Gaussian")
+        mean, factor = moments
         self.mean, self.factor = mean.expand(len(x), -1), factor.expand(len(x), -1, -1)
         self._log_scale = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         self._constant = 0.5 * math.log(2 * math.pi) * mean.shape[-1]
@@ -252,16 +258,3 @@ def _force(u: Tensor, gradient: Tensor, beta: float) -> Tensor:
 def _log_density(path: Path, state: State, beta: float, momentum: Tensor) -> Tensor:
     log_f = (1 - beta) * path.log_r(state.u) + beta * state.log_p
     return log_f - 0.5 * momentum.square().sum(-1)
-
-
-def _moments(r: Distribution) -> tuple[Tensor, Tensor]:
-    """Mean [..., D] and a triangular factor of the covariance [..., D, D].
-
-    Raises:
-        TypeError: r is no Gaussian of this package.
-    """
-    if isinstance(r, MultivariateNormal):
-        return r.loc, r.scale_tril
-    if isinstance(r, Independent) and isinstance(r.base_dist, Normal):
-        return r.base_dist.loc, torch.diag_embed(r.base_dist.scale)
-    raise TypeError(f"cannot anneal from {type(r).__name__}, expected a Gaussian")

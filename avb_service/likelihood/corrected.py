@@ -17,12 +17,12 @@ from torch.nn.functional import logsigmoid
 
 from avb_service.algorithm import Algorithm, Batch, LatentVariableModel, Loss, Player
 from avb_service.config import Config
-from avb_service.distributions import ImplicitPosterior, whiten
+from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
 from avb_service.likelihood.moments import exact_moments
 from avb_service.likelihood.needs import some_posterior
 from avb_service.likelihood.scoring import Columns, Scorer
-from avb_service.maths import cholesky, fit_gaussian, log_mean_exp
+from avb_service.maths import cholesky, fit_gaussian, log_mean_exp, whiten
 from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
 from avb_service.optim import Positive, ScheduleConfig, TurnConfig

@@ -15,8 +15,9 @@ from torch.nn.functional import max_pool1d, max_pool2d
 from avb_service.algorithm import LatentVariableModel
 from avb_service.discrete import DiscreteCodes, arrangements
 from avb_service.errors import UserError
-from avb_service.likelihood.needs import gaussian_marginals, has_standard_normal_prior, others, prior_name
+from avb_service.likelihood.needs import has_standard_normal_prior, others, prior_name
 from avb_service.likelihood.scoring import Columns, Scorer, evaluating
+from avb_service.maths import gaussian_marginals
 from avb_service.records import NATS, Key, Kind
 from avb_service.seeding import generator
 

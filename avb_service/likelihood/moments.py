@@ -8,17 +8,13 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from avb_service.distributions import ImplicitPosterior
-from avb_service.likelihood.needs import gaussian_marginals
-from avb_service.maths import cholesky
+from avb_service.maths import cholesky, gaussian_marginals, mean_and_factor
 
 
 def exact_moments(q: Distribution | ImplicitPosterior) -> tuple[Tensor, Tensor] | None:
     """Mean [B, D] and covariance [B, D, D] of a Gaussian posterior; none of any other."""
-    if isinstance(q, MultivariateNormal):
-        return q.loc, q.covariance_matrix
-    if isinstance(q, Distribution) and (marginals := gaussian_marginals(q)) is not None:
-        return marginals.loc, torch.diag_embed(marginals.scale.square())
-    return None
+    moments = mean_and_factor(q)
+    return None if moments is None else (moments[0], moments[1] @ moments[1].mT)
 
 
 def kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:

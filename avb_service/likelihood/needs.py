@@ -3,12 +3,13 @@
 Floor 5.
 """
 
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
 from avb_service.likelihood.scoring import evaluating
+from avb_service.maths import gaussian_marginals
 from avb_service.records.record import PROBABILITIES
 from avb_service.seeding import seeded
 
@@ -32,13 +33,6 @@ def has_posterior(model: LatentVariableModel) -> bool:
 def has_density(model: LatentVariableModel) -> bool:
     """Whether log q(z|x) can be computed."""
     return isinstance(some_posterior(model), Distribution)
-
-
-def gaussian_marginals(distribution: Distribution) -> Normal | None:
-    """The marginals [..., D] of a factorised Gaussian; none of anything else."""
-    if isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal):
-        return distribution.base_dist
-    return None
 
 
 def others(model: LatentVariableModel) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, cast
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, MultivariateNormal
 
 from avb_service.algorithm import LatentVariableModel
 from avb_service.distributions import ImplicitPosterior
@@ -22,7 +22,7 @@ from avb_service.likelihood.anneal import AnnealConfig, Path, pilot_chains, temp
 from avb_service.likelihood.gaussians import by_moments, by_scores
 from avb_service.likelihood.needs import has_posterior, others, prior_name, some_posterior
 from avb_service.likelihood.scoring import evaluating
-from avb_service.maths import fit_gaussian, log_mean_exp
+from avb_service.maths import fit_gaussian, log_mean_exp, mean_and_factor
 from avb_service.records.estimate import Recipe
 from avb_service.seeding import seeded
 
@@ -85,7 +85,7 @@ def from_prior(model: LatentVariableModel) -> Proposal:
             f"annealing and its pilot chains need continuous codes, this prior is {prior_name(model)}: use "
             f"{others(model)}"
         )
-    if isinstance(prior, MultivariateNormal) or isinstance(prior, Independent) and isinstance(prior.base_dist, Normal):
+    if mean_and_factor(prior) is not None:
         return Proposal(lambda x: prior.expand((len(x),)), recipe={"start": "prior"})
 
     @cache

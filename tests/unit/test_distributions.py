@@ -20,9 +20,8 @@ from avb_service.distributions import (
     ImplicitPosterior,
     LogisticConfig,
     NoiseBasisPosterior,
-    whiten,
 )
-from avb_service.maths import fit_gaussian, log_mean_exp, standard_normal
+from avb_service.maths import fit_gaussian, log_mean_exp, standard_normal, whiten
 from avb_service.networks.encoders import NoiseBasis
 from avb_service.seeding import generator, seeded
 
