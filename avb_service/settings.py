@@ -6,6 +6,7 @@ Floor 6.
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, Union
@@ -38,6 +39,12 @@ CIRCUMSTANCES = ("data.root", "data.resident_gib", "data.download")
 # All else of its section scores a model that has been trained, and may be another when it is scored again.
 OF_OBJECTIVE = ("importance_draws", "proposal_draws", "inflate", "search", "validation_data", "seed")
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))
+
+
+@cache
+def say_renamed(path: str, new: str) -> None:
+    """Tell of a setting that was called otherwise, once in a process."""
+    _log.warning("the setting %s is called %s now; it is understood all the same", path, new)
 
 
 def _folder_name(name: str) -> str:
@@ -132,7 +139,7 @@ class ExperimentConfig(Config):
             section, _, old = path.partition(".")
             given = tree.get(section)
             if isinstance(given, Mapping) and old in given and new not in given:
-                _log.warning("the setting %s is called %s.%s now; it is understood all the same", path, section, new)
+                say_renamed(path, f"{section}.{new}")
                 tree = {**tree, section: {new if key == old else key: value for key, value in given.items()}}
         return super().parse(tree, source, found)
 

@@ -5,7 +5,12 @@ import logging
 import pytest
 
 from avb_service.errors import UserError
-from avb_service.settings import read_config
+from avb_service.settings import read_config, say_renamed
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    say_renamed.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -22,6 +27,14 @@ def test_a_key_of_an_earlier_release_is_understood_and_said(caplog, preset, old,
     assert before == now and read_config(preset, [f"{old}={value}"]) == now
     assert old.rpartition(".")[2] in said and new.rpartition(".")[2] in said
     assert old.rpartition(".")[2] not in now.to_yaml()
+
+
+def test_it_is_said_once_for_each_name(caplog):
+    with caplog.at_level(logging.WARNING):
+        for value in (3, 3, 4):
+            read_config("vae_digits", {"tracking.figures_every": value})
+        read_config("infogan_digits", {"algorithm.distortion": {"shear": 0.25}})
+    assert ["plots_every" in message for message in caplog.messages] == [True, False]
 
 
 @pytest.mark.parametrize("value", ["soon", -1])
