@@ -84,6 +84,13 @@ def _line(figure: Figure, top: int, text: str, size: float, **look: Any) -> None
         line.set_fontsize(size)
 
 
+def text_width(text: str, size: float, **look: Any) -> int:  # noqa: ANN401  whatever matplotlib's takes
+    """How many pixels of a figure a text takes."""
+    figure = Figure(dpi=DPI)
+    FigureCanvasAgg(figure)
+    return math.ceil(figure.text(0, 0, text, size=size, **look).get_window_extent().width)
+
+
 def place(figure: Figure, left: int, width: int, height: int, down: int = 0) -> Axes:
     """Axes of an exact size in pixels, so many pixels from the left margin and down from the header."""
     total_width, total_height = figure.get_size_inches() * DPI
