@@ -36,7 +36,7 @@ def promote(name: str, version: int, override: str | None = None, uri: str | Non
     if override is None and row is not None and CHAMPION in row.aliases:  # perhaps by a call that was cut off
         set_alias(name, CHAMPION, version, uri, instead_of=CHALLENGER)
         return row.tags.get(REASON, "it is champion already")
-    alias, reason = promotion(rows, record_of(f"models:/{name}/{version}", uri), uri)
+    alias, reason = _earned(name, record_of(f"models:/{name}/{version}", uri), uri, rows)
     if alias != CHAMPION:
         if override is None:
             raise UserError(f"models:/{name}/{version} stays what it is: {reason}. --override REASON makes it champion")
@@ -50,9 +50,6 @@ def award(
 ) -> tuple[str, str]:
     """Give a version the alias that it has earned, against the champion that there is when it gets it.
 
-    MLflow cannot move an alias on a condition. So it is decided anew as long as the champion changes meanwhile; what
-    is left between the last look and the move is one request.
-
     Args:
         name: of the registered model.
         version: its number.
@@ -63,15 +60,25 @@ def award(
     Returns:
         Champion or challenger, and why.
     """
-    rivals = versions_of(name, uri)
+    alias, reason = _earned(name, record, uri, versions_of(name, uri))
+    check()
+    set_alias(name, alias, version, uri, tags={REASON: reason})
+    return alias, reason
+
+
+def _earned(
+    name: str, record: LikelihoodRecord, uri: str | None, rivals: Sequence[RegisteredVersion]
+) -> tuple[str, str]:
+    """The alias that a model has earned and why, by the champion that there is at the end.
+
+    MLflow cannot move an alias on a condition. So it is decided anew as long as the champion changes meanwhile; what
+    is left between the last look and the move is one request.
+    """
     while True:
         alias, reason = promotion(rivals, record, uri)
         before, rivals = _champion(rivals), versions_of(name, uri)
         if _champion(rivals) == before:
-            break
-    check()
-    set_alias(name, alias, version, uri, tags={REASON: reason})
-    return alias, reason
+            return alias, reason
 
 
 def promotion(rivals: Sequence[RegisteredVersion], record: LikelihoodRecord, uri: str | None) -> tuple[str, str]:

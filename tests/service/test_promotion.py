@@ -14,7 +14,7 @@ from avb_service.errors import UserError
 from avb_service.fitting import Fit
 from avb_service.model import Model
 from avb_service.records import LIKELIHOOD, Certificate, Check, Diagnosis, Estimate, Key, LikelihoodRecord
-from avb_service.tracking import Run, leaderboard, pull
+from avb_service.tracking import Run, leaderboard, promotion, pull
 from avb_service.tracking import publish as module
 from avb_service.tracking.promotion import promote, record_of
 from avb_service.tracking.publish import card, publish
@@ -124,6 +124,35 @@ def test_a_run_has_the_figures_of_its_model_once_also_where_registering_was_cut_
     for _ in range(2):
         register(record(VALUES - 100), run)
         assert points() and set(points()) == {1}
+
+
+@pytest.mark.parametrize("override", [None, "its samples are sharper"])
+def test_of_two_promoted_at_once_the_second_is_compared_with_the_first(register, uri, monkeypatch, override):
+    """Both are better than the champion that there was; the first becomes champion while the second is judged."""
+    judge, versions = promotion.promotion, []
+    with monkeypatch.context() as registering:  # as challengers, whatever they have earned
+        registering.setattr(promotion, "promotion", lambda *given: ("challenger", "to be promoted by hand"))
+        noise = 0.01 * torch.sin(11 * VALUES)
+        for better in (1.0, 2.0):
+            level = VALUES + noise + better + 10 * (override is not None)
+            versions.append(int(register(record(level)).uri.rsplit("/", 1)[1]))
+    worse, best = versions
+
+    def judged_meanwhile(*given):
+        found = judge(*given)
+        monkeypatch.setattr(promotion, "promotion", judge)
+        promote("vae", best, uri=uri)
+        return found
+
+    monkeypatch.setattr(promotion, "promotion", judged_meanwhile)
+    if override is None:
+        with pytest.raises(UserError, match=f"stays what it is: no better than models:/vae/{best}"):
+            promote("vae", worse, uri=uri)
+        assert champion(uri) == f"models:/vae/{best}"
+    else:
+        reason = promote("vae", worse, override, uri)
+        assert reason.startswith(f"overridden ({override}), although no better than models:/vae/{best}")
+        assert champion(uri) == f"models:/vae/{worse}"
 
 
 def test_an_override_needs_a_reason_and_is_recorded(register, uri):
