@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from avb_service.runs import JOB, OUTCOME, Job, Outcome
 from avb_service.storage import write_json
 from avb_service.tracking import Run, leaderboard, promotion
 from avb_service.tracking.publish import publish
+from tests.paused import ended, paused
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
@@ -72,20 +70,11 @@ def lost(tmp_path) -> Iterator[Owned]:
 
 
 def test_a_training_that_was_stopped_for_longer_than_its_lease_changes_nothing_afterwards(job):
-    process = subprocess.Popen(
-        [sys.executable, "-c", TRAINING, str(job.folder), str(LEASE)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "2\n", process.communicate()
-    process.send_signal(signal.SIGSTOP)
+    process = paused(TRAINING, job.folder, LEASE, after="2")
     with owned(job.folder.parent / ".mine.lock", "run mine", lambda note: None, lease=LEASE) as mine:
         Fit(job.config, job.checkpoints, check=mine.check).run()
         before = files(job.folder)
-        process.send_signal(signal.SIGCONT)
-        _, told = process.communicate("\n\n\n")
+        told = ended(process)
         assert files(job.folder) == before
     assert process.returncode != 0 and "TakenOverError: run mine was taken over" in told
     assert f"(process {os.getpid()})" in told and not (job.folder / OUTCOME).exists()

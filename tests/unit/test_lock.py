@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from avb_service import lock
 from avb_service.errors import TakenOverError, UserError
 from avb_service.lock import owned
+from tests.paused import ended, paused
 
 
 @pytest.fixture
@@ -129,6 +129,7 @@ PAUSED = """
 import sys
 from pathlib import Path
 from avb_service.lock import owned
+from tests.paused import ended, paused
 
 place = Path(sys.argv[1])
 with owned(place / ".lock", "run mine", print, lease=float(sys.argv[2])) as mine:
@@ -142,18 +143,9 @@ with owned(place / ".lock", "run mine", print, lease=float(sys.argv[2])) as mine
 
 
 def test_an_owner_that_was_paused_for_longer_than_its_lease_writes_no_more(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", PAUSED, str(tmp_path), str(LEASE)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "at work\n", process.communicate()
-    process.send_signal(signal.SIGSTOP)
+    process = paused(PAUSED, tmp_path, LEASE, after="at work")
     with owned(tmp_path / ".lock", "run mine", lambda note: None, lease=LEASE) as mine:
-        process.send_signal(signal.SIGCONT)
-        _, told = process.communicate("go on\n")
+        told = ended(process)
         mine.check()
     assert process.returncode != 0 and "TakenOverError: run mine was taken over" in told
     assert f"(process {os.getpid()})" in told, "who has it"
