@@ -109,6 +109,11 @@ class Algorithm(nn.Module, ABC):
         super().__init__()
         self.config, self.spec = config, spec
 
+    @property
+    def example(self) -> Tensor:
+        """A datum that is all zeros, [1, C, H, W], in the model's precision and on its device, to try things out on."""
+        return next(self.parameters(), self.spec.mean).new_zeros(1, *self.spec.shape)
+
     @abstractmethod
     def players(self) -> tuple[Player, ...]:
         """The players, in order of play."""
@@ -190,7 +195,36 @@ class EncodingModel(DecodingModel):
         return self.decode(self.encode(x)[0]).detach()
 
 
-class LatentVariableModel(EncodingModel):
+class JointDensity(nn.Module, ABC):
+    """p(x,z) = p(z) p(x|z), with a q(z|x) or without: all that an estimator of log p(x) asks of a model."""
+
+    @property
+    @abstractmethod
+    def example(self) -> Tensor:
+        """A datum [1, ...] in the model's precision and on its device, to try things out on."""
+
+    @abstractmethod
+    def prior(self) -> Distribution:
+        """p(z), event shape [D]."""
+
+    @abstractmethod
+    def likelihood(self, z: Tensor) -> Distribution:
+        """p(x|z), event shape that of a datum, for codes [..., D]."""
+
+    @abstractmethod
+    def posterior(self, x: Tensor) -> Distribution | ImplicitPosterior:
+        """q(z|x) for data [B, ...]; draws are [*sample_shape, B, D].
+
+        Raises:
+            UserError: there is none.
+        """
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Log p(x,z) in nats, [..., B], for data [B, ...] and codes [..., B, D]."""
+        return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
+
+
+class LatentVariableModel(EncodingModel, JointDensity):
     """A method whose model is p(z) p(x|z), so that it can have a likelihood."""
 
     @abstractmethod
@@ -212,10 +246,6 @@ class LatentVariableModel(EncodingModel):
     def encode(self, x: Tensor, draws: int = 1) -> Tensor:
         """Codes z ~ q(z|x), [draws, B, D]."""
         return self.posterior(x).sample((draws,))
-
-    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x,z) in nats, [..., B], for data [B, C, H, W] and codes [..., B, D]."""
-        return self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
 
 
 class AdversarialModel(LatentVariableModel):

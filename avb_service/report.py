@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import JointDensity, LatentVariableModel
 from avb_service.algorithms import TABLE
 from avb_service.data.mixtures import MIXTURES
 from avb_service.errors import DataError
@@ -106,21 +106,32 @@ def assess(model: Model, **options: Any) -> LikelihoodRecord:  # noqa: ANN401
         UserError: the data are missing or damaged.
     """
     model = model.with_data()
+    x, _ = model.data("test")
+    if not isinstance(model.algorithm, LatentVariableModel):
+        return LikelihoodRecord(basis(model), tuple(model.parzen(x, **options)))
+    return model.evaluator(**options).assess(x, model.config.likelihood.budget, basis(model, model.algorithm))
+
+
+def basis(model: Model, scored: JointDensity | None = None) -> dict[str, str]:
+    """What figures on a model's test data depend on beside the model that is scored.
+
+    Args:
+        model: whose data they are.
+        scored: whose figures, which tells whether they are of a density; None for figures that are no log-likelihoods.
+
+    Raises:
+        UserError: the data are missing or damaged.
+    """
     config, dataset = model.config, model.dataset()
-    basis = {
+    return {
         "data": dataset.name,
         "data_sha256": dataset.sha256,
         "split": "test",
         "binarisation": config.data.binarisation,
         "seed": str(config.likelihood.seed),
         "data_scored": str(config.likelihood.test_data or "all"),
+        **({"measure": measure(scored)} if scored and dataset.spec.values == "levels" else {}),  # others have but one
     }
-    x, _ = model.data("test")
-    if not isinstance(model.algorithm, LatentVariableModel):
-        return LikelihoodRecord(basis, tuple(model.parzen(x, **options)))
-    if dataset.spec.values == "levels":  # all others have but one
-        basis["measure"] = measure(model.algorithm)
-    return model.evaluator(**options).assess(x, config.likelihood.budget, basis)
 
 
 def plots(model: Model) -> "dict[str, Figure]":

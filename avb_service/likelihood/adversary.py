@@ -10,11 +10,11 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import AdversarialModel, Algorithm, LatentVariableModel
+from avb_service.algorithm import AdversarialModel, LatentVariableModel
 from avb_service.errors import DataError, UserError
 from avb_service.likelihood.moments import kl_floor
 from avb_service.likelihood.needs import has_standard_normal_prior, prior_name
-from avb_service.likelihood.scoring import evaluating
+from avb_service.likelihood.scoring import Scored, evaluating
 from avb_service.maths import fit_gaussian
 from avb_service.records.diagnosis import Diagnosis
 from avb_service.records.estimate import mean_and_stderr
@@ -28,7 +28,7 @@ def codes_seen(model: AdversarialModel, rounds: int, batch_size: int) -> int:
     return max(1, rounds * model.config.adversary.steps * batch_size)
 
 
-def can_be_diagnosed(model: Algorithm) -> TypeGuard[AdversarialModel]:
+def can_be_diagnosed(model: Scored) -> TypeGuard[AdversarialModel]:
     """Whether `diagnose` applies."""
     return isinstance(model, AdversarialModel) and has_standard_normal_prior(model)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import JointDensity
 from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, temperatures, tuned_steps
 from avb_service.likelihood.proposals import Proposal
 from avb_service.likelihood.scoring import Columns, Scorer
@@ -17,7 +17,7 @@ from avb_service.records.estimate import Recipe
 
 
 def ais(
-    model: LatentVariableModel,
+    model: JointDensity,
     proposal: Proposal,
     recipe: AnnealConfig,
     schedule: Literal["linear", "sigmoid"] = "linear",

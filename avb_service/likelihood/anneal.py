@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import avg_pool1d, interpolate, pad
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import JointDensity
 from avb_service.config import Config
 from avb_service.distributions import likelihood_score
 from avb_service.maths import mean_and_factor
@@ -75,7 +75,7 @@ class Path:
         TypeError: r is no Gaussian.
     """
 
-    def __init__(self, model: LatentVariableModel, x: Tensor, r: Distribution) -> None:
+    def __init__(self, model: JointDensity, x: Tensor, r: Distribution) -> None:
         self.model, self.x = model, x
         if (moments := mean_and_factor(r)) is None:
             raise TypeError(f"cannot anneal from {type(r).__name__}, expected a Gaussian")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import JointDensity
 from avb_service.likelihood.ais import annealing
 from avb_service.likelihood.anneal import AnnealConfig, Path, anneal, anneal_back, temperatures, tuned_steps
 from avb_service.likelihood.proposals import Proposal
@@ -18,7 +18,7 @@ from avb_service.records import NATS, Key
 
 
 def bdmc(
-    model: LatentVariableModel,
+    model: JointDensity,
     proposal: Proposal,
     recipe: AnnealConfig,
     schedule: Literal["linear", "sigmoid"] = "linear",

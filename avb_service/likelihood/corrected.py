@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 from torch.nn.functional import logsigmoid
 
-from avb_service.algorithm import Algorithm, Batch, LatentVariableModel, Loss, Player
+from avb_service.algorithm import Algorithm, Batch, JointDensity, LatentVariableModel, Loss, Player
 from avb_service.config import Config
 from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
 from avb_service.likelihood.moments import exact_moments
-from avb_service.likelihood.needs import some_posterior
+from avb_service.likelihood.needs import is_discrete, some_posterior
 from avb_service.likelihood.scoring import Columns, Scorer
 from avb_service.maths import cholesky, fit_gaussian, log_mean_exp, whiten
 from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
@@ -62,7 +62,7 @@ class CorrectionConfig(Config):
     adversary: TurnConfig = TurnConfig(lr=5e-3, schedule=ScheduleConfig(decay="linear", decay_from=0.1))
 
 
-def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scorer:
+def elbo_corrected(model: JointDensity, config: CorrectionConfig) -> Scorer:
     """E_q[log p(x|z) - T(x,u) - log r(z|x) + log p(z)], r = N(m, S) with q's moments, u = L^-1 (z - m), L L' = S.
 
     T is trained from scratch on the very data that are scored, on fresh draws at each step, so it cannot learn them by
@@ -86,7 +86,9 @@ def elbo_corrected(model: LatentVariableModel, config: CorrectionConfig) -> Scor
             "for ever: score the model when it is trained, with `avb evaluate --estimator elbo_corrected`"
         )
     some_posterior(model)
-    if getattr(model.prior().support, "is_discrete", False):
+    if not isinstance(model, LatentVariableModel):
+        raise UserError("elbo_corrected trains an adversary for a method of this package: use iwae, which needs none")
+    if is_discrete(model.prior()):
         raise UserError(
             f"elbo_corrected needs continuous codes, those of {type(model).__name__} are discrete: use iwae"
         )

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor
 from torch.distributions import Distribution
 
-from avb_service.algorithm import AdversarialModel, LatentVariableModel
+from avb_service.algorithm import AdversarialModel, JointDensity
 from avb_service.errors import UserError
 from avb_service.likelihood.moments import exact_moments, kl, kl_floor
 from avb_service.likelihood.needs import has_density, has_standard_normal_prior, prior_name, some_posterior
@@ -17,7 +17,7 @@ from avb_service.records import NATS, Key
 from avb_service.seeding import seeded
 
 
-def elbo(model: LatentVariableModel, draws: int) -> Scorer:
+def elbo(model: JointDensity, draws: int) -> Scorer:
     """E_q[log p(x|z)] - KL(q(z|x) || p(z)): a lower bound on log p(x).
 
     The KL is in closed form where there is one, else E_q[log q(z|x) - log p(z)] over the same draws.
@@ -47,7 +47,7 @@ def elbo(model: LatentVariableModel, draws: int) -> Scorer:
     return Scorer(Key("elbo"), "lower_bound", draws, score, recipe={"draws": draws})
 
 
-def elbo_adversarial(model: LatentVariableModel, draws: int, seed: int) -> Scorer:
+def elbo_adversarial(model: JointDensity, draws: int, seed: int) -> Scorer:
     """E_q[log p(x|z) - T(x,z)], or its form with adaptive contrast.
 
     Its kind is `estimate`: an adversary that is not optimal moves it either way, so it bounds nothing.
@@ -80,7 +80,7 @@ def elbo_adversarial(model: LatentVariableModel, draws: int, seed: int) -> Score
     return Scorer(Key("elbo_adversarial"), "estimate", draws, score, recipe={"draws": draws})
 
 
-def elbo_ceiling(model: LatentVariableModel, draws: int) -> Scorer:
+def elbo_ceiling(model: JointDensity, draws: int) -> Scorer:
     """E_q[log p(x|z)] - KL(N(m, S) || p(z)), m and S the moments of q(z|x): no ELBO of this q is above it.
 
     **It bounds the ELBO of the model's own posterior, and not log p(x)**, which may be far above. It proves wrong an

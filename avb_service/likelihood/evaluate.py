@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from avb_service.algorithm import AdversarialModel, Algorithm, DecodingModel, LatentVariableModel
+from avb_service.algorithm import AdversarialModel, Algorithm, DecodingModel, JointDensity
 from avb_service.data.inputs import Given
 from avb_service.errors import UserError
 from avb_service.likelihood.adversary import can_be_diagnosed, codes_seen, diagnose
@@ -26,12 +26,12 @@ from avb_service.likelihood.importance import iwae, iwae_mixture
 from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.parzen import Windows, parzen_rows
 from avb_service.likelihood.proposals import from_prior, mixed, own, refined
-from avb_service.likelihood.scoring import Progress, Runner, Scorer, Task, estimate, serially
+from avb_service.likelihood.scoring import Progress, Runner, Scored, Scorer, Task, estimate, serially
 from avb_service.records import Certificate, Diagnosis, Estimate, Kind, LikelihoodRecord
 from avb_service.training.config import TrainingConfig
 
 # From the one that says the most. What does not apply to a model is left out.
-ESTIMATORS: Mapping[str, Callable[[LatentVariableModel, LikelihoodConfig], Scorer]] = {
+ESTIMATORS: Mapping[str, Callable[[JointDensity, LikelihoodConfig], Scorer]] = {
     "quadrature": lambda model, c: quadrature(model),
     "enumeration": lambda model, c: enumeration(model),
     "ppca": lambda model, c: ppca(model),
@@ -68,7 +68,7 @@ class Make:
     name: str
     config: LikelihoodConfig
 
-    def __call__(self, model: Algorithm) -> Scorer:
+    def __call__(self, model: Scored) -> Scorer:
         """The scorer.
 
         Raises:
@@ -93,7 +93,7 @@ class Evaluator:
         training: how the model was trained; where that is not known, its adversary is not diagnosed.
     """
 
-    model: Algorithm
+    model: Scored
     config: LikelihoodConfig
     run: Runner = serially
     store: Path | None = None
@@ -210,7 +210,12 @@ class Evaluator:
             train: the model's training data [m, ...].
             validation: for the bandwidths, one for each of the two.
             x: data [n, ...].
+
+        Raises:
+            UserError: the model is no method's, and was trained on nothing that is known here.
         """
+        if not isinstance(self.model, Algorithm):
+            raise UserError("parzen sets a model beside its training data, of which nothing is known here: use ais")
         train, validation, x = map(self.check, (train, validation, x))
         samples, seed = self.config.parzen_samples, self.config.seed
         return parzen_rows(self.model, train, validation, x, self._estimate, samples=samples, seed=seed)
@@ -226,13 +231,13 @@ class Evaluator:
         return estimate(task, run=self.run, store=self.store, progress=self.progress(make.name))
 
 
-def latent_variable_model(model: Algorithm) -> LatentVariableModel:
+def latent_variable_model(model: Scored) -> JointDensity:
     """The model as one that has a likelihood.
 
     Raises:
         UserError: it has none; names what it lacks.
     """
-    if not isinstance(model, LatentVariableModel):
+    if not isinstance(model, JointDensity):
         noise = "name the noise of its observations (--noise 0.1, in Python noise=0.1), or "
         raise UserError(
             f"{model.config.name} defines no p(x|z), so it has no log-likelihood: "

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, Normal
 from torch.nn.functional import max_pool1d, max_pool2d
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import JointDensity
 from avb_service.discrete import DiscreteCodes, arrangements
 from avb_service.errors import UserError
 from avb_service.likelihood.needs import has_standard_normal_prior, others, prior_name
@@ -35,7 +35,7 @@ ROWS = 1024  # decoder evaluations at a time
 LINEAR = 1e-4  # relative error of a mean that counts as affine: float32 products leave 1e-6
 
 
-def quadrature(model: LatentVariableModel) -> Scorer:
+def quadrature(model: JointDensity) -> Scorer:
     """Log p(x) = log int p(z) p(x|z) dz on a grid, for one or two latent dimensions.
 
     All data share a coarse grid; the cells that matter to a datum are then halved for it alone, until its value neither
@@ -62,7 +62,7 @@ def quadrature(model: LatentVariableModel) -> Scorer:
     if (dim := len(marginals.loc)) > 2:
         raise UserError(f"quadrature needs at most 2 latent dimensions, this model has {dim}: use {others(model)}")
     points = COARSE[dim] ** dim
-    rows = max(ROWS, points // math.prod(model.spec.shape))  # the coarse grid is kept as a whole
+    rows = max(ROWS, points // model.example.numel())  # the coarse grid is kept as a whole
     return Scorer(Key("quadrature"), _settled, rows, lambda x: _Grid(model, x, marginals).solve())
 
 
@@ -88,7 +88,7 @@ class _Grid:
         marginals: of the prior, [D].
     """
 
-    def __init__(self, model: LatentVariableModel, x: Tensor, marginals: Normal) -> None:
+    def __init__(self, model: JointDensity, x: Tensor, marginals: Normal) -> None:
         self.model, self.x, self.dim = model, x, len(marginals.loc)
         self.low = marginals.loc - HALF_WIDTH * marginals.scale
         self.cell = 2 * HALF_WIDTH * marginals.scale / COARSE[self.dim]
@@ -178,7 +178,7 @@ def _reach(values: Tensor) -> Tensor:
     return POOL[dim]((values + edge / 2)[:, None], 5, stride=1, padding=2)[:, 0]
 
 
-def ppca(model: LatentVariableModel) -> Scorer:
+def ppca(model: JointDensity) -> Scorer:
     """Log N(x; mu, W W' + diag s^2), for p(x|z) = N(W z + mu, diag s^2): probabilistic PCA, factor analysis.
 
     That the decoder is of that form is tried out, at the origin, along the axes, and at random points far and near.
@@ -196,7 +196,7 @@ def ppca(model: LatentVariableModel) -> Scorer:
     return Scorer(Key("ppca"), "exact", 1, lambda x: {NATS: evidence.log_prob(x.flatten(1).double())})
 
 
-def _affine(model: LatentVariableModel) -> tuple[Tensor, Tensor, Tensor]:
+def _affine(model: JointDensity) -> tuple[Tensor, Tensor, Tensor]:
     """The mean [N], W [N, D] and s [N] of a decoder that is affine, float64."""
     if not has_standard_normal_prior(model):
         raise _not_linear(model, f"this prior is {prior_name(model)}")
@@ -219,11 +219,11 @@ def _affine(model: LatentVariableModel) -> tuple[Tensor, Tensor, Tensor]:
     return mean, factor, scales[0]
 
 
-def _not_linear(model: LatentVariableModel, reason: str) -> UserError:
+def _not_linear(model: JointDensity, reason: str) -> UserError:
     return UserError(f"ppca needs p(x|z) = N(W z + mu, diag s^2) and the prior N(0, I); {reason}: use {others(model)}")
 
 
-def enumeration(model: LatentVariableModel) -> Scorer:
+def enumeration(model: JointDensity) -> Scorer:
     """Log p(x) = log sum_z p(z) p(x|z) over all states of a discrete code.
 
     Args:
@@ -243,7 +243,7 @@ def enumeration(model: LatentVariableModel) -> Scorer:
     return Scorer(Key("enumeration"), "exact", min(len(codes), ROWS), score)
 
 
-def _states(model: LatentVariableModel) -> Tensor:
+def _states(model: JointDensity) -> Tensor:
     """All codes, [S, *event shape]: the product of what each part of the prior can be."""
     prior = model.prior()
     base = prior.base_dist if isinstance(prior, Independent) else prior

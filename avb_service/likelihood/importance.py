@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import JointDensity
 from avb_service.likelihood.proposals import Proposal
 from avb_service.likelihood.scoring import Columns, Scorer
 from avb_service.maths import effective_size, log_mean_exp, variance_of_log_mean
@@ -19,7 +19,7 @@ from avb_service.records import NATS, VARIANCE, Key
 PRIOR_SHARE = 1 / 16  # of a mixture's draws; what is left is shared out evenly
 
 
-def iwae(model: LatentVariableModel, proposal: Proposal, draws: int) -> Scorer:
+def iwae(model: JointDensity, proposal: Proposal, draws: int) -> Scorer:
     """Log mean_K p(x,z) / r(z|x), z ~ r: a lower bound on log p(x) in expectation, whatever r.
 
     Args:
@@ -39,7 +39,7 @@ def iwae(model: LatentVariableModel, proposal: Proposal, draws: int) -> Scorer:
     return Scorer(Key("iwae", draws), "lower_bound", rows, score, recipe={"draws": draws, **proposal.recipe})
 
 
-def iwae_mixture(model: LatentVariableModel, proposals: Sequence[Proposal], draws: int) -> Scorer:
+def iwae_mixture(model: JointDensity, proposals: Sequence[Proposal], draws: int) -> Scorer:
     """Log mean_N p(x,z) / r(z|x), where n_k of the N draws are of r_k, and r = sum_k (n_k / N) r_k is their mixture.
 
     A lower bound on log p(x) in expectation. No weight is above N / n_k times the one that it would have under r_k
@@ -62,7 +62,7 @@ def iwae_mixture(model: LatentVariableModel, proposals: Sequence[Proposal], draw
         log_r = torch.stack([r.log_prob(z) + math.log(n / draws) for r, n in zip(parts, counts, strict=True)])
         return _averaged(model.log_joint(x, z) - log_r.logsumexp(0))
 
-    of_codes = math.ceil(draws * model.prior().event_shape[0] / math.prod(model.spec.shape))
+    of_codes = math.ceil(draws * model.prior().event_shape[0] / model.example.numel())
     rows = max(draws + of_codes, *(proposal.rows for proposal in proposals))
     told = {key: value for proposal in proposals for key, value in proposal.recipe.items()}
     start = " + ".join(str(proposal.recipe["start"]) for proposal in proposals)

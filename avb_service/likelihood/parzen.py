@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avb_service.algorithm import Algorithm
 from avb_service.errors import DataError, UserError
-from avb_service.likelihood.scoring import Columns, Scorer, Task, estimate
+from avb_service.likelihood.scoring import Columns, Scored, Scorer, Task, estimate
 from avb_service.records import NATS, Estimate, Key
 from avb_service.seeding import permutation, seeded
 
@@ -41,7 +41,7 @@ class Windows:
     samples: Tensor
     bandwidths: tuple[float, ...]
 
-    def __call__(self, model: Algorithm) -> Scorer:
+    def __call__(self, model: Scored) -> Scorer:
         """The scorer."""
         if len(self.bandwidths) == 1:
             return parzen(self.samples, self.bandwidths[0], self.name)

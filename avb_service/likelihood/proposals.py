@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from avb_service.algorithm import LatentVariableModel
+from avb_service.algorithm import JointDensity
 from avb_service.distributions import ImplicitPosterior
 from avb_service.errors import UserError
 from avb_service.likelihood.anneal import AnnealConfig, Path, pilot_chains, temperatures, transition
 from avb_service.likelihood.gaussians import by_moments, by_scores
-from avb_service.likelihood.needs import has_posterior, others, prior_name, some_posterior
+from avb_service.likelihood.needs import has_posterior, is_discrete, others, prior_name, some_posterior
 from avb_service.likelihood.scoring import evaluating
 from avb_service.maths import fit_gaussian, log_mean_exp, mean_and_factor
 from avb_service.records.estimate import Recipe
@@ -65,7 +65,7 @@ class PilotConfig(AnnealConfig):
     inflate: Annotated[float, Field(ge=1, le=3)] = 1.3
 
 
-def own(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
+def own(model: JointDensity, draws: int, inflate: float) -> Proposal:
     """The posterior where it has a density, else a Gaussian fitted to draws of it that are not used again.
 
     Raises:
@@ -77,10 +77,10 @@ def own(model: LatentVariableModel, draws: int, inflate: float) -> Proposal:
     return Proposal(lambda x: by_moments(model.posterior(x).sample((draws,)), inflate), draws, recipe)
 
 
-def from_prior(model: LatentVariableModel) -> Proposal:
+def from_prior(model: JointDensity) -> Proposal:
     """The prior, whatever the posterior; where it is no Gaussian, the one with its moments, taken from draws."""
     prior = model.prior()
-    if getattr(prior.support, "is_discrete", False):
+    if is_discrete(prior):
         raise UserError(
             f"annealing and its pilot chains need continuous codes, this prior is {prior_name(model)}: use "
             f"{others(model)}"
@@ -96,7 +96,7 @@ def from_prior(model: LatentVariableModel) -> Proposal:
     return Proposal(lambda x: whole().expand((len(x),)), recipe={"start": "prior"})
 
 
-def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
+def refined(model: JointDensity, recipe: PilotConfig) -> Proposal:
     """A Gaussian fitted to where pilot chains go that were annealed from the prior, or to the scores there.
 
     It does not ask the model's own posterior, which may have collapsed where the true one has not. Nor does it weigh
@@ -124,12 +124,12 @@ def refined(model: LatentVariableModel, recipe: PilotConfig) -> Proposal:
         return MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
     numbers = 3 * recipe.chains * (rest + 1) * dim + 5 * dim**2  # at the fit, in float64
-    rows = max(2 * recipe.chains, TRIED) + math.ceil(numbers / math.prod(model.spec.shape))
+    rows = max(2 * recipe.chains, TRIED) + math.ceil(numbers / model.example.numel())
     told = {f"pilot_{key}": value for key, value in (recipe.tree() | {"rest": rest}).items()}
     return Proposal(propose, rows, {"start": "refined", **told})
 
 
-def mixed(model: LatentVariableModel, recipe: PilotConfig, draws: int, inflate: float) -> tuple[Proposal, ...]:
+def mixed(model: JointDensity, recipe: PilotConfig, draws: int, inflate: float) -> tuple[Proposal, ...]:
     """What a mixture is made of: the refined Gaussian, the model's own posterior where it has one, and the prior.
 
     Args:

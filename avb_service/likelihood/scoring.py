@@ -7,7 +7,6 @@ many workers, kept as they come, and left out when an interrupted evaluation goe
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,17 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributions import Distribution
 
-from avb_service.algorithm import Algorithm
-from avb_service.errors import DataError
+from avb_service.algorithm import Algorithm, JointDensity
+from avb_service.errors import DataError, UserError
 from avb_service.provenance import code_version
 from avb_service.records.estimate import NATS, Estimate, Recipe
 from avb_service.records.key import Key, Kind, Quantity
 from avb_service.seeding import seeded
 from avb_service.storage import write_file, writing
 
+Scored = Algorithm | JointDensity  # a method of this package, or a model that was given by its densities
 Columns = Mapping[str, Tensor]  # numbers for each datum, [n]; NATS is its log-likelihood
 BLOCK = 50  # data: on a core, enough for full matrix products, and few enough to be shared out and lost
 CHECKSUM = hashlib.sha256().digest_size  # bytes
@@ -70,8 +71,8 @@ class Task:
         block_data: data at most in a block.
     """
 
-    model: Algorithm
-    make: Callable[[Algorithm], Scorer]
+    model: Scored
+    make: Callable[[Scored], Scorer]
     x: Tensor
     seed: int
     memory_mib: int
@@ -79,7 +80,7 @@ class Task:
 
     def blocks(self, scorer: Scorer) -> list[range]:
         """The data cut in pieces that fit in memory, the same wherever they are scored."""
-        numbers = math.prod(self.model.spec.shape) * scorer.rows
+        numbers = self.model.example.numel() * scorer.rows
         fits = self.memory_mib * 2**20 // (numbers * 4 * 4)  # logits, and what a log-probability makes of them
         size = max(1, min(scorer.block or self.block_data, fits))
         return [range(start, min(start + size, len(self.x))) for start in range(0, len(self.x), size)]
@@ -154,22 +155,28 @@ def estimate(
 
 
 @contextmanager
-def evaluating(model: Algorithm) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """No gradients unless asked for, no dropout, float32 products and convolutions in full: no rounding is in a figure.
 
-    GPUs convolve in TF32 unless told otherwise, whatever the precision of matrix products.
+    GPUs convolve in TF32 unless told otherwise, whatever the precision of matrix products. Distributions do not look
+    at what they are given: chains that leave the range of floats are told by what comes of it, and move back.
     """
-    training, precision, tf32 = model.training, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    training = [(module, module.training) for module in model.modules()]
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    validating = Distribution._validate_args
     model.eval()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    Distribution.set_default_validate_args(False)
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, mode in training:
+            module.training = mode
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
+        Distribution.set_default_validate_args(validating)
 
 
 class _Blocks:
@@ -209,6 +216,10 @@ class _Blocks:
 
 def _fingerprint(task: Task, scorer: Scorer) -> str:
     """What the numbers depend on: weights and what they are the weights of, data, recipe, seed, and the code."""
+    if not isinstance(task.model, Algorithm):
+        raise UserError(
+            "scored data are kept of models of this package alone, whose weights and configuration say which they are"
+        )
     weights = {name: tensor.cpu().contiguous().clone() for name, tensor in task.model.state_dict().items()}
     digest = hashlib.sha256(safetensors.torch.save({**weights, "": task.x.cpu().contiguous()}))
     settings = (
