@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avb_service.service.about import datasets, methods
+    from avb_service.service.given import certify
     from avb_service.service.models import leaderboard, load, promote, pull, register
     from avb_service.service.scoring import compare, evaluate, plots
     from avb_service.service.training import train, tune
 
 __all__ = [
+    "certify",
     "compare",
     "datasets",
     "evaluate",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 _HOMES = {
     "about": ("datasets", "methods"),
+    "given": ("certify",),
     "models": ("leaderboard", "load", "promote", "pull", "register"),
     "scoring": ("compare", "evaluate", "plots"),
     "training": ("train", "tune"),

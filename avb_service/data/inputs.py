@@ -37,7 +37,7 @@ def seen(x: Given, spec: DataSpec, like: Tensor) -> Tensor:
     Raises:
         DataError: they are no numbers, have another shape, or are integers that are no pixels of the model's.
     """
-    tensor, dtype = (x, str(x.dtype).removeprefix("torch.")) if isinstance(x, Tensor) else _from_array(as_array(x))
+    tensor, dtype = (x, str(x.dtype).removeprefix("torch.")) if isinstance(x, Tensor) else from_array(as_array(x))
     if tensor.is_complex():
         raise DataError(f"data as {dtype}, expected real numbers")
     numbers = _shaped(tensor, spec.shape).to(like)
@@ -93,8 +93,8 @@ def as_array(x: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _from_array(array: NDArray[Any]) -> tuple[Tensor, str]:
-    """A tensor that torch can compute with, and the type that was given."""
+def from_array(array: NDArray[Any]) -> tuple[Tensor, str]:
+    """A tensor that torch can compute with, and the name of the type that was given."""
     native = array.dtype.type if array.dtype.type in _KEPT else _NATIVE[array.dtype.kind]
     return torch.from_numpy(np.array(array, dtype=native, order="C")), array.dtype.name
 

@@ -7,9 +7,11 @@ from avb_service.likelihood.adversary import can_be_diagnosed, codes_seen, diagn
 from avb_service.likelihood.config import LikelihoodConfig
 from avb_service.likelihood.elbo_surgery import surgery
 from avb_service.likelihood.evaluate import BUDGETS, ESTIMATORS, Budget, Evaluator, latent_variable_model
+from avb_service.likelihood.given import GivenModel, Observed
 from avb_service.likelihood.noisy import NoisyModel
 from avb_service.likelihood.parzen import parzen_of_draws
 from avb_service.likelihood.scoring import Columns, Runner, Task
+from avb_service.likelihood.trial import given_model
 from avb_service.records import (
     HOLDS,
     Certificate,
@@ -33,15 +35,18 @@ __all__ = [
     "Diagnosis",
     "Estimate",
     "Evaluator",
+    "GivenModel",
     "LikelihoodConfig",
     "LikelihoodRecord",
     "NoisyModel",
+    "Observed",
     "Runner",
     "Task",
     "can_be_diagnosed",
     "codes_seen",
     "diagnose",
     "excess",
+    "given_model",
     "known",
     "latent_variable_model",
     "parzen_of_draws",

@@ -84,17 +84,17 @@ def evaluate(
     return Evaluation(named, loaded.config.data.name, len(data), record, loaded.subject, other_data)
 
 
-def compare(first: "str | Path | Model", second: "str | Path | Model") -> Compared:
+def compare(first: "str | Path | Model | Evaluation", second: "str | Path | Model | Evaluation") -> Compared:
     """Which of two models is better, datum by datum on the same held-out data; neither is built.
 
     Args:
-        first: as `load` takes it, or one that is loaded and carries its likelihoods.
+        first: as `load` takes it, or one that is loaded and carries its likelihoods; or what `certify` has given.
         second: another.
 
     Raises:
         UserError: no such model, or they were not scored on the same data.
     """
-    one, other = (str(each) if isinstance(each, str | Path) else each.subject for each in (first, second))
+    one, other = map(_said, (first, second))
     return Compared(one, other, _record(first).against(_record(second)))
 
 
@@ -114,8 +114,21 @@ def plots(model: "str | Path | Model", data_root: str | None = None) -> Plots:
     return Plots(draw(load(model).with_data(data_root)))
 
 
-def _record(model: "str | Path | Model") -> "LikelihoodRecord":
+def _said(model: "str | Path | Model | Evaluation") -> str:
+    """How a model is called."""
+    if isinstance(model, Evaluation):
+        return model.model
+    return str(model) if isinstance(model, str | Path) else model.subject
+
+
+def _record(model: "str | Path | Model | Evaluation") -> "LikelihoodRecord":
     """Of a model that need not be built."""
+    if isinstance(model, Evaluation):
+        if not model.record.basis:
+            raise UserError(
+                f"the evaluation of {model.model} does not keep which data it is of: compare the model itself"
+            )
+        return model.record
     if not isinstance(model, str | Path):
         return model.record
     from avb_service.tracking.promotion import record_of
