@@ -29,7 +29,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-# Reaches published and measured figures; about half an hour on two cores.
+# Reaches published and measured numbers; about half an hour on two cores.
 science: $(VENV)/ready
 	$(BIN)/python -m pytest -m science
 

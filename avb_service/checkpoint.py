@@ -130,7 +130,7 @@ class CheckpointStore:
         return _metric(ranked[0], self.best_by) if ranked and self.best_by else None
 
     def last_report(self) -> tuple[int, dict[str, float]]:
-        """The newest round that was reported, and its figures, without reading tensors; round 0 where there is none."""
+        """The newest round that was reported, and its metrics, without reading tensors; round 0 where there is none."""
         for path in reversed(self._paths()):
             try:
                 metrics = parse_json(path / "metrics.json", read_file(path / "metrics.json"))

@@ -108,7 +108,7 @@ class Fit:
         """Train to the end, from the newest checkpoint if there is one.
 
         Args:
-            on_report: called by every worker at every report; only rank 0 has the validation figures.
+            on_report: called by every worker at every report; only rank 0 has the estimates on validation data.
             heed: called by every worker every few rounds, with a function that saves the state; all call that or none.
 
         Returns:
@@ -243,7 +243,7 @@ class Fit:
 
 
 def best_model(config: ExperimentConfig, folder: Path, dataset: Dataset | None = None) -> Model:
-    """The model of the checkpoint with the best validation figure, else of the newest; on the CPU, with its data.
+    """The model of the checkpoint that is best on validation data, else of the newest; on the CPU, with its data.
 
     Args:
         config: which it was trained with.
@@ -271,8 +271,8 @@ def record_plots(recorder: Recorder, drawn: "Mapping[str, Figure]", round_: int 
     """Record plots of a model: at a round, or as the final ones."""
     from avb_service.figures import to_png  # matplotlib is slow to import, and most processes draw nothing
 
-    for name, figure in drawn.items():
-        recorder.log_figure(name, to_png(figure), round_)
+    for name, plot in drawn.items():
+        recorder.log_figure(name, to_png(plot), round_)
 
 
 def _check_same(checkpoint: Checkpoint, config: ExperimentConfig, dataset: Dataset) -> None:

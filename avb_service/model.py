@@ -187,7 +187,7 @@ class Model:
             return None
         return (
             f"these are other data than the model was trained and first scored on (sha256 {dataset.sha256[:12]} here, "
-            f"{recorded[:12]} then): no figure here is to be held against its record"
+            f"{recorded[:12]} then): no estimate here is to be held against its record"
         )
 
     def sample(self, n: int, seed: int = 0, *, means: bool = False) -> Tensor:

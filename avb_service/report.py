@@ -1,4 +1,4 @@
-"""What is told of a model: by which figure it is compared, its likelihood on held-out data, its plots, its tags.
+"""What is told of a model: by which estimate it is compared, its likelihood on held-out data, its plots, its tags.
 
 Floor 6. Functions of a model and its data, whether its training goes on or has ended.
 """
@@ -52,7 +52,7 @@ def objective(model: Model, run: Runner = serially) -> dict[str, float]:
         run: who scores the data.
 
     Raises:
-        UserError: the figure cannot be had, or is not finite.
+        UserError: the estimate cannot be had, or is not finite.
     """
     config = model.config.likelihood
     x, _ = model.data("validation", config.validation_data)

@@ -129,7 +129,7 @@ class Trained(Shown):
 
     @property
     def rows(self) -> rows.Row:
-        """The run, its model, and all held-out figures."""
+        """The run, its model, and all held-out estimates."""
         return rows.published(self.run, self.published)
 
     def show(self, console: Console | None = None) -> None:

@@ -45,7 +45,7 @@ def published(run: str, model: "Published") -> Row:
 def leaderboard(
     versions: "Sequence[RegisteredVersion]", new: Collection[str] = (), best: str | None = None
 ) -> list[Row]:
-    """Models that were scored on the same data together, in the order of their held-out figures, the best first.
+    """Models that were scored on the same data together, in the order of their held-out estimates, the best first.
 
     Args:
         versions: what is registered.
@@ -53,20 +53,20 @@ def leaderboard(
         best: URI of the best of them.
     """
     rows = [{**_model(each), "new": each.uri in new, "best_of_new": each.uri == best} for each in versions]
-    figures = ("log_likelihood", "parzen")
+    estimates = ("log_likelihood", "parzen")
     return sorted(
         rows,
         key=lambda row: (
             row["data"] or "",
             row["scored_on"] or "",
-            *(math.inf if row[name] is None else -row[name] for name in figures),
+            *(math.inf if row[name] is None else -row[name] for name in estimates),
         ),
     )
 
 
 def _model(version: "RegisteredVersion") -> Row:
     from avb_service.records.key import Key, metric
-    from avb_service.tracking.registry import FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL
+    from avb_service.tracking.registry import ESTIMATOR, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL
 
     metrics, tags = version.metrics, {key: value for key, value in version.tags.items() if value}
     return {
@@ -80,7 +80,7 @@ def _model(version: "RegisteredVersion") -> Row:
         "latent_dim": _number(tags, "latent_dim", int),
         "log_likelihood": metrics.get(HELD_OUT),
         "log_likelihood_stderr": metrics.get(f"{HELD_OUT}.stderr"),
-        "log_likelihood_by": tags.get(FIGURE),
+        "log_likelihood_by": tags.get(ESTIMATOR),
         "shortfall": metrics.get(SHORTFALL),
         "shortfall_by": tags.get(HIGHER),
         "iwae_mixture": version.bound("iwae_mixture"),
@@ -122,14 +122,14 @@ def evaluation(record: "LikelihoodRecord", model: str, data: str, count: int, ot
     """
     from avb_service.records import HOLDS, verdict
 
-    doubts, certificate, figure, higher = record.doubts, record.certificate, record.held_out, record.shortfall
+    doubts, certificate, found, higher = record.doubts, record.certificate, record.held_out, record.shortfall
     return {
         "model": model,
         "data": data,
         "split": "test",
         "n_data": count,
         "other_data": other_data,
-        "figure": figure and {"estimator": figure.name, "value": figure.value, "stderr": figure.stderr},
+        "figure": found and {"estimator": found.name, "value": found.value, "stderr": found.stderr},
         "shortfall": higher
         and {
             "estimator": str(higher.bound),
@@ -176,7 +176,7 @@ def estimate(found: "Estimate") -> Row:
 
 
 def checks(of: "Sequence[Check]") -> list[Row]:
-    """Figures and their limits, passed or not."""
+    """Numbers and their limits, passed or not."""
     return [{**asdict(check), "passed": check.passed} for check in of]
 
 

@@ -35,7 +35,7 @@ RENAMED = {"tracking.figures_every": "plots_every", "algorithm.distortion": "aug
 
 # Where and how fast, not what: a run may be continued with other values of these.
 CIRCUMSTANCES = ("data.root", "data.resident_gib", "data.download")
-# What the figure that is reported in training depends on, by which the best checkpoint and the best trial are chosen.
+# What the estimate that is reported in training depends on, by which the best checkpoint and the best trial are chosen.
 # All else of its section scores a model that has been trained, and may be another when it is scored again.
 OF_OBJECTIVE = ("importance_draws", "proposal_draws", "inflate", "search", "validation_data", "seed")
 OF_OTHER = tuple(path.replace("data.", "data.other.") for path in CIRCUMSTANCES if path.startswith("data."))

@@ -26,7 +26,7 @@ ERR = Console(stderr=True)  # for what goes on meanwhile, and what is wrong
 # first; and what they mean.
 WORDS = ("model", "alias", "method", "data", "certificate")
 DETAILS = ("params", "train", "drawn <=", "data", "gap", "IWAE", "log p(x) ~", "Parzen (training)")
-APART = "Between two lines: scored on the same data, by the same measure; only such figures can be compared."
+APART = "Between two lines: scored on the same data, by the same measure; only such numbers can be compared."
 NOTES = {
     "model": "*: new.  ±: standard error over data.",
     "IWAE": "IWAE: iwae_mixture, another lower bound on the same data; searches compare by it on validation data.",
@@ -172,7 +172,7 @@ def _host(row: "Mapping[str, Any]") -> dict[str, str]:
 def leaderboard(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None) -> None:
     """Held-out lower bounds, or Parzen windows; what only an adversary believes stands apart.
 
-    Models that were scored on other data, or by another measure, stand apart: their figures cannot be compared.
+    Models that were scored on other data, or by another measure, stand apart: their numbers cannot be compared.
 
     Args:
         rows: in their order.
@@ -193,7 +193,7 @@ def leaderboard(rows: "Sequence[Mapping[str, Any]]", console: Console | None = N
     console.print(_board(names, cells, ends))
     notes = [note for name, note in NOTES.items() if name in names]
     notes += [
-        f"!: {row['model']} has a figure that is too low, by {row['shortfall']:.2f} at least, as "
+        f"!: {row['model']} has an estimate that is too low, by {row['shortfall']:.2f} at least, as "
         f"{row['shortfall_by']} shows."
         for row in rows
         if row["shortfall"] is not None

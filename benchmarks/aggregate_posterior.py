@@ -85,7 +85,7 @@ def deviation(codes: torch.Tensor) -> float:
 
 
 def main() -> None:
-    """Train and print the figures."""
+    """Train and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faster", type=float, default=1.0, help="multiply all learning rates with this")
     parser.add_argument("--rounds", type=int, default=4000)

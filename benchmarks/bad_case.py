@@ -102,10 +102,10 @@ def from_own_gaussian(experiment: Fit, config: LikelihoodConfig):
 
 
 def main() -> None:
-    """Print the figures, and draw them where asked to."""
+    """Print the numbers, and draw them where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--figure", type=Path, help="draw what is known to this .png")
-    figure = parser.parse_args().figure
+    parser.add_argument("--plot", type=Path, help="draw what is known to this .png")
+    plot = parser.parse_args().plot
     torch.set_num_threads(1)
     case = bad_case()
     table = Table("estimator", "nats per datum", "kind", title="AVB without adaptive contrast, digits, 200 test data")
@@ -124,9 +124,9 @@ def main() -> None:
         f"KL {told.kl:.2f} against its floor {told.kl_floor:.2f}: violation {told.floor_violation:.2f}; "
         f"unverifiable codes {told.unverifiable:.0%}"
     )
-    if figure is not None:
+    if plot is not None:
         drawn = bounds(list(case.estimates.values()), case.refined.bracket)
-        figure.write_bytes(to_png(caption(drawn, f"{case.subject}, test data")))
+        plot.write_bytes(to_png(caption(drawn, f"{case.subject}, test data")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The eight schools by AVB against long Hamiltonian Monte Carlo: `python -m benchmarks.eight_schools`. Two minutes.
 
-Prints means, standard deviations and quantiles of every unknown by both, and with --figure draws their densities.
+Prints means, standard deviations and quantiles of every unknown by both, and with --plot draws their densities.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def draw(names: tuple[str, ...], avb: Tensor, hmc: Tensor, file: Path) -> None:
 def main() -> None:
     """Train, sample, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--figure", type=Path, help="write the densities there")
+    parser.add_argument("--plot", type=Path, help="write the densities there")
     arguments = parser.parse_args()
     model, x = train()
     with seeded("eight schools", "q"), torch.no_grad():
@@ -82,8 +82,8 @@ def main() -> None:
         q = [", ".join(f"{each.kthvalue(int(level * len(each))).values:.1f}" for level in LEVELS) for each in (a, b)]
         table.add_row(name, f"{a.mean():.2f}", f"{b.mean():.2f}", f"{a.std():.2f}", f"{b.std():.2f}", *q)
     Console().print(table)
-    if arguments.figure:
-        draw(model.decoder.unknowns, avb[:20_000], hmc[:: len(hmc) // 20_000], arguments.figure)
+    if arguments.plot:
+        draw(model.decoder.unknowns, avb[:20_000], hmc[:: len(hmc) // 20_000], arguments.plot)
 
 
 if __name__ == "__main__":

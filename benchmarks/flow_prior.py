@@ -59,8 +59,8 @@ def gain(case: str, seeds: int) -> tuple[float, float]:
     for seed in range(seeds):
         gaussian, flow = (bound(case, prior, seed) for prior in PRIORS)
         gains.append(flow.elbo - gaussian.elbo)
-        figures = (gaussian.elbo, flow.elbo, gains[-1], gaussian.marginal_kl, flow.marginal_kl)
-        print(f"| {case}, seed {seed} | " + " | ".join(f"{value:.3f}" for value in figures) + " |", flush=True)
+        numbers = (gaussian.elbo, flow.elbo, gains[-1], gaussian.marginal_kl, flow.marginal_kl)
+        print(f"| {case}, seed {seed} | " + " | ".join(f"{value:.3f}" for value in numbers) + " |", flush=True)
     return statistics.mean(gains), statistics.stdev(gains) / math.sqrt(seeds)
 
 

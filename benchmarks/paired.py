@@ -1,7 +1,7 @@
 """A preset as it is and with other settings, datum by datum: `python -m benchmarks.paired PRESET PATH=VALUE ...`.
 
 As many rounds for both, or, with `--seconds`, as many as each plays in so much CPU time; schedules end with the last.
-Printed is the difference of their held-out figures, nats per datum, with the standard error over data, for each seed.
+Printed is the difference of their held-out estimates, nats per datum, with the standard error over data, for each seed.
 """
 
 import argparse
@@ -33,14 +33,14 @@ def seconds_a_round(preset: str, settings: Sequence[str]) -> float:
         return (time.process_time() - start) / TIMED
 
 
-def figure(preset: str, settings: Sequence[str], rounds: int) -> Estimate:
+def held_out(preset: str, settings: Sequence[str], rounds: int) -> Estimate:
     """What a model is judged by, after so many rounds."""
     whole = [*settings, *DATA, f"training.rounds={rounds}", f"training.report_every={rounds}"]
     with tempfile.TemporaryDirectory() as folder:
         experiment = Fit(read_config(preset, whole), Path(folder))
         experiment.run()
         found = assess(experiment.model).held_out
-    assert found is not None, f"{preset} has no figure that its model is judged by"
+    assert found is not None, f"{preset} has no estimate that its model is judged by"
     return found
 
 
@@ -58,7 +58,7 @@ def main() -> None:
         rounds = [read_config(given.preset).training.rounds] * 2
         if given.seconds is not None:
             rounds = [int(given.seconds / seconds_a_round(given.preset, settings)) for settings in both]
-        plain, other = (figure(given.preset, settings, n) for settings, n in zip(both, rounds, strict=True))
+        plain, other = (held_out(given.preset, settings, n) for settings, n in zip(both, rounds, strict=True))
         apart, error = mean_and_stderr(other.per_datum - plain.per_datum)
         print(
             f"{given.preset}, seed {seed}: {plain.name} {plain.value:.2f} after {rounds[0]} rounds; with "

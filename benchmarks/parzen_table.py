@@ -2,7 +2,7 @@
 
     python -m benchmarks.parzen_table --rounds 1500
 
-The figure depends on the number of draws, the bandwidth and the scale of the pixels, and is no likelihood of a model:
+The number depends on the number of draws, the bandwidth and the scale of the pixels, and is no likelihood of a model:
 read each beside the training set's own, made by the same rule. A Gaussian VAE on the same grey digits is below.
 """
 
@@ -34,7 +34,7 @@ def experiments(names: Sequence[str]) -> Iterator[tuple[str, str, tuple[str, ...
 
 
 def rows(preset: str, assignments: Sequence[str], rounds: int) -> tuple[Estimate, Estimate]:
-    """The Parzen figure of a model trained for so many rounds, and the training set's."""
+    """The Parzen number of a model trained for so many rounds, and the training set's."""
     training = (f"training.rounds={rounds}", f"training.report_every={rounds}")
     with tempfile.TemporaryDirectory() as folder:
         experiment = Fit(read_config(preset, [*assignments, *training]), Path(folder))

@@ -161,8 +161,8 @@ def main() -> None:
         for seed in range(given.seeds):
             found = fit(method, seed)
             fits.setdefault(method, found)
-            figures = [f"{value:.3f}" for value in (*found[1:], *best[method][1:])]
-            print("| " + " | ".join([f"{method}, seed {seed}", *figures]) + " |", flush=True)
+            numbers = [f"{value:.3f}" for value in (*found[1:], *best[method][1:])]
+            print("| " + " | ".join([f"{method}, seed {seed}", *numbers]) + " |", flush=True)
     if given.picture is not None:
         given.picture.write_bytes(to_png(ellipses(fits)))
 

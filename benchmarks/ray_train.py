@@ -6,7 +6,7 @@ The four take turns of seconds, so that a machine that is slow for a while is sl
 cores.
 
 Ray's own processes take a seventh of a core. One worker alone leaves them another core, two workers do not: so both of
-the figures for one are given.
+the numbers for one are given.
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/methods.md: `python -m docs.draw NAME`, from the root of the project.
 
-Each trains a preset in this process and keeps some of its figures, at the end or at the rounds that are named.
+Each trains a preset in this process and keeps some of its plots, at the end or at the rounds that are named.
 """
 
 import tempfile
@@ -26,23 +26,23 @@ class Drawing:
 
     Attributes:
         preset: trained with the assignments.
-        figures: by their names in `figures.draw`.
+        plots: by their names in `figures.draw`.
         rounds: when; at the end where none are given.
         assignments: as for `--set`.
     """
 
     preset: str
-    figures: tuple[str, ...]
+    plots: tuple[str, ...]
     rounds: tuple[int, ...] = ()
     assignments: tuple[str, ...] = ()
 
-    def file(self, name: str, figure: str, step: int | None) -> str:
-        """Of a figure at a round: `NAME_FIGURE.png`, with the round where there are several."""
-        return f"{name}_{figure}{f'_{step}' if self.rounds else ''}.png"
+    def file(self, name: str, plot: str, step: int | None) -> str:
+        """Of a plot at a round: `NAME_PLOT.png`, with the round where there are several."""
+        return f"{name}_{plot}{f'_{step}' if self.rounds else ''}.png"
 
 
 class Album:
-    """A recorder that keeps the figures of a drawing, and shows how far training is."""
+    """A recorder that keeps the plots of a drawing, and shows how far training is."""
 
     def __init__(self, name: str, drawing: Drawing) -> None:
         self.name, self.drawing = name, drawing
@@ -55,7 +55,7 @@ class Album:
 
     def log_figure(self, name: str, picture: bytes, step: int | None = None) -> None:
         """Kept, if the drawing has it."""
-        if name in self.drawing.figures and (not self.drawing.rounds or step in self.drawing.rounds):
+        if name in self.drawing.plots and (not self.drawing.rounds or step in self.drawing.rounds):
             self.pages[self.drawing.file(self.name, name, step)] = picture
 
     def close(self) -> None:

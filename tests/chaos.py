@@ -363,7 +363,7 @@ def differences(calm: Results, rough: Results, relative: float) -> list[str]:
     Args:
         calm: of the undisturbed search.
         rough: of the other.
-        relative: how far parameters and figures may be apart; 0 for equal bits.
+        relative: how far parameters and numbers may be apart; 0 for equal bits.
     """
     found = []
     if rough[0].keys() != calm[0].keys():
@@ -402,8 +402,8 @@ def times(struck: Sequence[Fault]) -> Iterator[str]:
     for name, faults in by_name.items():
         took = [fault.recovered for fault in faults if fault.recovered is not None and fault.before]
         asked = f", asked: {ASKED[name]} s" if name in ASKED else ""
-        figures = f"after {', '.join(f'{seconds:.0f}' for seconds in took)} s" if took else "not measured"
-        yield f"{name}, {len(faults)} times: next round of all that were in training {figures}{asked}"
+        waited = f"after {', '.join(f'{seconds:.0f}' for seconds in took)} s" if took else "not measured"
+        yield f"{name}, {len(faults)} times: next round of all that were in training {waited}{asked}"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def ui(
     check_port(host, port)
     url = f"http://{host}:{port}"
     row = {"url": url, "runs": page(url, "experiments"), "models": page(url, "models"), "recorded_at": check_server()}
-    text = f"runs and figures: {row['runs']}\nmodels: {row['models']}"
+    text = f"runs and plots: {row['runs']}\nmodels: {row['models']}"
     say(as_json, row, partial(Display().note, text))
     sys.stdout.flush()
     os.dup2(2, 1)  # the server's log is no JSON

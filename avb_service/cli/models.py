@@ -65,7 +65,7 @@ def tune(
     server = uri if uri.startswith("http") else None
     pull_it = f"avb pull {best.uri.rsplit('/', 1)[0]}@{best.alias} ./{best.alias}"
     print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}")
-    print(f"browse runs and figures: {page(server, 'experiments') if server else 'avb ui'}")
+    print(f"browse runs and plots: {page(server, 'experiments') if server else 'avb ui'}")
     print(f"fetch the {best.alias}: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}")
 
 
@@ -104,7 +104,9 @@ def evaluate(
     settings: Annotated[Path | None, typer.Option(help="YAML file with keys of the `likelihood` section.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Score on so many cores, through Ray; 1 stays here.")] = 1,
     keep: Annotated[Path | None, typer.Option(help="Keep scored data here; called again, it goes on.")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw what is known on one axis, to this .png.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", "--figure", help="Draw what is known on one axis, to this .png.")
+    ] = None,
     noise: Annotated[float | None, typer.Option(help="Of the pixels, for a model without p(x|z): a GAN.")] = None,
     data_root: DataRoot = None,
     limit: Limit = None,
@@ -113,9 +115,9 @@ def evaluate(
     """Log-likelihoods of held-out data, each with its kind and error bar; with a certificate where asked for."""
     from avb_service.storage import check_place, writing
 
-    if figure is not None:
-        check_name(figure, ".png")
-        check_place(figure)
+    if plot is not None:
+        check_name(plot, ".png")
+        check_place(plot)
     found = avb_service.evaluate(
         model,
         estimators=[each.value for each in estimator or []],
@@ -129,11 +131,11 @@ def evaluate(
         display=display(as_json),
     )
     tell(as_json, found)
-    if figure is not None:
+    if plot is not None:
         from avb_service.figures import to_png
 
-        with writing(figure):
-            figure.write_bytes(to_png(found.plot()))
+        with writing(plot):
+            plot.write_bytes(to_png(found.plot()))
 
 
 @app.command()
@@ -184,22 +186,23 @@ def sample(
     say(as_json, row, f"{n} {'means of p(x|z)' if means else shows} of {model} are in {file}")
 
 
+@app.command("figures", hidden=True)  # as it was called
 @app.command()
-def figures(
+def plots(
     model: Model,
     directory: Annotated[Path, typer.Argument(help="Where to; made if it is absent.")],
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Draw every figure that a model can have."""
+    """Draw every plot that a model can have."""
     from avb_service.figures import to_png
     from avb_service.storage import check_place, writing
 
     check_place(directory / "samples.png")
     drawn = []
-    for name, figure in avb_service.plots(model, data_root).items():
+    for name, plot in avb_service.plots(model, data_root).items():
         path = directory / f"{name}.png"
         with writing(path):
-            path.write_bytes(to_png(figure))
+            path.write_bytes(to_png(plot))
         drawn.append({"figure": name, "file": str(path)})
     say(as_json, drawn, "\n".join(each["file"] for each in drawn))

@@ -1,6 +1,6 @@
 """Pictures of a model: what it makes, what it keeps, where it puts the data, and how it got there.
 
-Floor 5. Every figure is a pure function of the model, the data and a seed, and leaves the model and the global
+Floor 5. Every plot is a pure function of the model, the data and a seed, and leaves the model and the global
 generators as they were.
 """
 
@@ -28,49 +28,49 @@ def draw(
     subject: str = "",
     data: str = "",
 ) -> dict[str, Figure]:
-    """All figures that the model can have, by name.
+    """All plots that the model can have, by name.
 
     Args:
         model: any method's.
-        x: data, [B, C, H, W], the same at every step so that the figures are comparable; 500 are plenty.
+        x: data, [B, C, H, W], the same at every step so that the plots are comparable; 500 are plenty.
         labels: classes, [B], where the data has them.
         history: what training reported, see `training_curves`.
         seed: of all noise.
         other: data of the second source, [B, C, H, W], where there is one.
-        subject: the model in words, for the caption of all figures.
+        subject: the model in words, for the caption of all plots.
         data: what x is, for the caption of those that show some of it.
     """
-    figures, of_data = _of_the_model(model, seed), _of_data(model, x, labels, seed, other)
+    plots, of_data = _of_the_model(model, seed), _of_data(model, x, labels, seed, other)
     if history:
-        figures["training_curves"] = training_curves(history)
-    for name, figure in {**figures, **of_data}.items():
-        caption(figure, ", ".join(filter(None, (subject, data if name in of_data else ""))))
-    return {**figures, **of_data}
+        plots["training_curves"] = training_curves(history)
+    for name, plot in {**plots, **of_data}.items():
+        caption(plot, ", ".join(filter(None, (subject, data if name in of_data else ""))))
+    return {**plots, **of_data}
 
 
 def _of_the_model(model: Algorithm, seed: int) -> dict[str, Figure]:
-    """Figures that show no data."""
-    figures = {} if are_points(model.spec) else {"samples": samples(model, seed=seed)}
+    """Plots that show no data."""
+    plots = {} if are_points(model.spec) else {"samples": samples(model, seed=seed)}
     if isinstance(model, DecodingModel) and has_plane(model):
-        figures["manifold"] = manifold(model, seed=seed)
+        plots["manifold"] = manifold(model, seed=seed)
     if isinstance(model, DecodingModel) and continuous(model.prior()):
-        figures["traversal"] = traversal(model, seed=seed)
+        plots["traversal"] = traversal(model, seed=seed)
     if isinstance(model, CodedModel):
-        figures["codes"] = codes(model, seed=seed)
-    return figures
+        plots["codes"] = codes(model, seed=seed)
+    return plots
 
 
 def _of_data(model: Algorithm, x: Tensor, labels: Tensor | None, seed: int, other: Tensor | None) -> dict[str, Figure]:
-    """Figures that show some of the data, or what becomes of them."""
-    figures = {"samples": points(model, x, seed)} if are_points(model.spec) else {}
+    """Plots that show some of the data, or what becomes of them."""
+    plots = {"samples": points(model, x, seed)} if are_points(model.spec) else {}
     if isinstance(model, EncodingModel):
-        figures["reconstructions"] = reconstructions(model, x, seed)
-        figures["latents"] = latents(model, x, labels, seed)
+        plots["reconstructions"] = reconstructions(model, x, seed)
+        plots["latents"] = latents(model, x, labels, seed)
         if len(x) > 1 and continuous(model.prior()):
-            figures["interpolation"] = interpolation(model, x, seed=seed)
+            plots["interpolation"] = interpolation(model, x, seed=seed)
     if isinstance(model, TranslatingModel):
-        figures["cycles"] = cycles(model, x, other)
-    return figures
+        plots["cycles"] = cycles(model, x, other)
+    return plots
 
 
 def sheet(samples: Tensor, model: Algorithm, means: bool = False) -> Figure:

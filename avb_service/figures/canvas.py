@@ -1,6 +1,6 @@
-"""How every figure looks: its header, its palette, its mosaics; and how it leaves as a PNG or an array.
+"""How every plot looks: its header, its palette, its mosaics; and how it leaves as a PNG or an array.
 
-Floor 5. Figures are made without pyplot and without rcParams, so that threads may draw at the same time and a
+Floor 5. Plots are made without pyplot and without rcParams, so that threads may draw at the same time and a
 machine without a display draws the same picture. Text is Unicode and never mathtext, whose parser is shared.
 """
 
@@ -46,14 +46,14 @@ PALETTE = (
 
 
 class Picture(Figure):
-    """A figure that shows itself in a notebook, whether or not pyplot is imported there."""
+    """A plot that shows itself in a notebook, whether or not pyplot is imported there."""
 
     def _repr_png_(self) -> bytes:
         return to_png(self)
 
 
 def blank(width: int, height: int, title: str, subtitle: str) -> Figure:
-    """An empty figure with its header.
+    """An empty plot with its header.
 
     Args:
         width: pixels between the margins.
@@ -70,13 +70,13 @@ def blank(width: int, height: int, title: str, subtitle: str) -> Figure:
 
 
 def caption(figure: Figure, text: str) -> Figure:
-    """The same figure; below its subtitle stands what it is of: the model, the round, whose data."""
+    """The same plot; below its subtitle stands what it is of: the model, the round, whose data."""
     _line(figure, 66, text, size=TEXT, color=FAINT)
     return figure
 
 
 def _line(figure: Figure, top: int, text: str, size: float, **look: Any) -> None:  # noqa: ANN401
-    """A line of the header, so many pixels from the top; smaller where it would be too long for the figure."""
+    """A line of the header, so many pixels from the top; smaller where it would be too long for the plot."""
     width, height = figure.get_size_inches() * DPI
     line = figure.text(MARGIN / width, 1 - top / height, text, size=size, va="top", **look)
     while line.get_window_extent().width > width - 2 * MARGIN and size > SMALLEST:
@@ -85,7 +85,7 @@ def _line(figure: Figure, top: int, text: str, size: float, **look: Any) -> None
 
 
 def text_width(text: str, size: float, **look: Any) -> int:  # noqa: ANN401  whatever matplotlib's takes
-    """How many pixels of a figure a text takes."""
+    """How many pixels of a plot a text takes."""
     figure = Figure(dpi=DPI)
     FigureCanvasAgg(figure)
     return math.ceil(figure.text(0, 0, text, size=size, **look).get_window_extent().width)
@@ -141,7 +141,7 @@ def mosaic(
     heads: Sequence[str] = (),
     sides: Sequence[str] = (),
 ) -> Figure:
-    """Images side by side, each of their pixels an exact square of the figure's; strips as high as a line of text.
+    """Images side by side, each of their pixels an exact square of the plot's; strips as high as a line of text.
 
     Args:
         tiles: intensities in [0, 1], [N, C, H, W]; vectors [N, 1, 1, D] are strips of blue, other single channels are
@@ -201,7 +201,7 @@ def _rgb(tiles: Tensor) -> np.ndarray:
 def _sheet(
     sheet: np.ndarray, title: str, subtitle: str, heads: Mapping[float, str], sides: Mapping[float, str]
 ) -> Figure:
-    """The figure of a sheet of pixels, one to one unless it is too large for a screen; words by their places on it."""
+    """The plot of a sheet of pixels, one to one unless it is too large for a screen; words by their places on it."""
     height, width = sheet.shape[:2]
     shrink = _shrink(width)
     size = round(width / shrink), round(height / shrink)
@@ -225,14 +225,14 @@ def number(value: float, spec: str) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file; the same figure gives the same bytes."""
+    """The plot as a PNG file; the same plot gives the same bytes."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
     return file.getvalue()
 
 
 def to_array(figure: Figure) -> np.ndarray:
-    """The figure as bytes [height, width, 3]."""
+    """The plot as bytes [height, width, 3]."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

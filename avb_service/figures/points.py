@@ -38,7 +38,7 @@ def points(model: Algorithm, x: Tensor, seed: int = 0) -> Figure:
         DataError: the model is of other data.
     """
     if not are_points(model.spec):
-        raise DataError(f"a figure of points needs data of 1 or 2 real numbers, given {list(model.spec.shape)}")
+        raise DataError(f"a plot of points needs data of 1 or 2 real numbers, given {list(model.spec.shape)}")
     with still(model, "points", seed):
         drawn = model.sample(DRAWS)
     return scattered(drawn, sampled(model, means=False), x)

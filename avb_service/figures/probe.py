@@ -18,15 +18,15 @@ PRIOR_DRAWS = 4096
 
 
 @contextmanager
-def still(model: nn.Module, figure: str, seed: int) -> Iterator[None]:
-    """Run a block with the model in evaluation mode, without gradients, under the figure's own noise.
+def still(model: nn.Module, plot: str, seed: int) -> Iterator[None]:
+    """Run a block with the model in evaluation mode, without gradients, under the plot's own noise.
 
     Every module's own mode and the state of the global generators are restored, also after an exception.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), seeded("figures", figure, seed):
+        with torch.no_grad(), seeded("figures", plot, seed):
             yield
     finally:
         for module, mode in modes:

@@ -1,7 +1,7 @@
 """A look at a model's adversary, from which a diagnosis comes.
 
 Floor 5. Its loss, accuracy and calibration do not tell: they looked excellent in a model whose KL was wrong by 14 nats.
-What is here is not sufficient either; but where one of these figures is bad, the ELBO is wrong.
+What is here is not sufficient either; but where one of these numbers is bad, the ELBO is wrong.
 """
 
 import math

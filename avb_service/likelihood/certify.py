@@ -66,8 +66,8 @@ def certify(
     gap, gap_error = mean_and_stderr(simulated.columns["gap"])
     drift, drift_error = mean_and_stderr(doubled.per_datum - ais.per_datum)
     starts, _ = mean_and_stderr(prior.per_datum - ais.per_datum)
-    figure = next((each for each in known if each.key == ais.key), ais)  # on all data, where there is one
-    higher = shortfall(figure, (*known, doubled, prior), config.shortfall)
+    held = next((each for each in known if each.key == ais.key), ais)  # on all data, where there is one
+    higher = shortfall(held, (*known, doubled, prior), config.shortfall)
     allowed = max(config.drift, 2 * drift_error) if len(x) >= ENOUGH_REAL else config.drift
     return Certificate(
         (
@@ -84,7 +84,7 @@ def certify(
             Check("starts", abs(starts), "<=", config.starts, "chains from the prior against the refined start"),
             Check("ess", ais.diagnostics["ess"], ">=", max(chains / 2, 2.0), "effective chains"),
             *(
-                [Check("shortfall", higher.difference, "<=", higher.limit, f"{higher.bound} above {higher.figure}")]
+                [Check("shortfall", higher.difference, "<=", higher.limit, f"{higher.bound} above {higher.estimate}")]
                 if higher
                 else []
             ),

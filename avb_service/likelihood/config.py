@@ -25,13 +25,13 @@ class LikelihoodConfig(Config):
     keys about annealing, its certificate and importance weighting count under `avb evaluate --noise`; no other does.
 
     Attributes:
-        budget: what the final figures are worth: quick (no annealing), standard (annealing), certified (and a
+        budget: what the final estimates are worth: quick (no annealing), standard (annealing), certified (and a
             certificate, without which no model becomes champion).
         importance_draws: K of iwae_K; iwae_mixture, which has more to draw from, draws twice as many.
         proposal_draws: draws of an implicit posterior that its Gaussian proposal is fitted to.
         inflate: factor on that Gaussian's standard deviations; less of it where latents are many.
         elbo_draws: draws of the posterior for the ELBOs.
-        search: pilot chains of the mixture's Gaussian, for the figure that searches compare by.
+        search: pilot chains of the mixture's Gaussian, for the estimate that searches compare by.
         pilot: pilot chains of the proposal that annealing starts from.
         ais: chains from that proposal.
         ais_prior: chains from the prior, which the certificate compares with.
@@ -41,7 +41,7 @@ class LikelihoodConfig(Config):
         diagnosis_data: how many validation data the adversary is looked at on, at every report.
         adversary_data: how many test data it is looked at on, and a fresh one is trained for.
         validation_data: how many validation data the objective of a search is computed on.
-        test_data: how many test data the final figures are computed on; all where not given.
+        test_data: how many test data the final estimates are computed on; all where not given.
         quadrature_data: how many of them quadrature is done for, which costs the most.
         memory_mib: bound on what one batch of decoder outputs takes.
         block_data: data at most in a batch; a core is busy with the default, a GPU with thousands.

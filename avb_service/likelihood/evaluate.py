@@ -139,7 +139,7 @@ class Evaluator:
         return [kind for kind in KINDS if kind in found]
 
     def objective(self, x: Given) -> Estimate:
-        """The figure that searches compare by."""
+        """The estimate that searches compare by."""
         return self.score(next(filter(self.applies, OBJECTIVES)), x)
 
     def evaluate(self, x: Given, budget: Budget = "quick") -> list[Estimate]:

@@ -2,7 +2,7 @@
 
 Floor 5. It asks nothing of a model but samples, so it can be computed for models that have no likelihood. It is the
 likelihood of another density than the model's, and moves with the number of samples, the bandwidth and the scale of the
-pixels (Theis, van den Oord & Bethge 2016): only what stands beside the training set's own figure can be read at all.
+pixels (Theis, van den Oord & Bethge 2016): only what stands beside the training set's own number can be read at all.
 """
 
 import hashlib

@@ -156,7 +156,7 @@ def estimate(
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients unless asked for, no dropout, float32 products and convolutions in full: no rounding is in a figure.
+    """No gradients unless asked for, no dropout, float32 products and convolutions in full: no rounding is in a number.
 
     GPUs convolve in TF32 unless told otherwise, whatever the precision of matrix products. Distributions do not look
     at what they are given: chains that leave the range of floats are told by what comes of it, and move back.

@@ -12,7 +12,7 @@ HOLDS = "It holds for data that the model itself draws; no upper bound holds for
 
 @dataclass(frozen=True)
 class Check:
-    """One figure and its limit.
+    """One number and its limit.
 
     Attributes:
         name: `gap`.
@@ -73,7 +73,7 @@ class Certificate:
 
     @property
     def reason(self) -> str:
-        """Which checks failed, with their figures; empty where none did."""
+        """Which checks failed, with their numbers; empty where none did."""
         return "; ".join(
             f"{check.meaning}: {check.value:.3g}, expected {check.relation} {check.limit:.3g}"
             for check in self.checks
@@ -82,6 +82,6 @@ class Certificate:
 
     def metrics(self) -> dict[str, float]:
         """Named for a tracker: `certificate/gap`, `certificate/passed`, and the bounds on simulated data."""
-        figures = {f"certificate/{check.name}": check.value for check in self.checks}
+        numbers = {f"certificate/{check.name}": check.value for check in self.checks}
         bounds = {"certificate/simulated.lower": self.lower, "certificate/simulated.upper": self.upper}
-        return {**figures, **bounds, "certificate/passed": float(self.passed)}
+        return {**numbers, **bounds, "certificate/passed": float(self.passed)}

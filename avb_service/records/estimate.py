@@ -127,6 +127,6 @@ def known(metrics: dict[str, float]) -> dict[str, float]:
 
 def mean_and_stderr(values: Column) -> tuple[float, float]:
     """Mean over data [n] and its standard error; NaN where one datum gives none."""
-    with np.errstate(invalid="ignore"):  # where a figure is infinite
+    with np.errstate(invalid="ignore"):  # where a number is infinite
         stderr = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), stderr

@@ -1,6 +1,6 @@
 """What an estimate is known by, and the names that are made of it.
 
-Floor 4. Rules go by keys: which estimate is a model's figure, which bounds compete, which pairs can be compared. Names
+Floor 4. Rules go by keys: which estimate is the model's, which bounds compete, which pairs can be compared. Names
 are made here, for people and trackers, and no program takes them apart again.
 """
 

@@ -22,7 +22,7 @@ from avb_service.records.shortfall import Shortfall, shortfall
 from avb_service.trees import mapped
 
 LIKELIHOOD = "likelihood.json"  # a model's record, beside its weights
-# Whose bound is the figure of a model that has no exact value: settled before looking, but for draws and noise.
+# Whose bound stands for a model that has no exact value: settled before looking, but for draws and noise.
 BOUNDS = ("ais", "iwae_mixture", "iwae_refined", "iwae", "elbo")  # the third is by older versions
 PROBABILITIES = "probabilities of levels"  # what a basis calls them
 STANDARD_ERRORS = 2.0  # a difference of fewer is no difference
@@ -78,7 +78,7 @@ class LikelihoodRecord:
         return ", ".join(f"{key} {value}" for key, value in sorted(self.basis.items()))
 
     @property
-    def figures(self) -> tuple[Estimate, ...]:
+    def candidates(self) -> tuple[Estimate, ...]:
         """What can stand for log p(x) of all data: exact values, then bounds in an order that no value has a say in."""
         data = max((len(each.per_datum) for each in self.estimates), default=0)
         exact = (each for each in self.estimates if each.valid and each.kind == "exact")
@@ -87,12 +87,12 @@ class LikelihoodRecord:
 
     @property
     def held_out(self) -> Estimate | None:
-        """The model's figure: the first of these."""
-        return next(iter(self.figures), None)
+        """The model's estimate: the first of these."""
+        return next(iter(self.candidates), None)
 
     @property
     def shortfall(self) -> Shortfall | None:
-        """Which other valid bound shows that figure to be too low, if one does."""
+        """Which other valid bound shows that estimate to be too low, if one does."""
         found = self.held_out and shortfall(self.held_out, self.estimates)
         return found if found and found.proven else None
 
@@ -102,7 +102,7 @@ class LikelihoodRecord:
 
     @property
     def objection(self) -> str | None:
-        """Why the figure is not to be believed, if so."""
+        """Why the estimate is not to be believed, if so."""
         best = self.held_out
         if best is None:
             return "it defines no p(x|z), so it has no held-out likelihood"
@@ -116,16 +116,16 @@ class LikelihoodRecord:
 
     @property
     def standing(self) -> tuple[bool, float]:
-        """Among models that are scored alike: those that can be believed before the others, then by the figure."""
+        """Among models that are scored alike: those that can be believed before the others, then by the estimate."""
         return self.objection is None, -math.inf if self.held_out is None else self.held_out.value
 
     @property
     def excess(self) -> Excess | None:
-        """The adversary's ELBO against the figure, or the highest bound where that is too low; None without both."""
+        """The adversary's ELBO against the estimate, or the highest bound where that is too low; None without both."""
         adversarial = next((each for each in self.estimates if each.key.estimator == "elbo_adversarial"), None)
         if adversarial is None or self.held_out is None:
             return None
-        bound = max(self.figures, key=lambda each: each.value) if self.shortfall else self.held_out
+        bound = max(self.candidates, key=lambda each: each.value) if self.shortfall else self.held_out
         return excess(adversarial, bound)
 
     @property
@@ -142,12 +142,12 @@ class LikelihoodRecord:
         is loose for one of them.
 
         Raises:
-            UserError: one has no figure to compare by; or they were scored on other data, or have no estimate in
+            UserError: one has no estimate to compare by; or they were scored on other data, or have no estimate in
                 common; names the difference.
         """
         if None in (self.held_out, other.held_out):
             raise UserError(
-                "one of the two has no exact figure or lower bound of log p(x) to be compared by; a method "
+                "one of the two has no exact value or lower bound of log p(x) to be compared by; a method "
                 "that defines no p(x|z) has none, and is seen by its Parzen windows"
             )
         # of binary data nothing else can be had, and only older versions, to which masks were levels, say so
@@ -162,12 +162,12 @@ class LikelihoodRecord:
                 "nothing; " + ", ".join(lines)
             )
         believed = self.objection is None and other.objection is None
-        for mine, theirs in product(self.figures, other.figures):
+        for mine, theirs in product(self.candidates, other.candidates):
             if believed or mine.key == theirs.key:
                 difference, stderr = mean_and_stderr(mine.per_datum - theirs.per_datum)
                 names = " and ".join(dict.fromkeys((mine.name, theirs.name)))
                 return Comparison(names, difference, stderr, len(mine.per_datum))
-        raise UserError("the two have no exact figure or lower bound in common; evaluate both with the same budget")
+        raise UserError("the two have no exact value or lower bound in common; evaluate both with the same budget")
 
     def metrics(self, split: str = "test") -> dict[str, float]:
         """Named for a tracker."""
@@ -177,7 +177,7 @@ class LikelihoodRecord:
         return {**named, **(self.certificate.metrics() if self.certificate else {})}
 
     def to_json(self) -> bytes:
-        """With the figure of every datum, to the bit."""
+        """With the number of every datum, to the bit."""
         tree = {
             KEY: FORMAT,
             "basis": dict(self.basis),

@@ -99,7 +99,7 @@ def compare(first: "str | Path | Model | Evaluation", second: "str | Path | Mode
 
 
 def plots(model: "str | Path | Model", data_root: str | None = None) -> Plots:
-    """All plots that a model can have, by name, as matplotlib's figures.
+    """All plots that a model can have, by name, as matplotlib's Figures.
 
     Args:
         model: as `load` takes it, or one that is loaded.

@@ -24,7 +24,7 @@ PAUSE = 5  # seconds between two attempts
 ATTEMPTS = 3  # at a letter that a server which answers does not take
 NOTE = 10  # seconds between two words on what is waited for
 HEAD_START = 5  # seconds that training has the interpreter to itself, before this thread imports MLflow beside it
-FIGURE, NUMBERS, MARK = "0-figure", "1-numbers", "2-mark"  # in the order in which they give way; a mark never does
+PLOT, NUMBERS, MARK = "0-figure", "1-numbers", "2-mark"  # in the order in which they give way; a mark never does
 DROPPED = "avb.dropped"
 
 Opener = Callable[[int | None], Run]
@@ -41,7 +41,7 @@ class Letter:
 
     @property
     def kind(self) -> str:
-        """Figure, numbers or mark."""
+        """Plot, numbers or mark."""
         return self.path.suffixes[0].removeprefix(".")
 
     @classmethod
@@ -61,7 +61,7 @@ class Outbox:
         open_run: finds the run, or makes one that has begun at a time (milliseconds since the epoch), that of the first
             letter; called in the thread, and again after each failure.
         uri: where that is.
-        limit: bytes that may wait; beyond it the oldest figures give way, then the oldest numbers.
+        limit: bytes that may wait; beyond it the oldest plots give way, then the oldest numbers.
     """
 
     def __init__(self, folder: Path, open_run: Opener, uri: str, limit: int = LIMIT) -> None:
@@ -83,7 +83,7 @@ class Outbox:
 
     def log_figure(self, name: str, picture: bytes, step: int | None = None) -> None:
         """A PNG at a round; without one, the final picture of that name."""
-        self._post(FIGURE, {"figure": name, "png": base64.b64encode(picture).decode(), "step": step})
+        self._post(PLOT, {"figure": name, "png": base64.b64encode(picture).decode(), "step": step})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """What a table of runs shows of this one."""

@@ -18,7 +18,16 @@ from avb_service.report import tags as tags_of
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
 from avb_service.tracking.promotion import REASON, award, versions_of
-from avb_service.tracking.registry import CONTENT, ESTIMATES, FIGURE, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL, register
+from avb_service.tracking.registry import (
+    CONTENT,
+    ESTIMATES,
+    ESTIMATOR,
+    HELD_OUT,
+    HIGHER,
+    SCORED_ON,
+    SHORTFALL,
+    register,
+)
 from avb_service.tracking.runs import Run, check_experiment
 
 
@@ -76,7 +85,7 @@ def publish(
         SCORED_ON: record.scored_on,
         ESTIMATES: to_json(each.key for each in record.estimates),
         "certificate": _verdict(record),
-        **_figure(record),
+        **_estimators(record),
     }
     check()
     version = register(
@@ -95,7 +104,7 @@ def publish(
 
 
 def _show(model: Model, record: LikelihoodRecord, run: Run) -> None:
-    """Record what was found of the model in its run: tables, figures; its metrics are the registered model's."""
+    """Record what was found of the model in its run: tables, plots; its metrics are the registered model's."""
     for estimate in record.estimates:
         columns = {name: column.tolist() for name, column in estimate.columns.items()}
         numbers = list(range(len(estimate.per_datum)))
@@ -126,7 +135,7 @@ def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
         elif others[1] != config.data.name:
             kind = f"is a model of other data, {others[1]}, and not of {config.data.name}"
         elif others[0] in TABLE and objective_of(str(others[0])) != objective_of(method):
-            kind = f"is a {others[0]}, which is not compared by the same figure as {method}"
+            kind = f"is a {others[0]}, which is not compared by the same estimate as {method}"
         else:
             continue
         raise UserError(f"the name {name!r} is taken: {row.uri} {kind}. Choose another with tracking.model")
@@ -167,14 +176,14 @@ images = model.sample(16, seed=0)
 """
 
 
-def _figure(record: LikelihoodRecord) -> dict[str, str]:
-    """Tags: by which estimator the figure is, and by which it is shown to be too low."""
-    figure = {} if record.held_out is None else {FIGURE: record.held_out.name}
-    return figure if record.shortfall is None else {**figure, HIGHER: str(record.shortfall.bound)}
+def _estimators(record: LikelihoodRecord) -> dict[str, str]:
+    """Tags: by which estimator the held-out estimate is, and by which it is shown to be too low."""
+    found = {} if record.held_out is None else {ESTIMATOR: record.held_out.name}
+    return found if record.shortfall is None else {**found, HIGHER: str(record.shortfall.bound)}
 
 
 def _shortfall(record: LikelihoodRecord) -> str:
-    """Nothing of a figure that no other bound shows to be too low."""
+    """Nothing of an estimate that no other bound shows to be too low."""
     return "" if record.shortfall is None else f"**{record.shortfall}.**\n\n"
 
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 METRIC_TAG = "metric."
 SCORED_ON = "scored_on"  # a tag of a version
 CONTENT = "sha256"  # another, and of its logged model
-HELD_OUT = "test/log_likelihood"  # the model's figure, exact or a lower bound
+HELD_OUT = "test/log_likelihood"  # the model's estimate, exact or a lower bound
 SHORTFALL = "test/log_likelihood.shortfall"  # by how much another bound shows it to be too low
 ESTIMATES = "estimates"  # a tag: what its estimates are known by
-FIGURE, HIGHER = "log_likelihood_by", "shortfall_by"  # tags: whose figure that is, and whose bound the other
+ESTIMATOR, HIGHER = "log_likelihood_by", "shortfall_by"  # tags: whose estimate that is, and whose bound the other
 PARAMETERS: Mapping[str, str | int] = {"task": "reconstruct", "n": 16, "seed": 0, "dtype": ""}  # of a served model
 DESCRIPTION = 5000  # characters that MLflow's tables hold
 REQUIREMENTS = ("avb-service", "mlflow", "numpy", "safetensors", "torch")

@@ -1,4 +1,4 @@
-"""One MLflow run: metrics, figures and tables as training goes, also through restarts.
+"""One MLflow run: metrics, plots and tables as training goes, also through restarts.
 
 Floor 7.
 """
@@ -39,7 +39,7 @@ NOTE = "mlflow.note.content"  # tag: the description on a run's page, Markdown
 class Run:
     """A run that exists, by its id; any number of threads and processes may hold it, one of which writes.
 
-    What a resumed run repeats is written once: a metric or a figure that the run has at a step is not written again
+    What a resumed run repeats is written once: a metric or a plot that the run has at a step is not written again
     at that step or an earlier one. What is tried again, because nobody learned that it had arrived, is the same to the
     millisecond and to the name of its file, so it changes nothing. A process may be killed between any two writes:
     what belongs together is one of them, or begun again it is completed.
@@ -288,7 +288,7 @@ def _figure_key(name: str) -> str:
 
 
 def _figure_steps(client: "MlflowClient", run_id: str) -> dict[str, int]:
-    """The last step of each figure in the grid, from the names that MLflow gives the files."""
+    """The last step of each plot in the grid, from the names that MLflow gives the files."""
     steps: dict[str, int] = {}
     for artifact in client.list_artifacts(run_id, "images"):
         if match := re.match(r"images/(.+)\+step\+(\d+)\+.*webp$", artifact.path):  # the last of its files

@@ -72,7 +72,7 @@ class ProgressCallback(Callback):
         of = f"/{self._total}" if self._total else ""
         self._bars.end(
             self._name(trial),
-            f"{self._name(trial)}  {how} at round {last.get('round', 0)}  {objective(last) or 'no figure'}  "
+            f"{self._name(trial)}  {how} at round {last.get('round', 0)}  {objective(last) or 'no estimate'}  "
             f"[{ended}{of}]{f'  {reason}' if reason else ''}",
         )
 

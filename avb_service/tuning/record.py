@@ -84,12 +84,14 @@ class Search(OneOwner):
         """The best trial of the search proper.
 
         Raises:
-            UserError: none has reached a figure; says how they failed.
+            UserError: none has reached an estimate; says how they failed.
         """
         trials = [trial for trial in self.trials() if trial.stage == TRIAL]
         if not trials or trials[0].objective is None:
             reasons = {f"{trial.job.name}: {trial.status}" for trial in trials}
-            raise UserError("\n  ".join(["no trial of the search reached a validation figure:", *sorted(reasons)]))
+            raise UserError(
+                "\n  ".join(["no trial of the search reached an estimate on validation data:", *sorted(reasons)])
+            )
         return trials[0]
 
     def published(self) -> dict[str, Published]:

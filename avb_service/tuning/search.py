@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 
-RERANKED = 3  # trials whose held-out figures decide which is best
+RERANKED = 3  # trials whose held-out estimates decide which is best
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step
         on_step: told what is waited for.
 
     Raises:
-        UserError: a trial is larger than the cluster, no trial reached a figure, or MLflow is away for good.
+        UserError: a trial is larger than the cluster, no trial reached an estimate, or MLflow is away for good.
     """
     for stage in _stages(search):
         _run(_tuner(search, stage, capacity, callback))
@@ -124,7 +124,7 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
     """Score the best trials on held-out data and register the best of each method; the best of all may be champion.
 
     The search ranks trials by a bound that is cheap; its best few are ranked again by what their budget buys, those
-    whose figures can be believed before the others.
+    whose estimates can be believed before the others.
 
     Every step asks what is there already, so a call that was interrupted anywhere is brought to its end by another:
     what has been scored or registered is not done again.

@@ -104,7 +104,7 @@ class ObjectiveConfig(Config):
     mode: Literal["max", "min"] = "max"
 
     def problems(self) -> Iterator[str]:
-        """Only figures that mean the same for every trial can rank them."""
+        """Only numbers that mean the same for every trial can rank them."""
         if self.metric not in COMPARABLE:
             yield (
                 f"metric: {self.metric} is not comparable across trials: a training loss depends on the very settings "
@@ -283,7 +283,7 @@ class SpaceConfig(Config):
             lines = [f"{key} {footing.get(key)!r}" for key in first | footing if first.get(key) != footing.get(key)]
             if lines:
                 found[
-                    f"{where} has {', '.join(lines)}, and {self.presets[0]} has not: figures of other data, or of "
+                    f"{where} has {', '.join(lines)}, and {self.presets[0]} has not: numbers of other data, or of "
                     "another measure, rank nothing; give all trials the same"
                 ] = None
         yield from found
@@ -297,7 +297,7 @@ class SpaceConfig(Config):
 
 
 def _footing(config: ExperimentConfig) -> Tree:
-    """What the figures of trials depend on beside the models: the data that are scored, and what a number is of."""
+    """What the numbers of trials depend on beside the models: the data that are scored, and what a number is of."""
     tree = config.identity()
     data = {key: value for key, value in tree["data"].items() if key != "limit"}
     fixed = {key: tree["likelihood"][key] for key in ("seed", "validation_data")}

@@ -23,7 +23,7 @@ class Trial:
     Attributes:
         job: what it trains.
         stage: `trial` or `baseline`.
-        objective: the best validation figure that it has reached, None where none.
+        objective: the best estimate on validation data that it has reached, None where none.
         rounds: that it had trained at its last report.
         seconds: that these took.
         outcome: how it ended; None while it has not.

@@ -13,12 +13,12 @@ SHOWN = set(re.findall(r"\]\(pictures/([^)]+)\)", METHODS))
 
 def test_every_picture_of_a_method_is_made_by_a_command_and_there():
     by_draw = {
-        drawing.file(name, figure, step)
+        drawing.file(name, plot, step)
         for name, drawing in DRAWINGS.items()
-        for figure in drawing.figures
+        for plot in drawing.plots
         for step in drawing.rounds or [None]
     }
-    by_benchmarks = set(re.findall(r"--(?:picture|figure)\s+docs/pictures/(\S+\.png)", METHODS))
+    by_benchmarks = set(re.findall(r"--(?:picture|plot)\s+docs/pictures/(\S+\.png)", METHODS))
     assert len(SHOWN) > 30
     assert not SHOWN - by_draw - by_benchmarks
     assert SHOWN <= {path.name for path in FOLDER.iterdir()}

@@ -100,7 +100,7 @@ class Desk:
         return run
 
     def traces(self, trial: Path) -> tuple[dict[Path, tuple[int, bytes]], dict[str, list[tuple[int, float, int]]]]:
-        """What training a trial leaves behind: files with the time of writing, figures with the time of logging."""
+        """What training a trial leaves behind: files with the time of writing, plots with the time of logging."""
         files = [trial / OUTCOME, *(path for path in trial.glob("checkpoints/**/*") if path.is_file())]
         run = self.run_of(trial)
         histories = {
@@ -195,7 +195,7 @@ def test_every_trial_is_a_child_run_with_what_is_kept_of_it(runs, desk):
     assert best.startswith("models:/avb-digits/")
 
 
-def test_figures_were_logged_as_training_went(runs):
+def test_plots_were_logged_as_training_went(runs):
     client, found = runs
     baseline, *_ = [run for run in found if run.data.tags.get("avb.kind") == "baseline"]
     images = {artifact.path for artifact in client.list_artifacts(baseline.info.run_id, "images")}

@@ -222,7 +222,7 @@ def test_the_comparison_is_of_models_that_have_moved(runs, trained, trial, kind)
 @every_trial
 @pytest.mark.parametrize("workers", WORLDS[1:])
 @pytest.mark.parametrize("kind", TURNS)
-def test_any_number_of_workers_reports_the_same_figures(trained, trial, kind, workers):
+def test_any_number_of_workers_reports_the_same_numbers(trained, trial, kind, workers):
     """Losses are means over all workers, not those of rank 0's share."""
     one, other = (json.loads((trained[n] / f"{trial}-{kind}" / "history.json").read_text()) for n in (1, workers))
     assert one.keys() == other.keys()
@@ -421,7 +421,7 @@ def leave_and_come_back(rank: int, workers: int, tree: Tree, folder: Path) -> No
             (folder / f"{name}.json").write_text(json.dumps({k: v for k, v in run.history.items() if "time/" not in k}))
 
 
-def test_figures_of_a_run_that_was_saved_between_two_reports_are_the_same_to_the_bit(small, tmp_path):
+def test_numbers_of_a_run_that_was_saved_between_two_reports_are_the_same_to_the_bit(small, tmp_path):
     tree = small("avb", {"training.rounds": 30, "training.report_every": 25, "training.logical_workers": 4}).tree()
     spawn(tmp_path, (3, leave_and_come_back, (tree, tmp_path)))
     disturbed, undisturbed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("disturbed", "undisturbed"))

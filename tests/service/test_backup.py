@@ -42,7 +42,7 @@ def answering(store: str, server: bool, secrets: Path, folder: Path) -> Iterator
 
 @contextmanager
 def busy(uri: str) -> Iterator[None]:
-    """Somebody who writes runs all the while: metrics, then a figure."""
+    """Somebody who writes runs all the while: metrics, then a plot."""
     stop, started = threading.Event(), threading.Event()
 
     def write() -> None:

@@ -149,7 +149,7 @@ def test_evaluations(model, options):
         assert {each["stderr"] for each in found["estimates"]} == {None}, "a single datum has no standard error"
 
 
-def test_an_evaluation_says_whose_figure_is_the_models_and_whether_it_is_too_low():
+def test_an_evaluation_says_whose_estimate_is_the_models_and_whether_it_is_too_low():
     def of(key: Key, nats: float) -> Estimate:
         return Estimate.of(key, "lower_bound", {"nats": torch.full((9,), nats), "variance": torch.zeros(9)})
 
@@ -163,10 +163,10 @@ def test_an_evaluation_says_whose_figure_is_the_models_and_whether_it_is_too_low
 
 def test_what_is_not_finite_is_null():
     nats = torch.tensor([-math.inf, -1.0])
-    figures = Estimate.of(Key("ais"), "lower_bound", {"nats": nats, "ess": nats})
+    found = Estimate.of(Key("ais"), "lower_bound", {"nats": nats, "ess": nats})
     diagnosis = Diagnosis(*[math.nan] * 7)
     made = Certificate((Check("gap", math.nan, "<=", 0.2, "gap"),), -math.inf, math.inf)
-    row = rows.evaluation(LikelihoodRecord({}, (figures,), made, diagnosis), "m", "digits", 2)
+    row = rows.evaluation(LikelihoodRecord({}, (found,), made, diagnosis), "m", "digits", 2)
     found = told("evaluate", rows.as_json(row))
     assert found["estimates"][0]["value"] is None and found["estimates"][0]["diagnostics"] == {"ess": None}
     assert found["certificate"]["simulated_upper"] is None and not found["certificate"]["passed"]
@@ -182,9 +182,10 @@ def test_models_are_compared_promoted_pulled_sampled_and_drawn(models):
     for file in ("x.png", "x.npy"):
         drawn = answer("sample", "champion", file, "-n", "3")
         assert drawn["shape"] == [3, 1, 8, 8] and Path(drawn["file"]).is_file()
-    figures = answer("figures", "champion", "drawn")
-    assert {"samples", "latents"} <= {each["figure"] for each in figures}
-    assert all(Path(each["file"]).is_file() for each in figures)
+    for command in ("plots", "figures"):  # the second as in earlier releases
+        drawn = answer(command, "champion", f"drawn-{command}")
+        assert {"samples", "latents"} <= {each["figure"] for each in drawn}
+        assert all(Path(each["file"]).is_file() for each in drawn)
 
 
 def test_a_store_is_saved_and_brought_back(monkeypatch, tmp_path):

@@ -104,7 +104,7 @@ def test_a_model_becomes_champion_for_a_better_likelihood_with_a_certificate_onl
     assert tags[uncertified.uri]["certificate"] == "lower bound only"
 
 
-def test_a_run_has_the_figures_of_its_model_once_also_where_registering_was_cut_off(register, uri, monkeypatch):
+def test_a_run_has_the_numbers_of_its_model_once_also_where_registering_was_cut_off(register, uri, monkeypatch):
     from avb_service.tracking import registry
     from avb_service.tracking.server import connect
 
@@ -170,7 +170,7 @@ def test_an_override_needs_a_reason_and_is_recorded(register, uri):
     assert row.tags["promotion"].startswith("overridden (its samples are sharper), although no better than")
 
 
-def test_a_figure_that_is_too_low_is_registered_as_such_and_never_champion(register, uri, experiment):
+def test_an_estimate_that_is_too_low_is_registered_as_such_and_never_champion(register, uri, experiment):
     made = record(VALUES + 20)
     higher = Estimate.of(Key("iwae", 256), "lower_bound", {"nats": VALUES + 25, "variance": torch.zeros(30)})
     low = Estimate.of(Key("ais"), "lower_bound", {"nats": VALUES + 20, "variance": torch.zeros(30)})
@@ -208,7 +208,7 @@ def test_a_champion_of_an_older_version_stays_champion_until_a_better_one_comes(
     assert champion(uri) == better.uri
 
 
-def test_the_figures_of_every_datum_travel_with_the_model(register, uri):
+def test_the_numbers_of_every_datum_travel_with_the_model(register, uri):
     made = record(VALUES - 5)
     read = record_of(register(made).uri, uri)
     assert np.array_equal(read.estimates[0].per_datum, made.estimates[0].per_datum)

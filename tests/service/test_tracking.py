@@ -98,7 +98,7 @@ def client(uri):
 
 @pytest.fixture
 def run(uri) -> Run:
-    return Run.start("figures", "one", CONFIG, uri=uri)
+    return Run.start("plots", "one", CONFIG, uri=uri)
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_threads_may_share_a_run(run, client):
         assert points and all(value == 4 * step + number for step, value in points)
 
 
-def test_figures_show_in_the_grid_and_final_ones_as_files(run, client, tmp_path):
+def test_plots_show_in_the_grid_and_final_ones_as_files(run, client, tmp_path):
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "png")

@@ -92,7 +92,7 @@ def test_a_posterior_far_from_the_prior_is_out_of_reach_of_any_adversary_against
 
 
 def test_parts_give_what_the_whole_gives(monkeypatch):
-    def figures(codes: int):
+    def looked_at(codes: int):
         monkeypatch.setattr(module, "CODES", codes)
         sizes.clear()
         model = AVB(AVBConfig(**SMALL, encoder=INPUT), BINARY).double()
@@ -101,9 +101,9 @@ def test_parts_give_what_the_whole_gives(monkeypatch):
         return diagnose(model, one_hot(N), SEEN, draws=64)
 
     sizes: list[int] = []
-    figures(64 * 20)
+    looked_at(64 * 20)
     assert sizes == [20, 20, 10]
-    figures(2**16)
+    looked_at(2**16)
     assert sizes == [50]
 
 

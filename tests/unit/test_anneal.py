@@ -343,7 +343,7 @@ def test_two_chains_give_no_certificate():
     assert [check.name for check in certificate.checks if not check.passed] == ["ess"]
 
 
-def test_a_bound_that_is_higher_on_the_same_data_refutes_the_figure():
+def test_a_bound_that_is_higher_on_the_same_data_refutes_the_estimate():
     def of(name: str, value: float, draws: int | None = None) -> Estimate:
         return Estimate.of(
             Key(name, draws), "lower_bound", {"nats": torch.full((60,), value), "ess": torch.full((60,), 8.0)}

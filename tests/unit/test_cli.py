@@ -87,14 +87,14 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
         (["train", "vae_digits", "--name", "/tmp/outside"], ["--name: given '/tmp/outside'"]),
         (["train", "vae_digits", "--name", ""], ["--name: given ''"]),
         (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
-        (["evaluate", "models:/none@champion", "--figure", "x.pdf"], ["x.pdf", "ends in .png"]),
-        (["evaluate", "models:/none@champion", "--figure", "/dev/null/x.png"], ["cannot write /dev/null/x.png"]),
+        (["evaluate", "models:/none@champion", "--plot", "x.pdf"], ["x.pdf", "ends in .png"]),
+        (["evaluate", "models:/none@champion", "--plot", "/dev/null/x.png"], ["cannot write /dev/null/x.png"]),
         (["evaluate", "."], [". has no manifest.json: expected a model folder"]),
         (["pull", ".", "there"], [". has no manifest.json: expected a model folder"]),
         (["sample", "models:/none@champion", "/proc/x/y.png"], ["cannot write /proc/x/y.png"]),
         (["sample", "models:/none@champion", "/proc/y.npy"], ["cannot write /proc/y.npy"]),
-        (["figures", "models:/none@champion", "/proc/x"], ["cannot write /proc/x/samples.png"]),
-        (["figures", "models:/none@champion", "/etc/passwd"], ["/etc/passwd is no folder"]),
+        (["plots", "models:/none@champion", "/proc/x"], ["cannot write /proc/x/samples.png"]),
+        (["plots", "models:/none@champion", "/etc/passwd"], ["/etc/passwd is no folder"]),
         (["ui", "--port", "99999"], ["--port", "less than or equal to 65535"]),
         (["ui", "--host", "192.0.2.1"], ["cannot listen at 192.0.2.1, port 5000"]),
         (["pull", "models:/none@champion", "there"], ["there is no model models:/none@champion"]),
@@ -461,7 +461,7 @@ def test_the_leaderboard_is_legible_on_any_terminal(monkeypatch, width, absent):
     assert ("-22.21" in row) == ("IWAE" not in absent) and "-23.50" not in row
 
 
-def test_a_figure_that_is_too_low_is_marked_and_the_mark_explained(monkeypatch):
+def test_an_estimate_that_is_too_low_is_marked_and_the_mark_explained(monkeypatch):
     low = RegisteredVersion(
         "low",
         3,
@@ -480,7 +480,7 @@ def test_a_figure_that_is_too_low_is_marked_and_the_mark_explained(monkeypatch):
     tables.leaderboard(rows.leaderboard([low, sound]))
     told = tables.out.file.getvalue()
     assert "-43.60 !" in told and "-27.97" in told and "-27.98 !" not in told
-    assert "!: models:/low/3 has a figure that is too low, by 15.62 at least, as iwae_256 shows." in told
+    assert "!: models:/low/3 has an estimate that is too low, by 15.62 at least, as iwae_256 shows." in told
 
 
 def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
@@ -494,7 +494,7 @@ def test_models_that_were_scored_on_other_data_stand_apart(monkeypatch):
     lines = tables.out.file.getvalue().splitlines()
     names = [line.split()[0][0] if line.strip() else "" for line in lines[4:8]]
     assert names == ["b", "", "c", "a"], lines
-    assert any("only such figures can be compared" in line for line in lines)
+    assert any("only such numbers can be compared" in line for line in lines)
 
 
 def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatch):
@@ -511,7 +511,7 @@ def test_both_sides_of_a_bracket_are_shown_and_whose_data_they_are_of(monkeypatc
     assert "-24.250" in upper and "upper bound on data that the model drew itself" in upper
 
 
-def test_what_speaks_against_an_adversary_is_shown_below_its_figures(monkeypatch):
+def test_what_speaks_against_an_adversary_is_shown_below_its_numbers(monkeypatch):
     from torch import arange
 
     from avb_service.records import Diagnosis, Estimate, Key, LikelihoodRecord

@@ -1,4 +1,4 @@
-"""Figures show what they say, are the same every time, and leave no trace in the model or the generators."""
+"""Plots show what they say, are the same every time, and leave no trace in the model or the generators."""
 
 from io import BytesIO
 from itertools import combinations
@@ -197,13 +197,13 @@ def test_history_adds_curves(x: Tensor) -> None:
     assert "training_curves" not in draw(Implicit(None, spec((1, 8, 8))), x, history=[])
 
 
-# What figures say of themselves.
+# What plots say of themselves.
 
 SUBJECT = "bernoulli_vae of digits_and_letters.npz and digits, 64 latents, round 20000"
 
 
 def everything(x: Tensor, labels: Tensor) -> dict[str, Figure]:
-    """A figure of every kind."""
+    """A plot of every kind."""
     pairs, numbers = Points(torch.tensor([[0.0, 1.0], [2.0, 1.0]])), Points(torch.tensor([[0.5]]))
     models = {
         "plane": Linear(2),
@@ -247,7 +247,7 @@ def test_no_legend_covers_what_is_drawn(drawn: dict[str, Figure]) -> None:
         assert covered is None or min(covered.width, covered.height) < 1, name
 
 
-def test_figures_name_the_model_and_those_that_show_data_whose(drawn: dict[str, Figure], x: Tensor) -> None:
+def test_plots_name_the_model_and_those_that_show_data_whose(drawn: dict[str, Figure], x: Tensor) -> None:
     others = everything(1 - x, torch.zeros(len(x)))
     for name, figure in drawn.items():
         assert SUBJECT in words(figure)
@@ -255,7 +255,7 @@ def test_figures_name_the_model_and_those_that_show_data_whose(drawn: dict[str, 
         assert ("validation data" in words(figure)) == depends, name
 
 
-def test_words_stay_within_the_figure(drawn: dict[str, Figure]) -> None:
+def test_words_stay_within_the_plot(drawn: dict[str, Figure]) -> None:
     for name, figure in drawn.items():
         for text in [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]:
             box = text.get_window_extent()

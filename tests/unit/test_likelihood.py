@@ -252,7 +252,7 @@ class Bent(PCA):
         return MultivariateNormal(low, precision_matrix=slope @ straight.precision_matrix @ slope)
 
 
-def test_weak_pilots_make_no_figure_that_is_believed():
+def test_weak_pilots_make_no_estimate_that_is_believed():
     """Chains that are too few and too short leave ais hundreds of nats below; iwae and quadrature agree."""
     model = Bent(2, noise=0.02, pixels=30)
     x = data(model, 40)

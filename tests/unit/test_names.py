@@ -14,7 +14,7 @@ ROW = {"version": 3, "aliases": (), "run_id": None, "created": 0.0, "metrics": {
     [
         ("vae-digits", {}, "was not registered by this service"),
         ("vae-digits", {"method": "vae", "data": "mnist"}, "is a model of other data, mnist, and not of digits"),
-        ("vae-digits", {"method": "gan", "data": "digits"}, "is a gan, which is not compared by the same figure as"),
+        ("vae-digits", {"method": "gan", "data": "digits"}, "is a gan, which is not compared by the same estimate as"),
         ("vae-digits", {"method": "avb", "data": "digits"}, None),
         ("vae-digits", {"method": "a method of later days", "data": "digits"}, None),
         ("other", {}, None),

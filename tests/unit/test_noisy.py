@@ -80,12 +80,12 @@ def test_what_applies_is_found_and_names_the_noise_everywhere(x):
     assert {"AIS, noise 0.7", "IWAE, mixture, 128 draws, noise 0.7"} <= set(shown)
 
 
-def test_figures_under_different_noise_are_not_compared(x):
+def test_estimates_under_different_noise_are_not_compared(x):
     one, other = (
         LikelihoodRecord({}, (Evaluator(NoisyModel(GENERATOR, noise), CONFIG).score("iwae_mixture", x),))
         for noise in (0.7, 0.8)
     )
-    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+    with pytest.raises(UserError, match="no exact value or lower bound in common"):
         one.against(other)
 
 

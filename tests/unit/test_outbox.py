@@ -173,7 +173,7 @@ def test_a_refusal_is_an_error_and_loses_nothing(make, server, folder):
     assert len(letters(folder)) == 1
 
 
-def test_a_full_queue_gives_up_old_figures_first_then_old_numbers_and_says_so(make, server, folder, caplog):
+def test_a_full_queue_gives_up_old_plots_first_then_old_numbers_and_says_so(make, server, folder, caplog):
     server.away = True
     box = make(limit=1500)
     box.set_tags({"code": "abc"})

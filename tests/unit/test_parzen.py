@@ -87,7 +87,7 @@ def test_the_bandwidth_is_the_one_under_which_validation_data_are_most_likely(ca
     assert "0.2, is at the end of those tried" in caplog.text
 
 
-def test_the_training_set_s_own_figure_stands_beside_the_model_s():
+def test_the_training_set_s_own_number_stands_beside_the_model_s():
     parts = data(MODEL, 3000).split([100, 2800, 100])
     mine, training = rows(MODEL, parts, 500)
     assert (mine.name, training.name) == ("parzen", "parzen_training")

@@ -42,7 +42,7 @@ def test_programs_are_shown_nothing(terminal):
     assert shown(terminal, quiet=True) == ""
 
 
-def test_a_model_without_a_figure_is_shown_as_well():
+def test_a_model_without_an_estimate_is_shown_as_well():
     console = Console(file=io.StringIO(), force_terminal=False)
     Bars(console=console).report("gan", {"round": 3})
     assert console.file.getvalue().split() == ["gan", "round", "3"]

@@ -80,12 +80,12 @@ def test_masks_that_were_levels_to_an_older_version_are_compared():
         record(HARD).against(record(HARD, basis={**BASIS, "measure": "a density"}))
 
 
-def test_models_without_a_common_figure_are_not_compared():
+def test_models_without_a_common_estimate_are_not_compared():
     other = record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),), basis={})
-    with pytest.raises(UserError, match="one of the two has no exact figure or lower bound of log p"):
+    with pytest.raises(UserError, match="one of the two has no exact value or lower bound of log p"):
         record(HARD).against(other)
     loose = record(HARD, estimates=(estimate(HARD, "elbo"),), certificate=None)
-    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+    with pytest.raises(UserError, match="no exact value or lower bound in common"):
         record(HARD).against(loose)
 
 
@@ -112,7 +112,7 @@ def test_what_can_be_believed_of_either_is_compared_and_not_a_bound_that_is_loos
     assert (loose.estimator, loose.difference) == ("iwae_256", pytest.approx(-8)), "what both have, draw for draw"
 
 
-def test_an_exact_value_of_all_data_is_the_figure_and_one_of_some_is_not():
+def test_an_exact_value_of_all_data_is_the_estimate_and_one_of_some_is_not():
     bound, few = estimate(HARD - 0.02), estimate(HARD[:10], "quadrature", "exact")
     whole = estimate(HARD, "quadrature", "exact")
     assert record(HARD, estimates=(bound, few)).held_out.name == "ais"
@@ -122,7 +122,7 @@ def test_an_exact_value_of_all_data_is_the_figure_and_one_of_some_is_not():
     assert record(HARD, estimates=(unsettled, bound)).held_out == bound
 
 
-def test_which_bound_is_the_figure_does_not_depend_on_how_high_it_is():
+def test_which_bound_is_the_estimate_does_not_depend_on_how_high_it_is():
     names = ["elbo", "iwae", "iwae_mixture", "ais"]
     for best in range(4):
         values = [HARD - abs(best - number) for number in range(4)]
@@ -131,7 +131,7 @@ def test_which_bound_is_the_figure_does_not_depend_on_how_high_it_is():
             assert record(HARD, estimates=tuple(made[:count])).held_out.key == Key(names[count - 1])
 
 
-def test_a_figure_that_another_valid_bound_is_above_is_not_believed_and_that_is_said():
+def test_an_estimate_that_another_valid_bound_is_above_is_not_believed_and_that_is_said():
     """Weak pilots: iwae agrees with what is exact on some of the data, and ais is a thousand nats below."""
     low = estimate(HARD - 1e3, variance=torch.ones(40))
     high = estimate(HARD, "iwae", draws=9, variance=torch.ones(40))
@@ -143,7 +143,7 @@ def test_a_figure_that_another_valid_bound_is_above_is_not_believed_and_that_is_
     assert (few.bound, few.data, few.difference) == (Key("quadrature"), 10, pytest.approx(1000))
     assert made.standing < record(HARD - 2000).standing
     assert made.excess.bound == Key("iwae", 9), (
-        "an adversary is held against what is known, and not against that figure"
+        "an adversary is held against what is known, and not against that estimate"
     )
     assert record(HARD).shortfall is None
 
@@ -234,7 +234,7 @@ def test_names_are_what_they_were_and_those_of_older_records_are_understood(key,
 def test_two_estimates_of_one_estimator_with_other_draws_are_not_the_same_bound():
     few, many = (record(HARD, estimates=(estimate(HARD, "iwae", draws=k),), certificate=None) for k in (8, 256))
     assert few.against(few).estimator == "iwae_8"
-    with pytest.raises(UserError, match="no exact figure or lower bound in common"):
+    with pytest.raises(UserError, match="no exact value or lower bound in common"):
         few.against(many)
 
 
@@ -262,7 +262,7 @@ def test_what_stands_in_the_way_of_a_champion(made, objection):
     assert made.objection is None if objection is None else objection in made.objection
 
 
-def test_an_adversarys_belief_is_never_the_held_out_figure():
+def test_an_adversarys_belief_is_never_the_held_out_estimate():
     belief = estimate(HARD + 9, "elbo_adversarial", "estimate")
     made = record(HARD, estimates=(belief, estimate(HARD, "iwae", draws=256)))
     assert made.held_out.name == "iwae_256"
@@ -354,7 +354,7 @@ def test_the_bytes_tell_the_recipe_and_not_how_long_it_took():
     assert LikelihoodRecord.from_json(content).estimates[0].recipe == {"chains": 8}
 
 
-def test_what_can_be_believed_stands_before_a_better_figure_that_cannot():
+def test_what_can_be_believed_stands_before_a_better_estimate_that_cannot():
     believed, better, none = record(HARD), record(HARD + 1, gap=0.5), record(HARD, estimates=(), certificate=None)
     assert sorted([none, better, believed], key=lambda each: each.standing, reverse=True) == [believed, better, none]
 
