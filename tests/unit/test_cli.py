@@ -89,6 +89,7 @@ def refused(capsys, monkeypatch, *arguments: str) -> str:
         (["sample", "models:/none@champion", "x.gif"], [".png or .npy"]),
         (["evaluate", "models:/none@champion", "--plot", "x.pdf"], ["x.pdf", "ends in .png"]),
         (["evaluate", "models:/none@champion", "--plot", "/dev/null/x.png"], ["cannot write /dev/null/x.png"]),
+        (["evaluate", "models:/none@champion", "--figure", "x.pdf"], ["x.pdf", "ends in .png"]),  # as it was called
         (["evaluate", "."], [". has no manifest.json: expected a model folder"]),
         (["pull", ".", "there"], [". has no manifest.json: expected a model folder"]),
         (["sample", "models:/none@champion", "/proc/x/y.png"], ["cannot write /proc/x/y.png"]),
