@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from avb_service.algorithm import Algorithm, DataSpec, DecodingModel, EncodingModel, LatentVariableModel
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.distributions import Values
 from avb_service.errors import UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig
@@ -58,7 +58,7 @@ def encoding_model(model: Algorithm) -> EncodingModel:
         UserError: it does not; names the method.
     """
     if not isinstance(model, EncodingModel):
-        able = ", ".join(name for name, method in TABLE.items() if issubclass(method, EncodingModel))
+        able = ", ".join(name for name, method in METHODS.own.items() if issubclass(method, EncodingModel))
         raise UserError(
             f"{model.config.name} has no encoder, so it neither encodes nor reconstructs data; methods that do: {able}"
         )

@@ -4,7 +4,6 @@ Floor 1.
 """
 
 import math
-from importlib.metadata import entry_points
 from typing import ClassVar
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from avb_service.errors import UserError
+from avb_service.kinds import Table, subclass_of
 from avb_service.maths import standard_normal
-
-GROUP = "avb_service.bayesian_models"  # of entry points, by which packages that are installed here add their models
 
 
 class BayesianModel(nn.Module):
@@ -97,27 +95,6 @@ class EightSchools(BayesianModel):
         return torch.cat([mu, tau, mu + tau * z[..., 2:]], -1)
 
 
-BAYESIAN_MODELS: dict[str, type[BayesianModel]] = {"eight_schools": EightSchools}
-
-
-def bayesian_models() -> tuple[str, ...]:
-    """Names of all that there are: ours, and those of installed packages."""
-    return (*BAYESIAN_MODELS, *sorted(entry_points(group=GROUP).names))
-
-
-def bayesian_model(name: str) -> type[BayesianModel]:
-    """One of them.
-
-    Raises:
-        UserError: a package names something that is not there, or no model.
-    """
-    if name in BAYESIAN_MODELS:
-        return BAYESIAN_MODELS[name]
-    point = entry_points(group=GROUP)[name]
-    try:
-        found = point.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"joint: {name} is {point.value}, which no installed package has: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, BayesianModel)):
-        raise UserError(f"joint: {name} is {point.value}, expected a subclass of avb_service.bayes.BayesianModel")
-    return found
+BAYESIAN_MODELS: Table[type[BayesianModel]] = Table(
+    "bayesian_models", {"eight_schools": EightSchools}, subclass_of(BayesianModel)
+)

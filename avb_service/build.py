@@ -6,13 +6,14 @@ Floor 6.
 from typing import NamedTuple
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from avb_service.algorithm import Algorithm
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.stream import Stream
 from avb_service.distributions import DataSpec
-from avb_service.errors import DataError
+from avb_service.errors import DataError, UserError
 from avb_service.seeding import derive_seed, seeded
 from avb_service.settings import ExperimentConfig
 from avb_service.training.loop import Source
@@ -49,9 +50,21 @@ def check_fit(config: ExperimentConfig, dataset: Dataset) -> None:
 
 
 def build(config: ExperimentConfig, spec: DataSpec) -> Algorithm:
-    """The method's class, initialised from the seed."""
+    """The method's class, initialised from the seed.
+
+    Raises:
+        DataError: it cannot be made for such data.
+        UserError: a network of its keeps statistics of a batch.
+    """
     with seeded(config.training.seed, "initialisation"):
-        return TABLE[config.algorithm.name](config.algorithm, spec)
+        algorithm = METHODS[config.algorithm.name](config.algorithm, spec)
+    for name, module in algorithm.named_modules():
+        if isinstance(module, _BatchNorm):
+            raise UserError(
+                f"algorithm: its network {name} is a {type(module).__name__}, whose numbers depend on how a batch is "
+                "cut among workers; use torch.nn.GroupNorm, which normalises within a datum"
+            )
+    return algorithm
 
 
 def sources(config: ExperimentConfig, dataset: Dataset, device: torch.device) -> Sources:

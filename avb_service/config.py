@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from avb_service.errors import ConfigError, UserError
 from avb_service.faults import doubtful, faults, lines, validated
-from avb_service.schema import TAG, as_meant, at, names, wants_more, wants_text
+from avb_service.kinds import TAG, Table, gathered, mark
+from avb_service.schema import as_meant, at, names, wants_more, wants_text
 from avb_service.trees import Location, Scalar, Tree, override, parse_yaml, quoted, to_yaml, without
 
 
@@ -68,6 +69,19 @@ class Config(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Config):
                 yield from (f"{name}.{line}" for line in value.problems())
+
+    def chosen(self) -> Iterator[tuple[Table[Any], str]]:
+        """What is chosen from open tables, here and below: the table, and the name."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if found := mark(field.metadata):
+                yield found.table, value if isinstance(value, str) else getattr(value, TAG)
+            if isinstance(value, Config):
+                yield from value.chosen()
+
+    def packages(self) -> dict[str, str]:
+        """Packages that what was chosen comes from, and their versions; without ours."""
+        return gathered(found for table, name in self.chosen() if (found := table.origin(name)))
 
     @classmethod
     def kind_at(cls, location: Location, tree: Tree) -> Any:  # noqa: ANN401
@@ -133,12 +147,20 @@ class Config(BaseModel):
                 texts |= _attributes(section)
         return {name: texts.get(name, "") for name in cls.model_fields}
 
-    def settings(self, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-        """Dotted path, plain value and what it is, in the order of the definition; a section stands before its own."""
+    def settings(self, prefix: str = "", choice: str = "") -> Iterator[tuple[str, Any, str]]:
+        """Dotted path, plain value and what it is, in the order of the definition; a section stands before its own.
+
+        Args:
+            prefix: of all paths.
+            choice: what could be in place of the section.
+        """
         for (name, about), value in zip(self.explained().items(), self.tree().values(), strict=True):
-            yield f"{prefix}{name}", value, about
-            if isinstance(below := getattr(self, name), Config):
-                yield from below.settings(f"{prefix}{name}.")
+            below, table = getattr(self, name), mark(type(self).model_fields[name].metadata)
+            others = f" One of {', '.join(table.table.labels())}." if table else ""
+            is_section = isinstance(below, Config)
+            yield f"{prefix}{name}", value, about + (choice if name == TAG else "") + ("" if is_section else others)
+            if is_section:
+                yield from below.settings(f"{prefix}{name}.", others)
 
     def to_yaml(self) -> str:
         """The resolved section as YAML text, in the order of its definition."""

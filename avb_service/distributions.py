@@ -23,6 +23,7 @@ from torch.distributions import (
 )
 
 from avb_service.config import Config
+from avb_service.kinds import OneOf, Table, subclass_of
 from avb_service.maths import logit_of_mean, one_hot
 
 Shape = torch.Size | tuple[int, ...]
@@ -63,7 +64,25 @@ class ObservationModel(nn.Module, ABC):
         """Decoder outputs [planes, C, H, W] under which the model is right on average for data of that mean."""
 
 
-class BernoulliConfig(Config):
+class Observation(Config):
+    """What every observation model's section has.
+
+    Attributes:
+        name: the kind of distribution.
+    """
+
+    name: str
+
+    @abstractmethod
+    def build(self, spec: DataSpec) -> ObservationModel:
+        """The module for data of that kind."""
+
+    def objection(self, values: Values) -> str | None:
+        """Why the model does not fit data with such values, as `observation: reason`, if so."""
+        return None
+
+
+class BernoulliConfig(Observation):
     """Binary pixels."""
 
     name: Literal["bernoulli"] = "bernoulli"
@@ -79,7 +98,7 @@ class BernoulliConfig(Config):
         return None
 
 
-class GaussianConfig(Config):
+class GaussianConfig(Observation):
     """Real-valued pixels with Gaussian noise: its scale given, learned for all pixels, or predicted for each.
 
     Attributes:
@@ -102,7 +121,7 @@ class GaussianConfig(Config):
         return None
 
 
-class LogisticConfig(Config):
+class LogisticConfig(Observation):
     """8-bit (or coarser) pixels as bins of a logistic density."""
 
     name: Literal["discretised_logistic"] = "discretised_logistic"
@@ -119,7 +138,12 @@ class LogisticConfig(Config):
         return None
 
 
-ObservationConfig = Annotated[BernoulliConfig | GaussianConfig | LogisticConfig, Field(discriminator="name")]
+OBSERVATIONS: Table[type[Observation]] = Table(
+    "observations",
+    {"bernoulli": BernoulliConfig, "gaussian": GaussianConfig, "discretised_logistic": LogisticConfig},
+    subclass_of(Observation),
+)
+ObservationConfig = Annotated[Observation, OneOf(OBSERVATIONS)]
 
 
 class BernoulliObservation(ObservationModel):

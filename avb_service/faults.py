@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from avb_service.schema import TAG, at, beneath, described, is_section, keys, meant, members, names
+from avb_service.kinds import TAG, UNUSABLE
+from avb_service.schema import at, beneath, described, is_section, keys, meant, members, names
 from avb_service.trees import Location, child, flatten
 
 UNKNOWN, MISSING = "extra_forbidden", "missing"  # pydantic's names
@@ -125,7 +126,7 @@ def _known(section: type[BaseModel], fault: Fault, tree: Any) -> list[str]:  # n
 def _heard(kind: Any, error: ValidationError, given: Any, config: Any, above: Location) -> Iterator[Fault]:  # noqa: ANN401
     asked: set[Location] = set()
     for item in error.errors(include_url=False):
-        location, union = _located(kind, item["loc"])
+        location, union = _located(kind, item["loc"], given)
         if union is None:
             yield Fault((*above, *location), item["type"], item["input"], _expected(item["msg"]))
         elif location not in asked:
@@ -133,8 +134,8 @@ def _heard(kind: Any, error: ValidationError, given: Any, config: Any, above: Lo
             yield from _of_member(union, reduce(child, location, given), config, (*above, *location))
 
 
-def _located(kind: Any, loc: Location) -> tuple[Location, Any]:  # noqa: ANN401
-    """Where pydantic means, without its labels for the members of unions.
+def _located(kind: Any, loc: Location, given: Any) -> tuple[Location, Any]:  # noqa: ANN401
+    """Where in what is given pydantic means, without its labels for the members of unions.
 
     Returns:
         The location; and the union there, where the rest is about one of several members which pydantic has tried.
@@ -147,8 +148,9 @@ def _located(kind: Any, loc: Location) -> tuple[Location, Any]:  # noqa: ANN401
                 return location, kind
             kind = named[0]
             continue
-        location = (*location, part)
-        kind = beneath(choices[0], part) if choices else None
+        inner = meant(choices[0], given) if choices else ()
+        location, given = (*location, part), child(given, part)
+        kind = beneath(inner[0], part) if inner else None
     return location, None
 
 
@@ -186,6 +188,8 @@ def _line(section: type[BaseModel], fault: Fault, tree: Any) -> str:  # noqa: AN
         case "union_tag_invalid":
             parts, given = [*parts, TAG], given[TAG]
             text = f"given {given!r}, expected one of {', '.join(names(kind))}{hint(given, names(kind))}"
+        case plugin if plugin == UNUSABLE:
+            text = fault.expected
         case "model_type" | "dict_type":
             text = f"given {given!r}, expected {_section(kind, given)}"
         case "tuple_type" | "list_type":

@@ -170,7 +170,7 @@ class Fit:
             checkpoint = self.store.latest()
             if checkpoint is not None:
                 _check_same(checkpoint, self.config, self.dataset)
-                _check_code(checkpoint)
+                _check_code(checkpoint, self.config.packages())
         if checkpoint is None:
             return False
         self.engine.load(checkpoint.state["engine"])
@@ -238,7 +238,7 @@ class Fit:
             "history": self.history,
             "seconds": self.seconds,
             "data_sha256": self.dataset.sha256,
-            "code": code_version(),
+            "code": code_version(self.config.packages()),
         }
 
 
@@ -287,13 +287,13 @@ def _check_same(checkpoint: Checkpoint, config: ExperimentConfig, dataset: Datas
     must_match({"data_sha256": checkpoint.state["data_sha256"]}, {"data_sha256": dataset.sha256}, claim, remedy)
 
 
-def _check_code(checkpoint: Checkpoint) -> None:
+def _check_code(checkpoint: Checkpoint, packages: Mapping[str, str]) -> None:
     """Make sure that training goes on as it was begun. Of checkpoints of earlier versions nobody can tell.
 
     Raises:
         UserError: this code computes something else.
     """
-    before, now = checkpoint.state.get("code"), code_version()
+    before, now = checkpoint.state.get("code"), code_version(packages)
     if before is not None and same_numbers(before, now) is False:
         raise UserError(
             f"{checkpoint.path} was trained by code that computes something else: {before}, and this is {now}. Go on "

@@ -22,6 +22,7 @@ from avb_service.data.stream import fixed
 from avb_service.distributions import DataSpec, Grid
 from avb_service.errors import DataError, UserError
 from avb_service.folder import ModelFolder
+from avb_service.kinds import check_packages
 from avb_service.likelihood import Budget, Evaluator, NoisyModel
 from avb_service.likelihood.needs import on_a_grid
 from avb_service.records import LIKELIHOOD, Estimate, LikelihoodRecord
@@ -96,6 +97,7 @@ class Model:
         written = ModelFolder.read(folder)
         tree = dict(written.config)
         given, round_ = tree.pop("spec"), tree.pop("round")
+        check_packages(tree.pop("packages", {}), f"the model in {folder}")
         shape = tuple(given["shape"])
         config = ExperimentConfig.parse(tree, str(folder / "config.yaml"))
         algorithm = build(config, DataSpec(shape, given["values"], given["levels"], torch.zeros(shape)))
@@ -117,6 +119,8 @@ class Model:
         spec = self.algorithm.spec
         datum = {"shape": list(spec.shape), "values": spec.values, "levels": spec.levels}
         tree = {**self.config.tree(), "spec": datum, "round": self.round}
+        if packages := self.config.packages():
+            tree["packages"] = packages
         more = {} if self.likelihood is None else {LIKELIHOOD: self.likelihood.to_json()}
         return ModelFolder(self.algorithm.state_dict(), tree, self.card, more).write(folder, replace=True)
 

@@ -8,9 +8,11 @@ it has computed: that may change.
 import ast
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 # What reads, keeps, shows, sends or says, and decides no number.
 SILENT = frozenset(
@@ -26,6 +28,7 @@ SILENT = frozenset(
         "figures",
         "folder",
         "formats",
+        "kinds",
         "lock",
         "places",
         "plan",
@@ -46,9 +49,18 @@ SILENT = frozenset(
 BY_BYTES = re.compile(r"[^+]*\+[0-9a-f]{12}")  # how earlier versions named a code: by every byte of all files
 
 
+def code_version(packages: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The code that decides numbers: ours, and what other packages have added, the same wherever it is installed.
+
+    Args:
+        packages: theirs, name to version.
+    """
+    return " with ".join([_own_version(), *(f"{name} {number}" for name, number in packages.items())])
+
+
 @cache
-def code_version() -> str:
-    """The package's version and a hash of the code that decides numbers, the same wherever that code is installed."""
+def _own_version() -> str:
+    """The package's version and a hash of what its code computes."""
     package = Path(__file__).parent
     sources = {source.relative_to(package).as_posix(): source.read_text("utf-8") for source in package.rglob("*.py")}
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from avb_service.algorithm import JointDensity, LatentVariableModel
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.data.mixtures import MIXTURES
 from avb_service.errors import DataError
 from avb_service.likelihood import (
@@ -41,7 +41,7 @@ COVERAGE_DRAWS = 2500
 
 def objective_of(method: str) -> str:
     """What runs of a method are compared by."""
-    return OBJECTIVE if issubclass(TABLE[method], LatentVariableModel) else OF_DRAWS
+    return OBJECTIVE if issubclass(METHODS[method], LatentVariableModel) else OF_DRAWS
 
 
 def objective(model: Model, run: Runner = serially) -> dict[str, float]:
@@ -183,7 +183,7 @@ def tags(model: Model) -> dict[str, str]:
         "data": dataset.name,
         "data_sha256": dataset.sha256,
         "data_read": dataset.description,
-        "code": code_version(),
+        "code": code_version(config.packages()),
         "parameters": str(sum(p.numel() for p in model.algorithm.parameters())),
         **(model.progress.tags(model.round) if model.progress else {}),
     }

@@ -1,7 +1,7 @@
 """What the annotations of a section say of a place in its tree: which kinds stand there, which keys, and whether text.
 
-Floor 0. Annotations are those of pydantic fields: sections, unions of them told apart by `name`, lists, mappings,
-scalars.
+Floor 0. Annotations are those of pydantic fields: sections, unions and open tables of them told apart by `name`, lists,
+mappings, scalars.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
+from avb_service.kinds import TAG, OneOf, mark
 from avb_service.trees import Location, Scalar, child
-
-TAG = "name"  # the key that selects a member wherever a section has several kinds
 
 
 def members(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
@@ -25,6 +25,16 @@ def members(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
 
 def meant(annotation: Any, given: Any) -> tuple[Any, ...]:  # noqa: ANN401
     """The members of a union that a value can be meant for: by its name, else by its shape; all where there is none."""
+    return tuple(_chosen(each, given) for each in _meant(annotation, given))
+
+
+def _chosen(annotation: Any, given: Any) -> Any:  # noqa: ANN401
+    """Of an open table the section that the value's name selects, where one does."""
+    table = table_of(annotation)
+    return table and is_section(annotation) and table.chosen(given) or annotation
+
+
+def _meant(annotation: Any, given: Any) -> tuple[Any, ...]:  # noqa: ANN401
     fitting = tuple(each for each in members(annotation) if given is None or _shape(each) in (_shape_of(given), Any))
     name = given.get(TAG) if isinstance(given, Mapping) else None
     return tuple(each for each in fitting if name in names(each)) or fitting
@@ -50,8 +60,7 @@ def beneath(annotation: Any, part: int | str) -> Any:  # noqa: ANN401
     """The annotation of what is under a key or index of one kind; None where nothing can be."""
     kind, arguments = bare(annotation), get_args(bare(annotation))
     if is_section(kind):
-        field = kind.model_fields.get(str(part))
-        return None if field is None else field.annotation
+        return _of_field(kind.model_fields.get(str(part)))
     if get_origin(kind) is dict:
         return arguments[1]
     if get_origin(kind) not in (list, tuple) or not isinstance(part, int):
@@ -67,7 +76,7 @@ def keys(annotation: Any, given: Any) -> list[str]:  # noqa: ANN401
 
 def names(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401
     """The names that there are to choose from: those that select a section, or those that a value may have."""
-    chosen = (name for each in members(annotation) for name in get_args(_chooser(bare(each))))
+    chosen = (name for each in members(annotation) for name in _of_table(each) or get_args(_chooser(bare(each))))
     return tuple(name for name in chosen if isinstance(name, str))
 
 
@@ -104,9 +113,28 @@ def is_section(kind: Any) -> bool:  # noqa: ANN401
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
+def table_of(annotation: Any) -> OneOf | None:  # noqa: ANN401
+    """The open table that is chosen from there, if one is."""
+    if get_origin(annotation) is not Annotated:
+        return None
+    return mark(annotation.__metadata__)
+
+
 def bare(annotation: Any) -> Any:  # noqa: ANN401
     """An annotation without what `Annotated` adds to it."""
     return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
+
+
+def _of_field(field: FieldInfo | None) -> Any:  # noqa: ANN401
+    """The annotation of a field, with what pydantic has taken off it."""
+    if field is None or not field.metadata:
+        return field and field.annotation
+    return Annotated[(field.annotation, *field.metadata)]
+
+
+def _of_table(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401
+    found = table_of(annotation)
+    return () if found is None else tuple(found.table)
 
 
 def _optional(annotation: Any) -> bool:  # noqa: ANN401

@@ -7,27 +7,23 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import resources
+from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, Union
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field
 
 from avb_service.algorithm import AlgorithmConfig
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.config import Config
 from avb_service.data.datasets import DataConfig
 from avb_service.errors import UserError
 from avb_service.faults import nearest
+from avb_service.kinds import OneOf, Table
 from avb_service.likelihood import LikelihoodConfig
 from avb_service.training.config import TrainingConfig
 from avb_service.trees import Tree, flatten, must_match, overridden, override, read_yaml
-
-if TYPE_CHECKING:
-    AlgorithmSection = AlgorithmConfig
-else:
-    methods = tuple(method.Config for method in TABLE.values())
-    AlgorithmSection = Annotated[Union[methods], Field(discriminator="name")]  # noqa: UP007  no | over a tuple
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +121,7 @@ class ExperimentConfig(Config):
         scaling: how many workers train it.
     """
 
-    algorithm: AlgorithmSection
+    algorithm: Annotated[AlgorithmConfig, OneOf(METHODS, lambda method: method.Config)]
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     likelihood: LikelihoodConfig = LikelihoodConfig()
@@ -224,10 +220,21 @@ def check_continues(before: ExperimentConfig, now: ExperimentConfig, claim: str,
     must_match(old, new, claim, remedy)
 
 
-def preset_names() -> list[str]:
-    """The presets that come with the package."""
-    folder = resources.files("avb_service") / "presets"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+def _file_of(point: EntryPoint) -> Path:
+    """The file NAME.yaml in the folder of the package that the entry point NAME names; nothing is imported for it."""
+    first, *below = point.module.split(".")
+    found = find_spec(first)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(f"No package named {first!r}")
+    return Path(found.submodule_search_locations[0], *below, f"{point.name}.yaml")
+
+
+PRESETS: Table[Path] = Table(
+    "presets",
+    {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))},
+    lambda name, found: None if found.is_file() else f"a package with the file {found}",
+    _file_of,
+)
 
 
 def read_preset(source: str | Path) -> Tree:
@@ -236,11 +243,10 @@ def read_preset(source: str | Path) -> Tree:
     Raises:
         UserError: neither; names the nearest.
     """
-    if str(source) in preset_names():
-        with resources.as_file(resources.files("avb_service") / "presets" / f"{source}.yaml") as path:
-            return read_yaml(path, ExperimentConfig.meaning)
+    if str(source) in PRESETS:
+        return read_yaml(PRESETS[str(source)], ExperimentConfig.meaning)
     if not Path(source).is_file():
-        near = nearest(source, preset_names())
+        near = nearest(source, tuple(PRESETS))
         meant = f"; did you mean {' or '.join(near)}?" if near else ";"
         raise UserError(
             f"{source}: neither a file nor a preset{meant} `avb methods` lists all presets by their methods"

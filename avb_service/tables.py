@@ -54,13 +54,20 @@ def methods(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None)
     """What each is, what it can do, and its presets: in blocks, so that names are whole on a narrow terminal."""
     table = Table(box=SIMPLE, show_header=False, title="Methods")
     for row in rows:
-        kinds = ", ".join(row["log_likelihood"]).replace("_", " ") or "none"
-        draws = {"prior": "p(z)"}.get(row["draws"], row["draws"])
-        noise = ", under a noise that you name" if row["needs_noise"] else ""
-        can = f"draws: {draws};  encodes: {'yes' if row['encodes'] else 'no'};  log p(x): {kinds}{noise}"
-        said = (row["about"], can, f"presets: {' '.join(row['presets'])}")
-        table.add_row(row["name"], "\n".join(said), end_section=True)
+        said = [row["about"], _abilities(row), f"presets: {' '.join(row['presets'])}"]
+        said += [f"of the package {row['package']}"] if row["package"] else []
+        table.add_row(row["name"], "\n".join(filter(None, said)), end_section=True)
     (console or out).print(table, highlight=False)
+
+
+def _abilities(row: "Mapping[str, Any]") -> str:
+    """What a method can do, in a line; empty where nobody has looked."""
+    if row["draws"] is None:
+        return ""
+    kinds = ", ".join(row["log_likelihood"]).replace("_", " ") or "none"
+    draws = {"prior": "p(z)"}.get(row["draws"], row["draws"])
+    noise = ", under a noise that you name" if row["needs_noise"] else ""
+    return f"draws: {draws};  encodes: {'yes' if row['encodes'] else 'no'};  log p(x): {kinds}{noise}"
 
 
 def plan(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | None = None) -> None:
@@ -75,7 +82,8 @@ def plan(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | Non
 
 def datasets(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None) -> None:
     """The data sets that have a name."""
-    lines([{**row, "values": row["values"] or "as in the file"} for row in rows], "Data sets", console)
+    shown = [{**row, "values": row["values"] or "as in the file", "package": row["package"] or "ours"} for row in rows]
+    lines(shown, "Data sets", console)
 
 
 def settings(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | None = None) -> None:

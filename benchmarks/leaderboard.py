@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from avb_service.settings import preset_names, read_config
+from avb_service.settings import PRESETS, read_config
 
 AVB = str(Path(sys.executable).with_name("avb"))
 # Annealing of 784 pixels takes the default temperatures; the presets have fewer. One datum in two hundred is scored.
@@ -63,7 +63,7 @@ def main() -> None:
     (given.folder / "samples").mkdir(parents=True, exist_ok=True)
     presets = given.preset or [
         name
-        for name in preset_names()
+        for name in PRESETS.own
         if name.endswith("_digits") and (given.data == "digits" or read_config(name).data.other is None)
     ]
     for preset in track(presets, "Training"):

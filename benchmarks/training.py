@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from avb_service.settings import preset_names
+from avb_service.settings import PRESETS
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent / "opponents"
@@ -66,7 +66,7 @@ def networks() -> dict[str, Network]:
     """By name: all presets of digits and MNIST, and a few more."""
     found = {
         name: Network(name, data="grey" if "mnist" in name else "digits")
-        for name in preset_names()
+        for name in PRESETS.own
         if name.endswith(("digits", "mnist"))
     }
     wide = ("data.binarisation=none", "algorithm.encoder.hidden=[512]", "algorithm.decoder.hidden=[512]")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from avb_service.algorithm import AlgorithmConfig
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.data.datasets import DataConfig
 from avb_service.settings import ExperimentConfig
 from avb_service.trees import Tree, override
@@ -28,7 +28,7 @@ DATA = ({**DIGITS, "binarisation": "dynamic"}, DIGITS, {"name": "eight_schools"}
 
 def small_config(method: str, overrides: Tree | None = None) -> ExperimentConfig:
     """A small experiment with a method: its own defaults, narrowed, on the first bundled data that it takes."""
-    section = TABLE[method].Config.parse(_narrow(TABLE[method].Config().tree()))
+    section = METHODS[method].Config.parse(_narrow(METHODS[method].Config().tree()))
     tree = {"algorithm": section.tree(), "data": _data(section), **SMALL}
     for path, value in (overrides or {}).items():
         tree = override(tree, path, value)

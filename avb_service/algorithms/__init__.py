@@ -3,7 +3,7 @@
 Floor 3.
 """
 
-from avb_service.algorithm import Algorithm
+from avb_service.algorithm import Algorithm, AlgorithmConfig
 from avb_service.algorithms.aae import AAE
 from avb_service.algorithms.ae_gmm import AutoencoderMixture
 from avb_service.algorithms.ali import ALI
@@ -22,24 +22,35 @@ from avb_service.algorithms.sbn_mean_field import MeanFieldSBN
 from avb_service.algorithms.sbn_wake_sleep import WakeSleepSBN
 from avb_service.algorithms.vae import VAE
 from avb_service.algorithms.vq_vae import VQVAE
+from avb_service.kinds import Table, subclass_of
 
-TABLE: dict[str, type[Algorithm]] = {
-    "aae": AAE,
-    "ae_gmm": AutoencoderMixture,
-    "ali": ALI,
-    "avb": AVB,
-    "avb_ac": AVBAC,
-    "avb_joint": AVBJoint,
-    "bernoulli_vae": BernoulliVAE,
-    "cyclegan": CycleGAN,
-    "f_gan": FGAN,
-    "flow_vae": FlowVAE,
-    "gan": GAN,
-    "gumbel_vae": GumbelVAE,
-    "infogan": InfoGAN,
-    "lsgan": LSGAN,
-    "sbn_mean_field": MeanFieldSBN,
-    "sbn_wake_sleep": WakeSleepSBN,
-    "vae": VAE,
-    "vq_vae": VQVAE,
-}
+
+def _objection(name: str, found: object) -> str | None:
+    """What is no method, or has no strict section of its name."""
+    return subclass_of(Algorithm)(name, found) or subclass_of(AlgorithmConfig)(name, getattr(found, "Config", None))
+
+
+METHODS: Table[type[Algorithm]] = Table(
+    "methods",
+    {
+        "aae": AAE,
+        "ae_gmm": AutoencoderMixture,
+        "ali": ALI,
+        "avb": AVB,
+        "avb_ac": AVBAC,
+        "avb_joint": AVBJoint,
+        "bernoulli_vae": BernoulliVAE,
+        "cyclegan": CycleGAN,
+        "f_gan": FGAN,
+        "flow_vae": FlowVAE,
+        "gan": GAN,
+        "gumbel_vae": GumbelVAE,
+        "infogan": InfoGAN,
+        "lsgan": LSGAN,
+        "sbn_mean_field": MeanFieldSBN,
+        "sbn_wake_sleep": WakeSleepSBN,
+        "vae": VAE,
+        "vq_vae": VQVAE,
+    },
+    _objection,
+)

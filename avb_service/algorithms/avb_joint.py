@@ -1,17 +1,16 @@
 """AVB for any log joint: Bayesian inference with an implicit posterior (Mescheder et al. 2017, sections 3 and 4)."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import field_validator
 from torch import Tensor
 from torch.distributions import Distribution
 
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Shared, warm_up
 from avb_service.algorithms.avb_ac import AVBAC, ContrastConfig
-from avb_service.bayes import BayesianModel, bayesian_model, bayesian_models
+from avb_service.bayes import BAYESIAN_MODELS, BayesianModel
 from avb_service.distributions import ImplicitPosterior, Values
 from avb_service.errors import DataError
-from avb_service.faults import one_of
+from avb_service.kinds import OneOf
 from avb_service.maths import whiten
 
 
@@ -19,24 +18,18 @@ class AVBJointConfig(ContrastConfig):
     """Settings of inference in a Bayesian model.
 
     Attributes:
-        joint: the model, of the table in `avb_service/bayes.py` or of an installed package.
+        joint: the model, ours (`avb_service/bayes.py`) or of an installed package.
         kl_warmup: rounds over which the weight of its log joint rises from 0 to 1, which begins with a q that is wide.
         model: the turn of the encoder.
     """
 
     name: Literal["avb_joint"] = "avb_joint"
-    joint: str = "eight_schools"
-
-    @field_validator("joint")
-    @classmethod
-    def _known(cls, joint: str) -> str:
-        bayesian_model(one_of(joint, bayesian_models()))  # says what is wrong with a package's
-        return joint
+    joint: Annotated[str, OneOf(BAYESIAN_MODELS)] = "eight_schools"
 
     @property
     def latent_dim(self) -> int:
         """As many as the model has unknowns."""
-        return bayesian_model(self.joint).dim
+        return BAYESIAN_MODELS[self.joint].dim
 
     def objection(self, values: Values) -> str | None:
         """Observations are real-valued."""
@@ -44,7 +37,7 @@ class AVBJointConfig(ContrastConfig):
 
     def generative(self, spec: DataSpec) -> BayesianModel:
         """The Bayesian model; nothing in it is learned."""
-        joint = bayesian_model(self.joint)
+        joint = BAYESIAN_MODELS[self.joint]
         if tuple(spec.shape) != joint.shape:
             raise DataError(
                 f"algorithm.joint: {self.joint} models observations of shape {list(joint.shape)}, given "

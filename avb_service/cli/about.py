@@ -18,9 +18,12 @@ app = typer.Typer()
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="This one alone; what a package adds is imported for it.")] = None,
+    as_json: Json = False,
+) -> None:
     """The methods, and the presets that train them."""
-    tell(as_json, about.methods())
+    tell(as_json, about.methods(name))
 
 
 @app.command()

@@ -10,10 +10,10 @@ import typer
 
 import avb_service
 from avb_service.cli.options import (
+    ESTIMATORS,
     RUNS,
     Budget,
     DataRoot,
-    Estimator,
     Json,
     Limit,
     Model,
@@ -91,11 +91,11 @@ def pull(
 def evaluate(
     model: Model,
     estimator: Annotated[
-        list[Estimator] | None,
+        list[str] | None,
         typer.Option(
             metavar="NAME",
             parser=one_estimator,
-            help=f"Only this estimator; repeatable. Names: {', '.join(Estimator)}.",
+            help=f"Only this estimator; repeatable. Names: {', '.join(ESTIMATORS)}; and those of installed packages.",
         ),
     ] = None,
     budget: Annotated[
@@ -120,7 +120,7 @@ def evaluate(
         check_place(plot)
     found = avb_service.evaluate(
         model,
-        estimators=[each.value for each in estimator or []],
+        estimators=estimator or [],
         budget=budget,
         settings=settings,
         noise=noise,

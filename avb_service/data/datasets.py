@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from avb_service.config import Config
@@ -23,7 +23,7 @@ from avb_service.data.sources import SOURCES, Pool
 from avb_service.data.splits import Binarisation, Split, binarised, mean, resized, two_valued
 from avb_service.distributions import DataSpec, Values
 from avb_service.errors import DataError, listed
-from avb_service.faults import one_of
+from avb_service.kinds import OneOf
 from avb_service.seeding import permutation
 
 
@@ -69,7 +69,7 @@ class DataConfig(Config):
         other: the second source, for a method that translates between two; its data are not paired with the first's.
     """
 
-    name: str
+    name: Annotated[str, OneOf(SOURCES)]
     root: str | None = None
     path: str | None = None
     levels: Annotated[Levels | None, BeforeValidator(_levels)] = None
@@ -82,11 +82,6 @@ class DataConfig(Config):
     resident_gib: Annotated[float, Field(ge=0)] = 2.0
     download: bool = True
     other: "DataConfig | None" = None
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return one_of(name, SOURCES)
 
     def problems(self) -> Iterator[str]:
         """A path goes with the source that reads it, and with no other."""

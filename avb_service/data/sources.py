@@ -30,6 +30,7 @@ from avb_service.data.mixtures import MIXTURES, POINTS
 from avb_service.data.splits import Binarisation, Split, hold
 from avb_service.distributions import Values
 from avb_service.errors import DataError, listed
+from avb_service.kinds import Table
 
 _DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
@@ -250,29 +251,39 @@ def _folder(path: Path, config: Wanted) -> Pool:
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _CIFAR = (*(f"data_batch_{part}" for part in range(1, 6)), "test_batch", "batches.meta")
 
-SOURCES: dict[str, Source] = {
-    "onehot-4": Source("the 4 one-hot vectors of 4 numbers", "binary", partial(_one_hot, 4)),
-    "onehot-8": Source("the 8 one-hot vectors of 8 numbers", "binary", partial(_one_hot, 8)),
-    "binary-8": Source("all 256 vectors of 8 bits, labelled by their sum", "binary", partial(_all_bits, 8)),
-    "mixture1d": Source("20,000 numbers from two Gaussians, labelled by mode", "real", partial(_points, "mixture1d")),
-    "gaussians8": Source(
-        "20,000 points from 8 Gaussians on a circle, labelled by mode", "real", partial(_points, "gaussians8")
-    ),
-    "gaussians25": Source(
-        "20,000 points from 25 Gaussians on a grid, labelled by mode", "real", partial(_points, "gaussians25")
-    ),
-    "eight_schools": Source("one datum: the effects of coaching in 8 schools (Rubin 1981)", "real", _eight_schools),
-    "digits": Source("1,797 digits of 8x8 pixels, bundled (scikit-learn)", "levels", _digits),
-    "mnist": Source("70,000 digits of 28x28 pixels", "levels", partial(_torchvision, "MNIST", "MNIST/raw", _IDX)),
-    "fashion_mnist": Source(
-        "70,000 articles of clothing, 28x28", "levels", partial(_torchvision, "FashionMNIST", "FashionMNIST/raw", _IDX)
-    ),
-    "kmnist": Source(
-        "70,000 cursive Japanese characters, 28x28", "levels", partial(_torchvision, "KMNIST", "KMNIST/raw", _IDX)
-    ),
-    "cifar10": Source(
-        "60,000 colour photographs, 32x32", "levels", partial(_torchvision, "CIFAR10", "cifar-10-batches-py", _CIFAR)
-    ),
-    "celeba": Source("202,599 aligned faces in colour, 64x64", "levels", _celeba),
-    "file": Source("your own: data.path is a .npz, a .npy or a folder of images", None, _file, reads_path=True),
-}
+SOURCES: Table[Source] = Table(
+    "sources",
+    {
+        "onehot-4": Source("the 4 one-hot vectors of 4 numbers", "binary", partial(_one_hot, 4)),
+        "onehot-8": Source("the 8 one-hot vectors of 8 numbers", "binary", partial(_one_hot, 8)),
+        "binary-8": Source("all 256 vectors of 8 bits, labelled by their sum", "binary", partial(_all_bits, 8)),
+        "mixture1d": Source(
+            "20,000 numbers from two Gaussians, labelled by mode", "real", partial(_points, "mixture1d")
+        ),
+        "gaussians8": Source(
+            "20,000 points from 8 Gaussians on a circle, labelled by mode", "real", partial(_points, "gaussians8")
+        ),
+        "gaussians25": Source(
+            "20,000 points from 25 Gaussians on a grid, labelled by mode", "real", partial(_points, "gaussians25")
+        ),
+        "eight_schools": Source("one datum: the effects of coaching in 8 schools (Rubin 1981)", "real", _eight_schools),
+        "digits": Source("1,797 digits of 8x8 pixels, bundled (scikit-learn)", "levels", _digits),
+        "mnist": Source("70,000 digits of 28x28 pixels", "levels", partial(_torchvision, "MNIST", "MNIST/raw", _IDX)),
+        "fashion_mnist": Source(
+            "70,000 articles of clothing, 28x28",
+            "levels",
+            partial(_torchvision, "FashionMNIST", "FashionMNIST/raw", _IDX),
+        ),
+        "kmnist": Source(
+            "70,000 cursive Japanese characters, 28x28", "levels", partial(_torchvision, "KMNIST", "KMNIST/raw", _IDX)
+        ),
+        "cifar10": Source(
+            "60,000 colour photographs, 32x32",
+            "levels",
+            partial(_torchvision, "CIFAR10", "cifar-10-batches-py", _CIFAR),
+        ),
+        "celeba": Source("202,599 aligned faces in colour, 64x64", "levels", _celeba),
+        "file": Source("your own: data.path is a .npz, a .npy or a folder of images", None, _file, reads_path=True),
+    },
+    lambda name, found: None if isinstance(found, Source) else "an avb_service.data.sources.Source",
+)

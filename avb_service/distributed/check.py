@@ -300,8 +300,11 @@ def wanting(cluster: ClusterFile, hosts: Mapping[str, Mapping[str, Any]]) -> lis
             )
     minors = {host: ".".join(map(str, has["python"][:2])) for host, has in hosts.items()}
     kinds = {"python3": minors}
+    plugins = {package for has in hosts.values() for package in has["versions"]} - {*probe.PACKAGES}
     for package in probe.PACKAGES:
         kinds[package] = {host: has["versions"][package] for host, has in hosts.items() if package in has["versions"]}
+    for package in sorted(plugins):
+        kinds[package] = {host: has["versions"].get(package, "none") for host, has in hosts.items() if has["versions"]}
     return [*found, *mixed(kinds)]
 
 

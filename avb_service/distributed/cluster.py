@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from avb_service.distributed import absent, own, probe
 from avb_service.distributed.check import mixed
 from avb_service.errors import UserError
+from avb_service.kinds import DEVELOPMENT
 from avb_service.settings import ScalingConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -321,5 +322,5 @@ def _alive() -> list[dict[str, Any]]:
 
 def _runtime_env(more: dict[str, str]) -> dict[str, Any]:
     """What every process of the job gets: the settings, and the package as it is here; other hosts may have another."""
-    settings = {name: os.environ[name] for name in ENVIRONMENT}
+    settings = {name: os.environ[name] for name in (*ENVIRONMENT, DEVELOPMENT) if name in os.environ}
     return {"env_vars": {**settings, **more}, "py_modules": [str(Path(__file__).parents[1])]}

@@ -45,7 +45,18 @@ def facts(storage: str, token: str) -> dict[str, object]:
 
 def packages() -> dict[str, str]:
     """The versions of what has to be the same on all hosts, so far as it is there."""
-    return {name: version for name in PACKAGES for version in [installed(name)] if version}
+    found = {name: version for name in PACKAGES for version in [installed(name)] if version}
+    return {**found, **plugins()}
+
+
+def plugins() -> dict[str, str]:
+    """The packages that add methods, networks or data to ours, and their versions."""
+    try:
+        from importlib.metadata import distributions
+    except ImportError:
+        return {}
+    adds = (each for each in distributions() if any(p.group.startswith("avb_service.") for p in each.entry_points))
+    return {each.metadata["Name"]: each.version for each in adds}
 
 
 def resolved(name: str) -> str:

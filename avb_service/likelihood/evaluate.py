@@ -13,6 +13,7 @@ from torch import Tensor
 from avb_service.algorithm import AdversarialModel, Algorithm, DecodingModel, JointDensity
 from avb_service.data.inputs import Given
 from avb_service.errors import UserError
+from avb_service.kinds import Table
 from avb_service.likelihood.adversary import can_be_diagnosed, codes_seen, diagnose
 from avb_service.likelihood.ais import ais
 from avb_service.likelihood.anneal import AnnealConfig
@@ -30,8 +31,10 @@ from avb_service.likelihood.scoring import Progress, Runner, Scored, Scorer, Tas
 from avb_service.records import Certificate, Diagnosis, Estimate, Kind, LikelihoodRecord
 from avb_service.training.config import TrainingConfig
 
+Estimator = Callable[[JointDensity, LikelihoodConfig], Scorer]
+A_FUNCTION = "a function of a model and its likelihood section that gives an avb_service.likelihood.scoring.Scorer"
 # From the one that says the most. What does not apply to a model is left out.
-ESTIMATORS: Mapping[str, Callable[[JointDensity, LikelihoodConfig], Scorer]] = {
+OURS: Mapping[str, Estimator] = {
     "quadrature": lambda model, c: quadrature(model),
     "enumeration": lambda model, c: enumeration(model),
     "ppca": lambda model, c: ppca(model),
@@ -48,6 +51,7 @@ ESTIMATORS: Mapping[str, Callable[[JointDensity, LikelihoodConfig], Scorer]] = {
     "elbo_corrected": lambda model, c: elbo_corrected(model, c.corrected),
     "elbo_ceiling": lambda model, c: elbo_ceiling(model, c.proposal_draws),
 }
+ESTIMATORS: Table[Estimator] = Table("estimators", OURS, lambda name, found: None if callable(found) else A_FUNCTION)
 QUICK = ("iwae_mixture", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "quadrature", "enumeration", "ppca")
 BUDGETS: Mapping[Budget, tuple[str, ...]] = {
     "quick": QUICK,

@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 
 from avb_service.algorithm import Algorithm, JointDensity
 from avb_service.errors import DataError, UserError
+from avb_service.kinds import packages
 from avb_service.provenance import code_version
 from avb_service.records.estimate import NATS, Estimate, Recipe
 from avb_service.records.key import Key, Kind, Quantity
@@ -229,7 +230,7 @@ def _fingerprint(task: Task, scorer: Scorer) -> str:
         task.memory_mib,
         task.block_data,
         task.model.config,
-        code_version(),
+        code_version(packages()),
     )
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:16]

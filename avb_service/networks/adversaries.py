@@ -4,6 +4,7 @@ Floor 1. Called with data an adversary returns the function T(x, .), so that wha
 for the codes of both kinds.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -11,12 +12,33 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avb_service.config import Config
+from avb_service.kinds import OneOf, Table, subclass_of
 from avb_service.networks.trunks import ImageShape, MLPConfig, TrunkConfig, Width, beside, layers
 
 LogRatio = Callable[[Tensor], Tensor]
 
 
-class InnerProductConfig(Config):
+class Adversary(Config):
+    """What every adversary's section has.
+
+    Attributes:
+        name: the kind of adversary.
+    """
+
+    name: str
+
+    @abstractmethod
+    def build(self, shape: ImageShape, latent_dim: int, quadratic: bool) -> nn.Module:
+        """A module that gives T(x, .), a function of codes [..., B, D] with values [..., B], for data [B, C, H, W].
+
+        Args:
+            shape: of x, (C, H, W).
+            latent_dim: D.
+            quadratic: add |z|^2 / 2, which is -log p(z) up to a constant, so that only log q(z|x) is left to learn.
+        """
+
+
+class InnerProductConfig(Adversary):
     """T(x, z) = theta(x) . s(z) + T_x(x) + T_z(z), the adversary of the 2017 experiments.
 
     Attributes:
@@ -35,7 +57,7 @@ class InnerProductConfig(Config):
         return InnerProductAdversary(self, shape, latent_dim, quadratic)
 
 
-class FlatConfig(Config):
+class FlatConfig(Adversary):
     """T(x, z) = one network of the features of x and of z, side by side.
 
     Attributes:
@@ -117,4 +139,7 @@ def _zero_linear(inputs: int) -> nn.Linear:
     return linear
 
 
-AdversaryConfig = Annotated[InnerProductConfig | FlatConfig, Field(discriminator="name")]
+ADVERSARIES: Table[type[Adversary]] = Table(
+    "adversaries", {"inner_product": InnerProductConfig, "flat": FlatConfig}, subclass_of(Adversary)
+)
+AdversaryConfig = Annotated[Adversary, OneOf(ADVERSARIES)]

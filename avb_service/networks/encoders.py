@@ -4,6 +4,7 @@ Floor 1.
 """
 
 import math
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.distributions import Independent, Normal
 
 from avb_service.config import Config
 from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior, Shape
+from avb_service.kinds import OneOf, Table, subclass_of
 from avb_service.networks.trunks import ACTIVATIONS, ImageShape, MLPConfig, TrunkConfig, Width, beside, layers
 
 
@@ -44,7 +46,21 @@ class LogitsEncoder(nn.Module):
         return self.head(self.features(x))
 
 
-class NoiseInputConfig(Config):
+class Encoder(Config):
+    """What the section of every encoder with noise of its own has.
+
+    Attributes:
+        name: the kind of encoder.
+    """
+
+    name: str
+
+    @abstractmethod
+    def build(self, shape: ImageShape, latent_dim: int) -> nn.Module:
+        """A module that gives q(z|x), an `ImplicitPosterior` of codes [B, latent_dim], for data [B, C, H, W]."""
+
+
+class NoiseInputConfig(Encoder):
     """An encoder that takes noise as a further input; its posterior can take any shape.
 
     Attributes:
@@ -84,7 +100,7 @@ class NoiseInputEncoder(nn.Module):
         return ImplicitPosterior(draw)
 
 
-class NoiseBasisConfig(Config):
+class NoiseBasisConfig(Encoder):
     """An encoder that mixes noise variables v_i with weights a_i(x); its moments are tractable.
 
     Attributes:
@@ -167,4 +183,7 @@ def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
 
-EncoderConfig = Annotated[NoiseInputConfig | NoiseBasisConfig, Field(discriminator="name")]
+ENCODERS: Table[type[Encoder]] = Table(
+    "encoders", {"noise_input": NoiseInputConfig, "noise_basis": NoiseBasisConfig}, subclass_of(Encoder)
+)
+EncoderConfig = Annotated[Encoder, OneOf(ENCODERS)]

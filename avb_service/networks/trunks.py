@@ -4,6 +4,7 @@ Floor 1.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Literal, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from avb_service.config import Config
+from avb_service.kinds import OneOf, Table, subclass_of
 
 ImageShape = tuple[int, int, int]
 Width = Annotated[int, Field(ge=1, le=65_536)]  # beyond it, the weights of one layer are what fills a memory
@@ -28,17 +30,38 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLPConfig(Config):
+class Trunk(Config):
+    """What every trunk's section has.
+
+    Its modules may keep no statistics of a batch, which would depend on how a batch is cut: `nn.BatchNorm2d` is
+    refused, `nn.GroupNorm` is not.
+
+    Attributes:
+        name: the kind of trunk.
+        activation: behind each layer, also of those that others put behind the features.
+    """
+
+    name: str
+    activation: Activation = "relu"
+
+    @abstractmethod
+    def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
+        """A module [B, C, H, W] -> [B, F], and F."""
+
+    @abstractmethod
+    def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
+        """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias [planes, C, H, W]."""
+
+
+class MLPConfig(Trunk):
     """Fully connected layers.
 
     Attributes:
         hidden: widths of the layers.
-        activation: behind each of them.
     """
 
     name: Literal["mlp"] = "mlp"
     hidden: Annotated[tuple[Width, ...], Field(min_length=1)] = (300, 300)
-    activation: Activation = "relu"
 
     def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
         """A module [B, C, H, W] -> [B, F], and F."""
@@ -51,13 +74,12 @@ class MLPConfig(Config):
         return nn.Sequential(*layers((inputs, *self.hidden), self.activation), last, nn.Unflatten(-1, (planes, *shape)))
 
 
-class ConvConfig(Config):
+class ConvConfig(Trunk):
     """Strided 3x3 convolutions down, nearest-neighbour upsampling and 3x3 convolutions up.
 
     Attributes:
         channels: of the stages, the one next to the data first.
         hidden: width of the dense layer between stages and features, or code and stages.
-        activation: behind each layer.
         normalise: what goes up, at every stage, over all numbers of one datum; such statistics, unlike a batch's, are
             the same however a batch is cut.
     """
@@ -65,7 +87,6 @@ class ConvConfig(Config):
     name: Literal["conv"] = "conv"
     channels: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64)
     hidden: Width = 256
-    activation: Activation = "relu"
     normalise: bool = False
 
     def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
@@ -104,15 +125,10 @@ class ConvConfig(Config):
         return sizes
 
 
-class AffineConfig(Config):
-    """No hidden layer: a decoder of it is factor analysis, a generator of it one Gaussian.
-
-    Attributes:
-        activation: of the layers that others put behind the features.
-    """
+class AffineConfig(Trunk):
+    """No hidden layer: a decoder of it is factor analysis, a generator of it one Gaussian."""
 
     name: Literal["affine"] = "affine"
-    activation: Activation = "relu"
 
     def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
         """The data themselves as vectors, [B, C, H, W] -> [B, F], and F."""
@@ -125,7 +141,10 @@ class AffineConfig(Config):
         return nn.Sequential(last, nn.Unflatten(-1, (planes, *shape)))
 
 
-TrunkConfig = Annotated[MLPConfig | ConvConfig | AffineConfig, Field(discriminator="name")]
+TRUNKS: Table[type[Trunk]] = Table(
+    "trunks", {"mlp": MLPConfig, "conv": ConvConfig, "affine": AffineConfig}, subclass_of(Trunk)
+)
+TrunkConfig = Annotated[Trunk, OneOf(TRUNKS)]
 
 
 def _around(last: nn.Linear, bias: Tensor) -> nn.Linear:

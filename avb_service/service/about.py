@@ -4,45 +4,86 @@ Floor 9.
 """
 
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avb_service import rows, tables
+from avb_service.errors import UserError
+from avb_service.faults import nearest
 from avb_service.results import Listing, Plan
+from avb_service.trees import child, read_yaml
 
 if TYPE_CHECKING:
     from avb_service.service.training import Settings
     from avb_service.settings import ExperimentConfig
 
 
-def methods() -> Listing:
-    """The methods: what each can do, and the presets that train it."""
-    from avb_service.abilities import abilities
-    from avb_service.algorithms import TABLE
-    from avb_service.settings import preset_names, read_preset
+def methods(name: str | None = None) -> Listing:
+    """The methods: what each can do, and the presets that train it.
 
-    presets: dict[str, list[str]] = {name: [] for name in TABLE}
-    for preset in preset_names():
-        presets[read_preset(preset)["algorithm"]["name"]].append(preset)
-    listed = (
-        {
-            "name": name,
-            "about": (sys.modules[method.__module__].__doc__ or "").split("\n")[0],
-            **asdict(abilities(method)),
-            "presets": presets[name],
-        }
-        for name, method in TABLE.items()
-    )
-    return Listing(tuple(listed), tables.methods)
+    Those of other packages are imported when they are named; before, nobody knows what they can do.
+
+    Args:
+        name: this one alone.
+
+    Raises:
+        UserError: there is none of that name, or its package cannot be used.
+    """
+    from avb_service.algorithms import METHODS
+
+    if name is not None and name not in METHODS:
+        near = nearest(name, tuple(METHODS))
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"no method {name!r}{meant} There are {', '.join(METHODS)}")
+    presets = _presets_of_methods()
+    listed = (_method(each, presets.get(each, []), each in METHODS.own or each == name) for each in METHODS)
+    return Listing(tuple(row for row in listed if name in (None, row["name"])), tables.methods)
+
+
+def _method(name: str, presets: list[str], known: bool) -> rows.Row:
+    """A line of the list.
+
+    Args:
+        name: of the method.
+        presets: that train it.
+        known: whether what it can do is to be found out, by importing it.
+    """
+    from avb_service.abilities import Abilities, abilities
+    from avb_service.algorithms import METHODS
+
+    origin = METHODS.origin(name)
+    if known:
+        method = METHODS[name] if origin else METHODS.own[name]
+        about, can = (sys.modules[method.__module__].__doc__ or "").split("\n")[0], asdict(abilities(method))
+    else:
+        about, can = f"`avb methods {name}` tells what it can do.", dict.fromkeys(Abilities.__dataclass_fields__)
+    return {"name": name, "about": about, **can, "presets": presets, "package": origin and str(origin)}
+
+
+def _presets_of_methods() -> dict[str, list[str]]:
+    """Names of presets by the method that they train; those that cannot be read are left out."""
+    from avb_service.settings import PRESETS
+
+    found: dict[str, list[str]] = {}
+    for preset in PRESETS:
+        with suppress(UserError):
+            method = child(child(read_yaml(PRESETS[preset]), "algorithm"), "name")
+            found.setdefault(str(method), []).append(preset)
+    return found
 
 
 def datasets() -> Listing:
-    """The data sets that have a name."""
+    """The data sets that have a name; those of other packages are imported when they are used."""
     from avb_service.data.sources import SOURCES
 
-    listed = ({"name": name, "about": source.about, "values": source.values} for name, source in SOURCES.items())
+    listed = []
+    for name in SOURCES:
+        ours, origin = SOURCES.own.get(name), SOURCES.origin(name)
+        about, values = (ours.about, ours.values) if ours else ("known when it is used", None)
+        listed.append({"name": name, "about": about, "values": values, "package": origin and str(origin)})
     return Listing(tuple(listed), tables.datasets)
 
 

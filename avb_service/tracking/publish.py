@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.errors import UserError
 from avb_service.fitting import record_plots
 from avb_service.model import Model
@@ -134,7 +134,7 @@ def check_names(config: ExperimentConfig, uri: str | None = None) -> None:
             kind = "was not registered by this service"
         elif others[1] != config.data.name:
             kind = f"is a model of other data, {others[1]}, and not of {config.data.name}"
-        elif others[0] in TABLE and objective_of(str(others[0])) != objective_of(method):
+        elif others[0] in METHODS and objective_of(str(others[0])) != objective_of(method):
             kind = f"is a {others[0]}, which is not compared by the same estimate as {method}"
         else:
             continue

@@ -204,4 +204,4 @@ def branch(space: SpaceConfig, name: str) -> SpaceConfig:
 
 def _begun_with(space: SpaceConfig) -> Tree:
     """What must not change while a search goes on."""
-    return {**space.resolved(), "code": code_version()}
+    return {**space.resolved(), "code": code_version(space.packages())}

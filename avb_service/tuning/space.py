@@ -211,6 +211,14 @@ class SpaceConfig(Config):
         domain = self.space.get(LATENT)
         return domain.endpoints() if domain else ()
 
+    def packages(self) -> dict[str, str]:
+        """Packages that its presets have chosen of, and their versions; without ours."""
+        return {
+            package: number
+            for preset in (*self.presets, *self.baselines)
+            for package, number in self.trial(preset).packages().items()
+        }
+
     def resolved(self) -> Tree:
         """The space with the presets that it names, as they are now."""
         presets = {preset: self.trial(preset).identity() for preset in (*self.presets, *self.baselines)}

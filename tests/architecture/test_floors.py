@@ -19,7 +19,7 @@ ROOT = "avb_service"
 
 FLOORS = {
     "errors": 0, "trees": 0, "schema": 0, "faults": 0, "config": 0, "seeding": 0, "maths": 0, "divergences": 0,
-    "provenance": 0, "formats": 0,
+    "provenance": 0, "formats": 0, "kinds": 0,
     "distributions": 1, "discrete": 1, "networks": 1, "bayes": 1, "optim": 1,
     "algorithm": 2,
     "algorithms": 3,

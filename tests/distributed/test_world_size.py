@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from avb_service.algorithm import Algorithm, Batch, DataSpec, Loss, Player
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.build import build, load_data
 from avb_service.distributed import neighbours
 from avb_service.distributed.averaging import averaging
@@ -38,7 +38,7 @@ from avb_service.trees import Tree, override
 
 WORLDS = (1, 2, 4)
 TRIALS = {
-    **{method: (method, {}) for method in sorted(TABLE)},
+    **{method: (method, {}) for method in sorted(METHODS.own)},
     "avb_ac_simultaneous": (
         "avb_ac",
         {"algorithm.simultaneous": True, "algorithm.adversary.steps": 1, "algorithm.model.steps": 1},
@@ -505,5 +505,5 @@ def fail_on_one_rank(rank: int, workers: int, tree: Tree, folder: Path) -> None:
 
 def test_what_stops_one_rank_stops_the_others_as_well(small, tmp_path):
     np.save(tmp_path / "0.npy", np.eye(8, dtype=np.float32).repeat(8, 0))
-    tree = small(min(TABLE), {"training.logical_workers": 2, "training.report_every": 1}).tree()
+    tree = small(min(METHODS.own), {"training.logical_workers": 2, "training.report_every": 1}).tree()
     spawn(tmp_path, (2, fail_on_one_rank, (tree, tmp_path)))

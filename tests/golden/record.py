@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.fitting import Fit
-from avb_service.settings import ExperimentConfig, preset_names, read_config
+from avb_service.settings import PRESETS, ExperimentConfig, read_config
 from tests.small import small_config
 
 FOLDER = Path(__file__).parent
@@ -29,7 +29,7 @@ Curve = dict[str, Any]
 
 def presets() -> list[str]:
     """Those whose data come with the package."""
-    data = {name: read_config(name).data for name in preset_names()}
+    data = {name: read_config(name).data for name in PRESETS.own}
     return [name for name, each in data.items() if "mnist" not in {each.name, each.other and each.other.name}]
 
 
@@ -64,7 +64,7 @@ def curves(folder: Path) -> Iterator[tuple[str, Curve]]:
     """All of them, by name."""
     for name in presets():
         yield f"preset-{name}", curve(Fit(of_preset(name), folder / "none"))
-    for name in sorted(TABLE):
+    for name in sorted(METHODS.own):
         yield f"method-{name}", curve(Fit(of_method(name), folder / "none"))
     for name in KEPT:
         yield f"resumed-{name}", resumed(name, folder)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avb_service.algorithm import Algorithm, DecodingModel, EncodingModel, LatentVariableModel
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.build import build, load_data
 from avb_service.errors import DivergenceError, UserError
 from avb_service.fitting import Fit
@@ -251,7 +251,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(small, method,
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_state_of_every_optimizer_is_kept(small, tmp_path, optimizer):
-    method = min(TABLE)
+    method = min(METHODS.own)
     turn = {"optimizer": optimizer, "lr": 1e-3}
     config = small(method, {f"algorithm.{last_player(small(method))}": turn})
     straight = fit(start(config, tmp_path / "straight"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from avb_service.fitting import Fit
-from avb_service.settings import preset_names, read_config
+from avb_service.settings import PRESETS, read_config
 from tests.mnist import write_mnist
 
 BRIEF = [
@@ -26,7 +26,7 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", PRESETS.own)
 def test_it_trains(preset, mnist, tmp_path):
     experiment = Fit(read_config(preset, [*BRIEF, f"data.root={mnist}"]), tmp_path)
     experiment.run()

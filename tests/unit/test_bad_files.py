@@ -11,7 +11,7 @@ import yaml
 
 from avb_service import cli
 from avb_service.distributed import check, cluster
-from avb_service.settings import preset_names, read_preset
+from avb_service.settings import PRESETS, read_preset
 from avb_service.tracking import registry, server
 from avb_service.trees import Tree, flatten, override
 
@@ -169,7 +169,7 @@ CHANGES = [(kind, change) for kind, changes in KINDS.items() for change in chang
 def written(kind: str, chance: random.Random, change: Change, folder: Path) -> list[str]:
     """The file, and the command that reads it."""
     if kind == "preset":
-        tree = read_preset(chance.choice([name for name in preset_names() if name.endswith("_digits")]))
+        tree = read_preset(chance.choice([name for name in PRESETS.own if name.endswith("_digits")]))
     elif kind == "space":
         tree = yaml.safe_load((ROOT / "tune_spaces" / "digits_smoke.yaml").read_text())
     else:

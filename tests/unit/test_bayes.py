@@ -7,7 +7,7 @@ import torch
 from torch.distributions import HalfCauchy, Normal
 
 from avb_service.algorithms.avb_joint import AVBJointConfig
-from avb_service.bayes import GROUP, EightSchools
+from avb_service.bayes import EightSchools
 from avb_service.data.datasets import DataConfig, load
 from avb_service.errors import ConfigError, UserError
 from avb_service.fitting import Fit
@@ -75,7 +75,8 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "somebodys_models.py").write_text(CORRELATED)
     (tmp_path / "somebodys-1.0.dist-info").mkdir()
     (tmp_path / "somebodys-1.0.dist-info" / "entry_points.txt").write_text(
-        f"[{GROUP}]\ncorrelated = somebodys_models:Correlated\nlost = somebodys_models:Lost\nother = torch:Tensor\n"
+        "[avb_service.bayesian_models]\n"
+        "correlated = somebodys_models:Correlated\nlost = somebodys_models:Lost\nother = torch:Tensor\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -102,7 +103,7 @@ def test_a_model_of_an_installed_package_may_be_nothing_but_a_function(package, 
 
 
 def test_what_a_package_names_has_to_be_a_model(package):
-    for name, wrong in {"lost": "no installed package has", "other": "expected a subclass"}.items():
+    for name, wrong in {"lost": "cannot be imported", "other": "expected a subclass"}.items():
         with pytest.raises(UserError, match=f"joint: {name} is .*{wrong}"):
             read_config("avb_joint_eight_schools", [f"algorithm.joint={name}"])
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 from torch import nn
 
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.config import Config
 from avb_service.errors import ConfigError, UserError
 from avb_service.likelihood.config import LikelihoodConfig
 from avb_service.optim import ScheduleConfig, TurnConfig
-from avb_service.settings import ExperimentConfig, preset_names, read_config, read_likelihood, read_preset
+from avb_service.settings import PRESETS, ExperimentConfig, read_config, read_likelihood, read_preset
 from avb_service.trees import difference, flatten, override, parse_yaml
 
 
@@ -224,7 +224,7 @@ def test_sections_are_frozen_and_check_their_defaults():
 # The experiment's own tree.
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", PRESETS.own)
 def test_presets_parse_and_survive_a_round_trip(preset):
     config = read_config(preset)
     assert ExperimentConfig.parse(config.tree()) == config
@@ -232,10 +232,10 @@ def test_presets_parse_and_survive_a_round_trip(preset):
 
 
 def test_every_method_has_a_preset():
-    assert {read_config(preset).algorithm.name for preset in preset_names()} == TABLE.keys()
+    assert {read_config(preset).algorithm.name for preset in PRESETS.own} == METHODS.own.keys()
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", PRESETS.own)
 def test_no_misspelt_key_of_a_preset_goes_unnoticed(preset):
     tree = read_preset(preset)
     for path in flatten(tree):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from avb_service.config import Config
 from avb_service.errors import ConfigError
-from avb_service.schema import beneath, is_section, members, names
+from avb_service.schema import beneath, is_section, members, names, table_of
 from avb_service.settings import ExperimentConfig
 from avb_service.trees import Tree, child
 from avb_service.tuning.space import SpaceConfig
@@ -36,18 +36,25 @@ def put(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
     return {**below, path[0]: put(below.get(path[0]), path[1:], value)}
 
 
+def choices(annotation: Any) -> Iterator[Any]:
+    """The members of a union, and of an open table."""
+    for member in members(annotation):
+        open_ = table_of(member) if is_section(member) else None
+        yield from (open_.section(each) for each in open_.table.own.values()) if open_ else (member,)
+
+
 def places(annotation: Any, path: tuple[Any, ...], tree: Tree, seen: set[type]) -> Iterator[Place]:
     """Every place below one, with a tree that has it: every section once, as a member of some union."""
     if path:
         yield path, annotation, tree
-    for member in members(annotation):
+    for member in choices(annotation):
         if is_section(member):
             if member in seen:
                 continue
             seen.add(member)
             chosen = put(tree, path, {"name": names(member)[0]}) if path and names(member) else tree
-            for key, field in member.model_fields.items():
-                yield from places(field.annotation, (*path, key), chosen, seen)
+            for key in member.model_fields:
+                yield from places(beneath(member, key), (*path, key), chosen, seen)
         elif (each := beneath(member, "wrong")) is not None:
             key = next(iter(child_at(tree, path) or {}), "some.key")
             yield from places(each, (*path, key), tree, seen)
@@ -91,7 +98,7 @@ def _no_trials(monkeypatch):
 
 
 def test_the_walk_comes_to_every_section():
-    found = {kind for _, _, annotation, _ in ALL for kind in members(annotation) if is_section(kind)}
+    found = {kind for _, _, annotation, _ in ALL for kind in choices(annotation) if is_section(kind)}
     assert len(found) > 40 and len(ALL) > 300
 
 
@@ -113,7 +120,7 @@ def test_a_wrong_value_is_one_line_at_its_place(section):
 def test_an_unknown_key_is_told_with_those_of_the_section_where_it_stands_and_of_no_other(section):
     for _, path, annotation, tree in (place for place in ALL if place[0] is section):
         dotted, before = ".".join(map(str, path)), lines(section, tree)
-        for member in filter(is_section, members(annotation)):
+        for member in filter(is_section, choices(annotation)):
             given = {"name": names(member)[0]} if names(member) else child_at(tree, path) or {}
             known, longest = ", ".join(sorted(member.model_fields)), max(member.model_fields, key=len)
             told = new(section, tree, before, path, {**given, "?": 1, f"{longest}x": 1})

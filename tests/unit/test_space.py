@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-from avb_service.algorithms import TABLE
+from avb_service.algorithms import METHODS
 from avb_service.data.datasets import load
 from avb_service.distributed.cluster import Capacity, Node
 from avb_service.errors import ConfigError, UserError
@@ -38,10 +38,12 @@ def searched() -> list[tuple[set[str], set[str]]]:
     return [({base.algorithm.name for base in map(space.trial, space.presets)}, set(space.space)) for space in spaces]
 
 
-@pytest.mark.parametrize("game", [name for name, method in TABLE.items() if "adversary" in method.Config.model_fields])
+@pytest.mark.parametrize(
+    "game", [name for name, method in METHODS.own.items() if "adversary" in method.Config.model_fields]
+)
 def test_every_game_has_a_space_that_searches_its_turns(searched, game):
     """How often the adversary learns in a round, and how fast each player does."""
-    turns = [name for name, field in TABLE[game].Config.model_fields.items() if field.annotation is TurnConfig]
+    turns = [name for name, field in METHODS[game].Config.model_fields.items() if field.annotation is TurnConfig]
     wanted = {"algorithm.adversary.steps", *(f"algorithm.{turn}.lr" for turn in turns)}
     assert any(game in methods and wanted <= paths for methods, paths in searched)
 
