@@ -64,7 +64,7 @@ class Table(Mapping[str, Thing], Generic[Thing]):
         objection: Callable[[str, Any], str | None],
         load: Callable[[EntryPoint], Any] = EntryPoint.load,
     ) -> None:
-        self.kind, self.own, self._objection, self._load = kind, own, objection, load
+        self.kind, self.own, self.objection, self._load = kind, own, objection, load
 
     def __iter__(self) -> Iterator[str]:
         """Names: ours, then theirs."""
@@ -114,7 +114,7 @@ class Table(Mapping[str, Thing], Generic[Thing]):
 
     def _in_development(self) -> list[EntryPoint]:
         """Those of the variable's things that are of this kind; only by importing them can that be known."""
-        return [point for point in _developed() if self._objection(point.name, self._loaded(point)) is None]
+        return [point for point in _developed() if self.objection(point.name, self._loaded(point)) is None]
 
     def _loaded(self, point: EntryPoint) -> Any:  # noqa: ANN401
         try:
@@ -126,7 +126,7 @@ class Table(Mapping[str, Thing], Generic[Thing]):
 
     def _usable(self, point: EntryPoint) -> Thing:
         found: Thing = self._loaded(point)
-        if objection := self._objection(point.name, found):
+        if objection := self.objection(point.name, found):
             raise UserError(f"{point.name} is {point.value} of {origin(point)}, expected {objection}")
         return found
 

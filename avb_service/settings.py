@@ -222,6 +222,8 @@ def check_continues(before: ExperimentConfig, now: ExperimentConfig, claim: str,
 
 def _file_of(point: EntryPoint) -> Path:
     """The file NAME.yaml in the folder of the package that the entry point NAME names; nothing is imported for it."""
+    if point.attr:  # a thing in a module, and no folder
+        return Path(point.value)
     first, *below = point.module.split(".")
     found = find_spec(first)
     if found is None or not found.submodule_search_locations:

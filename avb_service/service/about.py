@@ -54,7 +54,7 @@ def _method(name: str, presets: list[str], known: bool) -> rows.Row:
     from avb_service.abilities import Abilities, abilities
     from avb_service.algorithms import METHODS
 
-    origin = METHODS.origin(name)
+    origin = None if name in METHODS.own else METHODS.origin(name)
     if known:
         method = METHODS[name] if origin else METHODS.own[name]
         about, can = (sys.modules[method.__module__].__doc__ or "").split("\n")[0], asdict(abilities(method))
