@@ -12,7 +12,6 @@ import typer
 from avb_service import rows
 from avb_service.display import Display
 from avb_service.errors import UserError
-from avb_service.kinds import offered
 from avb_service.results import Shown
 from avb_service.tables import ERR
 
@@ -52,6 +51,8 @@ def estimator(name: str) -> str:
     """The name of an estimator, ours or theirs; one that went by another is answered with its new one."""
     if name == "iwae_refined":
         raise typer.BadParameter(f"{name} is no more: iwae_mixture has taken its place; use that")
+    from avb_service.kinds import offered
+
     if name not in (known := (*ESTIMATORS, *offered("estimators"))):
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, known))}")
     return name

@@ -287,7 +287,7 @@ def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_
     monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(cluster.Capacity((cluster.Node(4, 0),))))
     for options in ([], ["--resume"]):
         assert tune(*options).startswith("130 search mine-20")
-    monkeypatch.setattr(record, "code_version", lambda: "0.2.0+later")
+    monkeypatch.setattr(record, "code_version", lambda packages: "0.2.0+later")
     refused = tune("--resume")
     assert (
         refused.startswith("2 error: --resume: the space, or what the code computes, has changed")

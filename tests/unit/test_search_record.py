@@ -31,24 +31,24 @@ def test_a_changed_space_is_refused_by_its_lines_and_branching_is_named(tmp_path
 
 
 def test_changed_code_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+before")
+    monkeypatch.setattr(record, "code_version", lambda packages: "0.1.0+before")
     record.new_folder(space(), tmp_path)
-    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+after")
+    monkeypatch.setattr(record, "code_version", lambda packages: "0.1.0+after")
     with pytest.raises(UserError, match=r"code: 0.1.0\+before -> 0.1.0\+after"):
         record.folder_to_resume(space(), tmp_path)
 
 
 def test_code_that_computes_the_same_under_another_version_continues_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+n0123456789ab")
+    monkeypatch.setattr(record, "code_version", lambda packages: "0.1.0+n0123456789ab")
     folder = record.new_folder(space(), tmp_path)
-    monkeypatch.setattr(record, "code_version", lambda: "0.2.0+n0123456789ab")
+    monkeypatch.setattr(record, "code_version", lambda packages: "0.2.0+n0123456789ab")
     assert record.folder_to_resume(space(), tmp_path) == folder
 
 
 def test_a_search_of_a_version_that_counted_bytes_is_continued_and_that_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(record, "code_version", lambda: "0.1.0+0123456789ab")
+    monkeypatch.setattr(record, "code_version", lambda packages: "0.1.0+0123456789ab")
     folder = record.new_folder(space(), tmp_path)
-    monkeypatch.setattr(record, "code_version", lambda: "0.2.0+n0123456789ab")
+    monkeypatch.setattr(record, "code_version", lambda packages: "0.2.0+n0123456789ab")
     assert record.folder_to_resume(space(), tmp_path) == folder
     assert "begun by an earlier version (0.1.0+0123456789ab)" in caplog.text and "--branch NAME" in caplog.text
 
