@@ -9,7 +9,16 @@ from functools import cached_property
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, Normal
+from torch.distributions import (
+    Bernoulli,
+    Distribution,
+    Independent,
+    Normal,
+    Transform,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
 
 from avb_service.algorithm import JointDensity
 from avb_service.distributions import ImplicitPosterior
@@ -25,6 +34,9 @@ Observation = Literal["bernoulli", "gaussian"]
 class GivenModel(JointDensity):
     """p(z) p(x|z), each given as a torch distribution.
 
+    Chains move through all of R^D. Where the prior is on a part of it (an interval, a simplex), the codes that are seen
+    from outside are u = T(z) for a bijection T of torch's, which leaves p(x) as it is.
+
     Args:
         likelihood: codes [..., D] -> p(x|z). A torch module, or a method of one, is in evaluation mode meanwhile.
         prior: p(z), event shape [D].
@@ -36,7 +48,9 @@ class GivenModel(JointDensity):
         self, likelihood: Likelihood, prior: Distribution, posterior: Posterior | None, example: Tensor
     ) -> None:
         super().__init__()
-        self._likelihood, self._prior, self._posterior, self._example = likelihood, prior, posterior, example
+        self._likelihood, self._posterior, self._example = likelihood, posterior, example
+        self._to_support = _to_support(prior)
+        self._prior = self._unconstrained(prior)
         owners = (getattr(function, "__self__", None) for function in (likelihood, posterior))
         self._owners = nn.ModuleList([owner for owner in owners if isinstance(owner, nn.Module)])
 
@@ -51,7 +65,7 @@ class GivenModel(JointDensity):
 
     def likelihood(self, z: Tensor) -> Distribution:
         """p(x|z)."""
-        return self._likelihood(z)
+        return self._likelihood(z if self._to_support is None else self._to_support(z))
 
     def posterior(self, x: Tensor) -> Distribution | ImplicitPosterior:
         """q(z|x); implicit where its density is not known.
@@ -61,7 +75,7 @@ class GivenModel(JointDensity):
         """
         if self._posterior is None:
             raise UserError("no posterior q(z|x) was given: use ais, ais_prior or iwae_mixture, which ask for none")
-        q = self._posterior(x)
+        q = self._unconstrained(self._posterior(x))
         return q if self._has_density else ImplicitPosterior(q.sample)
 
     @cached_property
@@ -70,12 +84,38 @@ class GivenModel(JointDensity):
         if self._posterior is None:
             return False
         with seeded("given"):
-            q = self._posterior(self._example)
+            q = self._unconstrained(self._posterior(self._example))
             try:
                 q.log_prob(q.sample())
             except NotImplementedError:
                 return False
         return True
+
+    def _unconstrained(self, codes: Distribution) -> Distribution:
+        return codes if self._to_support is None else TransformedDistribution(codes, [self._to_support.inv])
+
+
+def _to_support(prior: Distribution) -> Transform | None:
+    """A bijection from all of R^D to where the codes are; None where that is R^D itself, or they can be counted.
+
+    Raises:
+        UserError: torch has none.
+    """
+    try:
+        support = inner = prior.support
+    except NotImplementedError:
+        return None
+    while isinstance(inner, constraints.independent):
+        inner = inner.base_constraint
+    if inner is None or inner.is_discrete or isinstance(inner, type(constraints.real)):
+        return None
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise UserError(
+            f"prior: its codes are in {support}, and torch has no bijection from there to all of R^D, through which "
+            "chains move: give the prior of codes that are carried there"
+        ) from error
 
 
 class Observed(nn.Module):

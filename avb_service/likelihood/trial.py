@@ -3,6 +3,7 @@
 Floor 5.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,12 +52,13 @@ def given_model(
     data = _data(x).to(z)
     model = GivenModel(likelihood, prior, posterior, data[:1])
     with evaluating(model), seeded("trial"):
-        _check_shapes(_asked(model.likelihood, z, "likelihood"), z, data)
-        _check_support(_asked(model.likelihood, z[0, :1], "likelihood"), data)
-        _check_values(model, z, data)
-        _check_draw(model.likelihood(z), z)
+        p = _asked(likelihood, z, "likelihood")
+        _check_shapes(p, z, data)
+        _check_support(_asked(likelihood, z[0, :1], "likelihood"), data)
+        _check_values(model, data)
+        _check_draw(p, z)
         if posterior is not None:
-            _check_posterior(_asked(posterior, data[:2], "posterior"), z, len(data[:2]))
+            _check_posterior(_asked(posterior, data[:2], "posterior"), prior, z, len(data[:2]))
     return model, data
 
 
@@ -129,10 +131,10 @@ def _check_support(p: Distribution, x: Tensor) -> None:
         refuse_first(x, wrong.expand_as(x), f"{support}, the support of p(x|z)")
 
 
-def _check_values(model: JointDensity, z: Tensor, x: Tensor) -> None:
+def _check_values(model: JointDensity, x: Tensor) -> None:
     """Numbers, the same each time, for each code by itself, that a gradient by the code is known of."""
-    data = x[: z.shape[1]]
-    z = z[:, : len(data)]
+    data = x[: CODES[1]]
+    z = model.prior().sample((CODES[0], len(data)))
     first, again = (model.likelihood(z).log_prob(data) for _ in range(2))
     whole = model.likelihood(z[0, :1]).log_prob(x)
     for values in (first, whole):
@@ -171,7 +173,7 @@ def _check_draw(p: Distribution, z: Tensor) -> None:
         )
 
 
-def _check_posterior(q: Distribution, z: Tensor, data: int) -> None:
+def _check_posterior(q: Distribution, prior: Distribution, z: Tensor, data: int) -> None:
     """Of q(z|x) at the first data."""
     expected = [data], list(z.shape[-1:])
     found = list(q.batch_shape), list(q.event_shape)
@@ -186,8 +188,8 @@ def _check_posterior(q: Distribution, z: Tensor, data: int) -> None:
         raise UserError(
             f"the prior's codes are {_place(z)}, and the posterior's {_place(draw)}: bring both to the same"
         )
-    if not draw.isfinite().all():
-        raise UserError("posterior: its draws are not finite: are all weights?")
+    if not draw.isfinite().all() or (prior.log_prob(draw) == -math.inf).any():
+        raise UserError("posterior: draws codes that are not finite, or that the prior does not have")
 
 
 def _name(value: object) -> str:

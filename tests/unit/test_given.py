@@ -163,6 +163,22 @@ def test_a_flow_can_be_the_prior(plain, x):
     assert abs((first - second).mean()) < 0.5
 
 
+@pytest.mark.parametrize("dim", [1, 3])
+def test_a_prior_on_a_part_of_the_space_has_its_likelihood(dim):
+    prior = Independent(Uniform(torch.zeros(dim), 2 * torch.ones(dim)), 1)
+
+    def likelihood(z: Tensor) -> Distribution:
+        return Independent(Normal(2 * z, 0.5), 1)
+
+    with seeded("uniform"):
+        x = likelihood(prior.sample((10,))).sample()
+    found = avb_service.certify(likelihood, prior, x=x, budget="standard", display=QUIET)
+    standard = Normal(0.0, 1.0)
+    exact = ((standard.cdf((4 - x) / 0.5) - standard.cdf(-x / 0.5)) / 4).log().sum(-1)
+    for each in found.estimates:
+        assert -0.05 < each.value - exact.mean() < 0.03, each.name
+
+
 def test_a_posterior_without_a_density_is_known_by_its_draws(own, plain, x):
     class Planar(Transform):
         """z + tanh(z) / 2, whose inverse nobody has written down."""
@@ -285,6 +301,10 @@ def logits(values: Tensor) -> Distribution:
         ({"posterior": lambda x: Normal(torch.zeros(len(x), DIM), 1.0)}, r"posterior.*\[2, 3\].*Independent\(q, 1\)"),
         ({"posterior": lambda x: (x, x)}, "posterior: gives a tuple"),
         ({"posterior": lambda x: normal(DIM, torch.float64).expand((len(x),))}, "float32 on cpu.*posterior's float64"),
+        (
+            {"prior": Independent(Uniform(torch.ones(DIM), 9.0), 1), "posterior": lambda x: normal().expand((2,))},
+            "that the prior does not have",
+        ),
         ({"x": torch.zeros(0, 2)}, r"no data to score, given \[0, 2\]"),
         ({"x": torch.zeros(3)}, r"expected real numbers \[n, \.\.\.\]"),
         ({"x": torch.tensor([[0.0, 1.0], [0.0, math.nan]])}, r"datum 1 holds nan at \[1\], expected finite"),
