@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avb_service.service.about import datasets, methods
-    from avb_service.service.given import certify
+    from avb_service.service.given import certify, record
     from avb_service.service.models import leaderboard, load, promote, pull, register
     from avb_service.service.scoring import compare, evaluate, plots
     from avb_service.service.training import train, tune
@@ -30,13 +30,14 @@ __all__ = [
     "plots",
     "promote",
     "pull",
+    "record",
     "register",
     "train",
     "tune",
 ]
 _HOMES = {
     "about": ("datasets", "methods"),
-    "given": ("certify",),
+    "given": ("certify", "record"),
     "models": ("leaderboard", "load", "promote", "pull", "register"),
     "scoring": ("compare", "evaluate", "plots"),
     "training": ("train", "tune"),

@@ -16,7 +16,7 @@ from avb_service.trees import mapped
 if TYPE_CHECKING:
     from avb_service.plan import Planned
     from avb_service.records import Check, Comparison, Estimate, LikelihoodRecord
-    from avb_service.tracking import RegisteredVersion
+    from avb_service.tracking import External, RegisteredVersion
     from avb_service.tracking.publish import Published
 
 Row = dict[str, Any]
@@ -43,12 +43,12 @@ def published(run: str, model: "Published") -> Row:
 
 
 def leaderboard(
-    versions: "Sequence[RegisteredVersion]", new: Collection[str] = (), best: str | None = None
+    versions: "Sequence[RegisteredVersion | External]", new: Collection[str] = (), best: str | None = None
 ) -> list[Row]:
     """Models that were scored on the same data together, in the order of their held-out estimates, the best first.
 
     Args:
-        versions: what is registered.
+        versions: what is registered; and what was scored here and not made here.
         new: URIs of those that this command has registered.
         best: URI of the best of them.
     """
@@ -64,7 +64,7 @@ def leaderboard(
     )
 
 
-def _model(version: "RegisteredVersion") -> Row:
+def _model(version: "RegisteredVersion | External") -> Row:
     from avb_service.records.key import Key, metric
     from avb_service.tracking.registry import ESTIMATOR, HELD_OUT, HIGHER, SCORED_ON, SHORTFALL
 

@@ -206,6 +206,7 @@ def leaderboard(rows: "Sequence[Mapping[str, Any]]", console: Console | None = N
         for row in rows
         if row["shortfall"] is not None
     ]
+    notes += [f"external: not made here; {row['name']} is {row['model']}." for row in rows if row["version"] is None]
     console.print("\n".join([*notes, *([APART] if any(ends) else [])]), markup=False)
 
 
@@ -219,11 +220,16 @@ def _board(names: "Sequence[str]", cells: "Sequence[Mapping[str, str]]", ends: "
     return table
 
 
+def _called(row: "Mapping[str, Any]") -> str:
+    """A registered model by its version; what was not made here by its owner's name for it."""
+    return row["name"] if row["version"] is None else row["model"].removeprefix("models:/")
+
+
 def _cells(row: "Mapping[str, Any]") -> dict[str, str]:
     """What a person sees of a row."""
     error = _number(row["log_likelihood_stderr"], " ± {:.2f}")
     return {
-        "model": row["model"].removeprefix("models:/") + (" *" if row["new"] else ""),
+        "model": _called(row) + (" *" if row["new"] else ""),
         "alias": ", ".join(row["aliases"]),
         "method": row["method"] or "",
         "data": row["data"] or "",

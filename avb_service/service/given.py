@@ -92,6 +92,35 @@ def certify(
     return Evaluation(name, data if source is None else source.config.data.name, len(scored), record, name)
 
 
+def record(evaluation: Evaluation, *, experiment: str = "external") -> str:
+    """Keep in MLflow what `certify` has found: a run with the record, a card, every datum's numbers and a plot.
+
+    The leaderboard shows it, under the method `external`. It is no registered model, so it never becomes champion.
+
+    Args:
+        evaluation: by `certify`.
+        experiment: MLflow's; made if it does not exist.
+
+    Returns:
+        runs:/ID, which `compare` takes.
+
+    Raises:
+        UserError: it is an evaluation of a model of this package, which is registered with its likelihoods; or MLflow
+            refuses.
+    """
+    prepare()
+    from avb_service.errors import UserError
+    from avb_service.figures import to_png
+    from avb_service.tracking import check_server, keep
+
+    if not evaluation.record.basis:
+        raise UserError(
+            f"the evaluation of {evaluation.model} is no other's: `register` keeps a model with its likelihoods"
+        )
+    picture = to_png(evaluation.plot())
+    return keep(evaluation.model, evaluation.data, evaluation.record, experiment, picture, check_server())
+
+
 def _settings(changes: Mapping[str, Any] | None, budget: "Budget | None") -> "LikelihoodConfig":
     """The defaults of the section with what is changed on top."""
     from avb_service.likelihood import LikelihoodConfig

@@ -72,16 +72,16 @@ def promote(model: str, override: str | None = None) -> Promoted:
 
 
 def leaderboard(new: "Sequence[Published]" = ()) -> Leaderboard:
-    """All registered models; those that were scored on the same data together, the best first.
+    """All registered models, and those that `record` keeps; what was scored on the same data together, the best first.
 
     Args:
         new: models to mark, and the best of them.
     """
-    from avb_service.tracking import check_server
+    from avb_service.tracking import check_server, externals
     from avb_service.tracking import leaderboard as read
 
-    best = next((each.uri for each in new if each.alias is not None), None)
-    return Leaderboard(rows.leaderboard(read(check_server()), [each.uri for each in new], best))
+    best, uri = next((each.uri for each in new if each.alias is not None), None), check_server()
+    return Leaderboard(rows.leaderboard([*read(uri), *externals(uri)], [each.uri for each in new], best))
 
 
 def pull(model: str, directory: str | Path) -> Path:

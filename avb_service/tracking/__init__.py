@@ -4,12 +4,15 @@ Floor 7, and the only importer of mlflow. It is imported when first used, so tha
 """
 
 from avb_service.tracking.download import pull
+from avb_service.tracking.external import EXTERNAL, External, externals, keep
 from avb_service.tracking.outbox import Outbox, deliver
 from avb_service.tracking.registry import RegisteredVersion, leaderboard, register, set_alias
 from avb_service.tracking.runs import NOTE, Run, Status, close_open_children
 from avb_service.tracking.server import ServerCommand, check_server, server_command, tracking_uri
 
 __all__ = [
+    "EXTERNAL",
+    "External",
     "NOTE",
     "Outbox",
     "RegisteredVersion",
@@ -19,6 +22,8 @@ __all__ = [
     "check_server",
     "close_open_children",
     "deliver",
+    "externals",
+    "keep",
     "leaderboard",
     "pull",
     "register",

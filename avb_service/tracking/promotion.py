@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from avb_service.errors import UserError
 from avb_service.records import LIKELIHOOD, LikelihoodRecord
 from avb_service.tracking.download import read_file
+from avb_service.tracking.external import kept
 from avb_service.tracking.registry import RegisteredVersion, leaderboard, set_alias
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -114,12 +115,14 @@ def record_of(model: str, uri: str | None = None) -> LikelihoodRecord:
     """The held-out likelihoods that a model carries; nothing else of it is read, so it need not be one that loads.
 
     Args:
-        model: as `pull` takes it.
+        model: as `pull` takes it; or runs:/ID of a run that keeps those of a model that was not made here.
         uri: where, as `tracking_uri` reads it.
 
     Raises:
         UserError: there is no such model, or it was published without.
     """
+    if model.startswith("runs:/") and (record := kept(model, uri)) is not None:
+        return record
     content = read_file(model, LIKELIHOOD, uri)
     if content is None:
         raise UserError(f"{model} carries no held-out likelihoods; publish it anew")

@@ -3,7 +3,7 @@
 Floor 7.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,23 +11,14 @@ from avb_service.algorithms import METHODS
 from avb_service.errors import UserError
 from avb_service.fitting import record_plots
 from avb_service.model import Model
-from avb_service.records import Check, LikelihoodRecord, known, verdict
-from avb_service.records.key import to_json
+from avb_service.records import LikelihoodRecord
 from avb_service.report import bounds_plot, elbo_surgery, objective_of, plots
 from avb_service.report import tags as tags_of
 from avb_service.settings import ExperimentConfig
 from avb_service.storage import fingerprint
+from avb_service.tracking.card import labels, likelihoods, log_columns, numbers
 from avb_service.tracking.promotion import REASON, award, versions_of
-from avb_service.tracking.registry import (
-    CONTENT,
-    ESTIMATES,
-    ESTIMATOR,
-    HELD_OUT,
-    HIGHER,
-    SCORED_ON,
-    SHORTFALL,
-    register,
-)
+from avb_service.tracking.registry import CONTENT, register
 from avb_service.tracking.runs import Run, check_experiment
 
 
@@ -65,11 +56,7 @@ def publish(
     """
     check()
     name, uri, record = model.config.tracking.model, run.tracking_uri, model.record
-    metrics = record.metrics("test")
-    if record.held_out is not None:
-        metrics |= known({HELD_OUT: record.held_out.value, f"{HELD_OUT}.stderr": record.held_out.stderr})
-    if record.shortfall is not None:
-        metrics[SHORTFALL] = record.shortfall.difference
+    metrics = numbers(record)
     replace(model, card=card(model, record, run.run_id)).write(folder)
     content = fingerprint(folder)
     mine = (row for row in versions_of(name, uri) if row.run_id == run.run_id and row.tags.get(CONTENT) == content)
@@ -82,10 +69,7 @@ def publish(
         **tags_of(model),
         CONTENT: content,
         **({} if candidate and not given else {REASON: reason}),
-        SCORED_ON: record.scored_on,
-        ESTIMATES: to_json(each.key for each in record.estimates),
-        "certificate": _verdict(record),
-        **_estimators(record),
+        **labels(record),
     }
     check()
     version = register(
@@ -105,10 +89,7 @@ def publish(
 
 def _show(model: Model, record: LikelihoodRecord, run: Run) -> None:
     """Record what was found of the model in its run: tables, plots; its metrics are the registered model's."""
-    for estimate in record.estimates:
-        columns = {name: column.tolist() for name, column in estimate.columns.items()}
-        numbers = list(range(len(estimate.per_datum)))
-        run.log_table(f"test_{estimate.title}", {"datum": numbers, **columns})
+    log_columns(record, run)
     record_plots(run, plots(model))
     run.log_metrics(elbo_surgery(model), model.round or 0)
     if bounding := [estimate for estimate in record.estimates if estimate.quantity != "parzen_density"]:
@@ -151,76 +132,17 @@ def card(model: Model, record: LikelihoodRecord, run_id: str) -> str:
     """
     config, tags = model.config, tags_of(model)
     taken = f" ({model.progress.seconds:.1f} s)" if model.progress else ""
-    rows = [
-        f"| {e.name} | {e.value:.2f} ± {e.stderr:.2f} | {e.meaning} | {len(e.per_datum)} |" for e in record.estimates
-    ]
     return f"""# {config.tracking.model}
 
 {type(model.algorithm).__name__}, {tags["parameters"]} parameters, latent size {tags["latent_dim"]}, trained for
 {model.round} rounds{taken} on {config.data.name} (binarisation: {config.data.binarisation},
 sha256 {tags["data_sha256"][:12]}) by code {tags["code"]}.
 
-Log-likelihood of held-out data, nats per datum; ± is the standard error over data:
+{likelihoods(record)}
 
-| estimator | value | kind | data |
-|---|---|---|---|
-{chr(10).join(rows)}
-
-{_shortfall(record)}{_certificate(record)}
-
-{_adversary(record)}```python
+```python
 import avb_service
 model = avb_service.load("runs:/{run_id}/{config.tracking.model}")
 images = model.sample(16, seed=0)
 ```
 """
-
-
-def _estimators(record: LikelihoodRecord) -> dict[str, str]:
-    """Tags: by which estimator the held-out estimate is, and by which it is shown to be too low."""
-    found = {} if record.held_out is None else {ESTIMATOR: record.held_out.name}
-    return found if record.shortfall is None else {**found, HIGHER: str(record.shortfall.bound)}
-
-
-def _shortfall(record: LikelihoodRecord) -> str:
-    """Nothing of an estimate that no other bound shows to be too low."""
-    return "" if record.shortfall is None else f"**{record.shortfall}.**\n\n"
-
-
-def _certificate(record: LikelihoodRecord) -> str:
-    if record.certificate is None:
-        return f"Certificate: {_verdict(record)}."
-    lower, upper = record.certificate.lower, record.certificate.upper
-    return f"""Certificate of the annealed estimate: **{record.certificate.verdict}**. It brackets the likelihood of
-data that the model itself has drawn, between {lower:.2f} and {upper:.2f}; no upper bound holds for real data.
-
-{_checks(record.certificate.checks)}"""
-
-
-def _adversary(record: LikelihoodRecord) -> str:
-    """Nothing of a model that has none."""
-    if not record.doubts:
-        return ""
-    return f"""What speaks against the adversary: **{verdict(record.doubts)}**. Each that fails is enough to convict it;
-all that pass do not acquit it.
-
-{_checks(record.doubts)}
-
-"""
-
-
-def _checks(checks: Sequence[Check]) -> str:
-    rows = [
-        f"| {check.meaning} | {check.value:.3g} | {check.relation} {check.limit:.3g} | "
-        f"{'yes' if check.passed else 'NO'} |"
-        for check in checks
-    ]
-    return "\n".join(["| check | measured | limit | passed |", "|---|---|---|---|", *rows])
-
-
-def _verdict(record: LikelihoodRecord) -> str:
-    """For a column of a table."""
-    best = record.held_out
-    if best is not None and best.kind == "exact" and record.shortfall is None:
-        return "exact"
-    return record.certificate.verdict if record.certificate else "none"

@@ -68,12 +68,17 @@ class RegisteredVersion:
 
     def bound(self, estimator: str) -> float | None:
         """The lower bound on log p(x) that an estimator has found, nats per datum; None where there is none."""
-        try:
-            keys = from_json(self.tags[ESTIMATES])
-        except (KeyError, ValueError):  # registered before there was that tag, or by somebody else
-            keys = read_older_metrics(self.metrics)
-        names = (metric("test", key, "lower_bound") for key in keys if key.estimator == estimator)
-        return next((self.metrics[name] for name in names if name in self.metrics), None)
+        return bound(self.tags, self.metrics, estimator)
+
+
+def bound(tags: Mapping[str, str], metrics: Mapping[str, float], estimator: str) -> float | None:
+    """As `RegisteredVersion.bound`, of what has such tags and metrics."""
+    try:
+        keys = from_json(tags[ESTIMATES])
+    except (KeyError, ValueError):  # registered before there was that tag, or by somebody else
+        keys = read_older_metrics(metrics)
+    names = (metric("test", key, "lower_bound") for key in keys if key.estimator == estimator)
+    return next((metrics[name] for name in names if name in metrics), None)
 
 
 def register(
