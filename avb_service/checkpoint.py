@@ -64,7 +64,7 @@ class CheckpointStore:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         keep: int = 2,
         best_by: str | None = None,
         check: Callable[[], None] = lambda: None,

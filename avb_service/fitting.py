@@ -72,7 +72,7 @@ class Fit:
     def __init__(
         self,
         config: ExperimentConfig,
-        folder: Path,
+        folder: str | Path,
         *,
         recorder: Recorder | None = None,
         averaging: Callable[[Tensor], Average] | None = None,
@@ -242,7 +242,7 @@ class Fit:
         }
 
 
-def best_model(config: ExperimentConfig, folder: Path, dataset: Dataset | None = None) -> Model:
+def best_model(config: ExperimentConfig, folder: str | Path, dataset: Dataset | None = None) -> Model:
     """The model of the checkpoint that is best on validation data, else of the newest; on the CPU, with its data.
 
     Args:

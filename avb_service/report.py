@@ -113,11 +113,11 @@ def assess(model: Model, **options: Any) -> LikelihoodRecord:  # noqa: ANN401
 
 
 def basis(model: Model, scored: JointDensity | None = None) -> dict[str, str]:
-    """What figures on a model's test data depend on beside the model that is scored.
+    """What estimates on a model's test data depend on beside the model that is scored.
 
     Args:
         model: whose data they are.
-        scored: whose figures, which tells whether they are of a density; None for figures that are no log-likelihoods.
+        scored: whose estimates, which tells whether they are of a density; None where they are no log-likelihoods.
 
     Raises:
         UserError: the data are missing or damaged.

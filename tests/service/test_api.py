@@ -99,7 +99,7 @@ def test_torch_is_left_as_it_was(small, tmp_path):
     def look(round_, metrics):
         seen.append((torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()))
 
-    Fit(small("vae", {"training.matmul_precision": "high"}), tmp_path).run(look)
+    Fit(small("vae", {"training.matmul_precision": "high"}), str(tmp_path)).run(look)
     assert set(seen) == {("high", True)}
     assert torch.get_float32_matmul_precision() == "highest" and not torch.are_deterministic_algorithms_enabled()
 
