@@ -157,7 +157,7 @@ def _with_errors(rows: Sequence[Row], above: Estimate | None) -> list[Row | Dist
         excess, stderr = mean_and_stderr(estimate.per_datum - above.per_datum)
         if excess > ERRORS * stderr:
             by = number(excess, ".2g" if excess < 1 else ".1f")
-            lines.append(Distance("proven wrong, at least by", by, (above.value, estimate.value), PROVEN))
+            lines.append(Distance("proven wrong by at least", by, (above.value, estimate.value), PROVEN))
     return lines
 
 

@@ -31,7 +31,7 @@ IWAE = estimate("iwae", "lower_bound", -33.0, draws=256)
 AIS = estimate("ais", "lower_bound", -23.0)
 EXACT = estimate("quadrature", "exact", -22.5)
 GAP = 0.5
-PROVEN = "proven wrong, at least by"
+PROVEN = "proven wrong by at least"
 BAD = [ADVERSARY, CORRECTED, CEILING, IWAE, AIS]
 
 
