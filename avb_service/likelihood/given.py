@@ -6,13 +6,14 @@ Floor 5. `likelihood/trial.py` tries out what a user has given before anything i
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
     Distribution,
     Independent,
+    MixtureSameFamily,
     Normal,
     Transform,
     TransformedDistribution,
@@ -102,12 +103,15 @@ def _to_support(prior: Distribution) -> Transform | None:
         UserError: torch has none.
     """
     try:
-        support = inner = prior.support
+        support: Any = prior.support
     except NotImplementedError:
         return None
-    while isinstance(inner, constraints.independent):
-        inner = inner.base_constraint
-    if inner is None or inner.is_discrete or isinstance(inner, type(constraints.real)):
+    if isinstance(prior, MixtureSameFamily):
+        support = support.base_constraint  # what torch wraps it in has no bijection, and is where its parts are
+    each = support
+    while isinstance(each, constraints.independent):
+        each = each.base_constraint
+    if each is None or each.is_discrete or isinstance(each, type(constraints.real)):
         return None
     try:
         return biject_to(support)

@@ -10,10 +10,13 @@ from linear_gaussian import PCA, data
 from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
+    Categorical,
     Distribution,
     Independent,
+    MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    Poisson,
     TransformedDistribution,
     Uniform,
 )
@@ -177,6 +180,47 @@ def test_a_prior_on_a_part_of_the_space_has_its_likelihood(dim):
     exact = ((standard.cdf((4 - x) / 0.5) - standard.cdf(-x / 0.5)) / 4).log().sum(-1)
     for each in found.estimates:
         assert -0.05 < each.value - exact.mean() < 0.03, each.name
+
+
+def test_codes_that_can_be_counted_are_summed(plain):
+    prior = Independent(Bernoulli(probs=torch.tensor([0.2, 0.5, 0.9])), 1)
+
+    def likelihood(z: Tensor) -> Distribution:
+        return Independent(Bernoulli(logits=plain(z)), 1)
+
+    with seeded("bits"):
+        x = likelihood(prior.sample((6,))).sample()
+    found = avb_service.certify(likelihood, prior, x=x, display=QUIET)
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * DIM)
+    exact = (likelihood(states[:, None]).log_prob(x) + prior.log_prob(states)[:, None]).logsumexp(0)
+    (sum_,) = found.estimates
+    assert (sum_.name, sum_.kind, found.certificate) == ("enumeration", "exact", None)
+    np.testing.assert_allclose(sum_.per_datum, exact.detach(), rtol=0, atol=1e-5)
+
+
+def test_counts_and_a_mixture_as_prior(plain):
+    parts = MultivariateNormal(torch.tensor([[2.0] * DIM, [-2.0] * DIM]), torch.eye(DIM))
+    prior = MixtureSameFamily(Categorical(torch.ones(2)), parts)
+
+    def likelihood(z: Tensor) -> Distribution:
+        return Independent(Poisson(plain(z).exp()), 1)
+
+    with seeded("counts"):
+        x = likelihood(prior.sample((4,))).sample()
+    found = avb_service.certify(likelihood, prior, x=x, budget="standard", changes=FAST, display=QUIET)
+    ais, mixture = found.estimates
+    assert abs(ais.value - mixture.value) < 0.5 and found.record.basis["measure"] == "probabilities of levels"
+
+
+def test_what_nothing_is_known_of_but_densities_is_neither_kept_nor_set_beside_training_data(plain, x, tmp_path):
+    model, seen = given_model(Observed(plain, "bernoulli"), normal(), None, x.flatten(1))
+    with pytest.raises(UserError, match="kept of models of this package alone"):
+        Evaluator(model, LikelihoodConfig.parse(FAST), store=tmp_path).score("ais", seen)
+    with pytest.raises(UserError, match="parzen sets a model beside its training data.*use ais"):
+        Evaluator(model, LikelihoodConfig.parse(FAST)).parzen(seen, seen, seen)
+    with_posterior, _ = given_model(Observed(plain, "bernoulli"), normal(), lambda x: normal().expand((len(x),)), seen)
+    with pytest.raises(UserError, match="elbo_corrected trains an adversary for a method of this package"):
+        Evaluator(with_posterior, LikelihoodConfig.parse(FAST)).require("elbo_corrected")
 
 
 def test_a_posterior_without_a_density_is_known_by_its_draws(own, plain, x):
