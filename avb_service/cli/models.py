@@ -71,7 +71,7 @@ def tune(
 
 @app.command()
 def leaderboard(as_json: Json = False) -> None:
-    """All registered models, best first."""
+    """All registered models, and those that were scored here and not made here, best first."""
     tell(as_json, avb_service.leaderboard())
 
 

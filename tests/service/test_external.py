@@ -94,6 +94,20 @@ def test_it_cannot_become_champion_however_good(registry):
     assert [row["aliases"] for row in avb_service.leaderboard() if row["model"] == run] == [[]]
 
 
+def test_what_was_cut_off_is_not_listed_and_is_completed_by_the_next_call(registry, monkeypatch):
+    def killed(*given) -> None:
+        raise KeyboardInterrupt
+
+    found = avb_service.certify(likelihood, PRIOR, x=registry[1], name="cut off", display=QUIET, **ASKED)
+    with monkeypatch.context() as patched:
+        patched.setattr("avb_service.tracking.external.log_columns", killed)
+        with pytest.raises(KeyboardInterrupt):
+            avb_service.record(found)
+    assert "cut off" not in {each.name for each in externals(registry[0])}
+    run = avb_service.record(found)
+    assert [each.uri for each in externals(registry[0]) if each.name == "cut off"] == [run]
+
+
 def test_a_damaged_record_is_named(registry):
     found = avb_service.certify(likelihood, PRIOR, x=registry[1], name="damaged", display=QUIET, **ASKED)
     run = avb_service.record(found).removeprefix("runs:/")
@@ -112,4 +126,4 @@ def test_what_is_no_other_s_is_not_kept_as_that(registry):
         avb_service.compare(own, model)
     with pytest.raises(UserError, match=r"event shape \[64\].*shape of a datum, \[1, 8, 8\]"):
         avb_service.certify(lambda z: Independent(Bernoulli(logits=NETWORK(z)), 1), PRIOR, x=model, display=QUIET)
-    assert {each.name for each in externals(registry[0])} == {"theirs", "a page", "best of all", "damaged"}
+    assert {each.name for each in externals(registry[0])} == {"theirs", "a page", "best of all", "cut off", "damaged"}
