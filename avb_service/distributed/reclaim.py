@@ -13,13 +13,46 @@ from contextlib import contextmanager
 from typing import Any
 
 from avb_service.distributed.cluster import ROOM, TRIAL_CPUS
+from avb_service.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
 
+ANSWER = 10  # seconds for the dashboard to answer
 EVERY = 10  # seconds between two looks
 # Seconds for which a reservation may hold nobody: workers come at once where there is room, or ask for room anew.
 PATIENCE = {"CREATED": 30, "PENDING": ROOM + 30}
 MANY = 10_000  # more than a cluster has of anything
+
+
+def check_dashboard() -> None:
+    """Refuse a Ray without a dashboard: what gives back the room of a trial that was stopped asks it what has ended.
+
+    Raises:
+        UserError: it does not answer, or another cluster's answers in its place.
+    """
+    from ray import get_runtime_context
+
+    here, until = get_runtime_context().get_node_id(), time.monotonic() + ANSWER
+    while here not in _nodes():
+        if time.monotonic() > until:
+            raise UserError(
+                "the dashboard of the Ray cluster in use does not answer; it tells a search which trials have ended, "
+                "and without it the search would wait for ever. Start Ray with it (ray.init(include_dashboard=True), "
+                "or ray start --include-dashboard=true), or end the connection (ray.shutdown()): the search then "
+                "starts a Ray of its own"
+            )
+        time.sleep(0.5)
+
+
+def _nodes() -> set[str]:
+    """The hosts that the dashboard tells of; none where it does not answer."""
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        return {node.node_id for node in list_nodes(limit=MANY, timeout=ANSWER)}
+    except RayStateApiException:
+        return set()
 
 
 @contextmanager

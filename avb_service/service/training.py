@@ -109,6 +109,7 @@ def tune(
     """
     prepare()
     from avb_service.distributed.cluster import cluster, own_capacity
+    from avb_service.distributed.reclaim import check_dashboard
     from avb_service.distributed.scoring import on_cluster
     from avb_service.lock import owned
     from avb_service.tracking import check_server
@@ -135,6 +136,7 @@ def tune(
         mine = held.enter_context(owned(lock, f"search {searched.name}", display.note))
         preflight(searched, display.note)
         capacity = held.enter_context(cluster(display.note, partial(check_capacity, searched)))
+        check_dashboard()
         search = record.open_search(searched, begun or record.new_folder(searched, folder), uri, origin, mine)
         display.note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from avb_service.distributed.reclaim import PATIENCE, overdue
 
@@ -46,6 +47,38 @@ def test_what_holds_nobody_is_given_back_and_nothing_else():
     before, after = json.loads(done.stdout.splitlines()[-1])
     assert before == {"empty": "CREATED", "inhabited": "CREATED", "of a trial": "CREATED", "too large": "PENDING"}
     assert after == before | {"empty": "REMOVED"}
+
+
+WITHOUT_DASHBOARD = """
+import os
+import ray
+import avb_service
+from avb_service.distributed import reclaim
+from avb_service.distributed.cluster import cluster
+from avb_service.errors import UserError
+
+with cluster():
+    reclaim.check_dashboard()
+reclaim.ANSWER = 1
+ray.init(include_dashboard=False, num_cpus=2)
+try:
+    avb_service.tune("tune_spaces/digits_smoke.yaml", storage="searches")
+except UserError as refused:
+    print(refused)
+print(ray.is_initialized(), os.listdir("searches"))
+"""
+
+
+def test_a_search_is_refused_before_it_begins_where_nothing_tells_which_trials_have_ended(tmp_path):
+    (tmp_path / "tune_spaces").symlink_to(Path(__file__).parents[2] / "tune_spaces")
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", WITHOUT_DASHBOARD]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *_, refused, left = done.stdout.splitlines()
+    assert refused.startswith("the dashboard of the Ray cluster in use does not answer")
+    assert left == "True []", "the user's Ray is left running, and nothing was begun"
 
 
 def test_patience_begins_anew_when_somebody_was_seen():
