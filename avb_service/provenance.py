@@ -41,6 +41,7 @@ SILENT = frozenset(
         "settings",
         "storage",
         "tables",
+        "testing",
         "tracking",
         "trees",
         "tuning",

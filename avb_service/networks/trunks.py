@@ -94,13 +94,13 @@ class ConvConfig(Trunk):
         stack: list[nn.Module] = []
         for before, after in zip((shape[0], *self.channels), self.channels, strict=False):
             stack += [nn.Conv2d(before, after, 3, stride=2, padding=1), ACTIVATIONS[self.activation]()]
-        height, width = self._sizes(shape)[-1]
+        height, width = halved(shape, len(self.channels))[-1]
         flat = self.channels[-1] * height * width
         return nn.Sequential(*stack, nn.Flatten(), *layers((flat, self.hidden), self.activation)), self.hidden
 
     def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
         """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias, averaged over pixels."""
-        sizes, activation = self._sizes(shape), ACTIVATIONS[self.activation]
+        sizes, activation = halved(shape, len(self.channels)), ACTIVATIONS[self.activation]
         height, width = sizes[-1]
         stack: list[nn.Module] = layers((inputs, self.hidden, self.channels[-1] * height * width), self.activation)
         stack += [nn.Unflatten(-1, (self.channels[-1], height, width)), *self._normaliser(self.channels[-1])]
@@ -108,21 +108,10 @@ class ConvConfig(Trunk):
         for before, after, size in zip(upward[:-1], upward[1:], reversed(sizes[:-1]), strict=True):
             convolution = nn.Conv2d(before, after, 3, padding=1)
             stack += [nn.Upsample(size=size), convolution, *self._normaliser(after), activation()]
-        last = nn.Conv2d(self.channels[0], planes * shape[0], 3, padding=1)
-        with torch.no_grad():
-            last.bias.copy_(bias.mean((-2, -1)).flatten())  # type: ignore[union-attr]
-        return nn.Sequential(*stack, last, nn.Unflatten(1, (planes, shape[0])))
+        return nn.Sequential(*stack, *_image(self.channels[0], planes, shape, bias))
 
     def _normaliser(self, channels: int) -> list[nn.Module]:
         return [nn.GroupNorm(1, channels)] if self.normalise else []
-
-    def _sizes(self, shape: ImageShape) -> list[tuple[int, int]]:
-        """Height and width before each stage and after the last."""
-        sizes = [shape[1:]]
-        for _ in self.channels:
-            height, width = sizes[-1]
-            sizes.append(((height + 1) // 2, (width + 1) // 2))
-        return sizes
 
 
 class AffineConfig(Trunk):
@@ -141,8 +130,79 @@ class AffineConfig(Trunk):
         return nn.Sequential(last, nn.Unflatten(-1, (planes, *shape)))
 
 
+class ResNetConfig(Trunk):
+    """Residual convolutions down and up, of images of any size; numbers are normalised within a datum.
+
+    Source: He et al. 2016 ("Identity mappings"), figure 4e; halved and doubled as in Mescheder et al. 2018, supplement.
+
+    Attributes:
+        channels: of the stages, the one next to the data first; each stage has half the height and width.
+        blocks: residual blocks of a stage.
+        groups: of channels that are normalised together; at most so many.
+        hidden: width of the dense layer between stages and features, or code and stages.
+    """
+
+    name: Literal["resnet"] = "resnet"
+    channels: Annotated[tuple[Width, ...], Field(min_length=1)] = (32, 64, 128)
+    blocks: Annotated[int, Field(ge=1)] = 1
+    groups: Width = 8
+    hidden: Width = 256
+
+    def features(self, shape: ImageShape) -> tuple[nn.Module, int]:
+        """A module [B, C, H, W] -> [B, F], and F."""
+        height, width = halved(shape, len(self.channels))[-1]
+        stack: list[nn.Module] = [nn.Conv2d(shape[0], self.channels[0], 3, padding=1)]
+        for before, after in zip((self.channels[0], *self.channels), self.channels, strict=False):
+            stack += [*self._stage(before, after), nn.AvgPool2d(3, stride=2, padding=1)]
+        flat = self.channels[-1] * height * width
+        dense = layers((flat, self.hidden), self.activation)
+        return nn.Sequential(*stack, ACTIVATIONS[self.activation](), nn.Flatten(), *dense), self.hidden
+
+    def generator(self, inputs: int, planes: int, shape: ImageShape, bias: Tensor) -> nn.Module:
+        """A module [B, inputs] -> [B, planes, C, H, W], whose output starts around the bias, averaged over pixels."""
+        sizes, last = halved(shape, len(self.channels)), self.channels[-1]
+        height, width = sizes[-1]
+        stack: list[nn.Module] = layers((inputs, self.hidden), self.activation)
+        stack += [nn.Linear(self.hidden, last * height * width), nn.Unflatten(-1, (last, height, width))]
+        upward = (*reversed(self.channels), self.channels[0])
+        for before, after, size in zip(upward[:-1], upward[1:], reversed(sizes[:-1]), strict=True):
+            stack += [*self._stage(before, after), nn.Upsample(size=size)]
+        return nn.Sequential(*stack, ACTIVATIONS[self.activation](), *_image(self.channels[0], planes, shape, bias))
+
+    def _stage(self, before: int, after: int) -> list[nn.Module]:
+        channels = (before, *[after] * self.blocks)
+        pairs = zip(channels, channels[1:], strict=False)
+        return [Residual(first, second, self.groups, self.activation) for first, second in pairs]
+
+
+class Residual(nn.Module):
+    """x + f(x) / 10, f two convolutions, each behind a normalisation within the datum and an activation.
+
+    Args:
+        before: channels of x.
+        after: channels of what comes out.
+        groups: of channels that are normalised together, at most.
+        activation: behind each normalisation.
+    """
+
+    def __init__(self, before: int, after: int, groups: int, activation: str) -> None:
+        super().__init__()
+        self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1, bias=False)
+        stack: list[nn.Module] = []
+        for inner in (before, after):
+            norm = nn.GroupNorm(math.gcd(groups, inner), inner)
+            stack += [norm, ACTIVATIONS[activation](), nn.Conv2d(inner, after, 3, padding=1)]
+        self.residual = nn.Sequential(*stack)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, before, H, W] -> [B, after, H, W]."""
+        return self.shortcut(x) + 0.1 * self.residual(x)
+
+
 TRUNKS: Table[type[Trunk]] = Table(
-    "trunks", {"mlp": MLPConfig, "conv": ConvConfig, "affine": AffineConfig}, subclass_of(Trunk)
+    "trunks",
+    {"mlp": MLPConfig, "conv": ConvConfig, "affine": AffineConfig, "resnet": ResNetConfig},
+    subclass_of(Trunk),
 )
 TrunkConfig = Annotated[Trunk, OneOf(TRUNKS)]
 
@@ -152,6 +212,23 @@ def _around(last: nn.Linear, bias: Tensor) -> nn.Linear:
     with torch.no_grad():
         last.bias.copy_(bias.flatten())
     return last
+
+
+def _image(channels: int, planes: int, shape: ImageShape, bias: Tensor) -> list[nn.Module]:
+    """From the last stage [B, channels, H, W] to [B, planes, C, H, W], around the bias, averaged over pixels."""
+    last = nn.Conv2d(channels, planes * shape[0], 3, padding=1)
+    with torch.no_grad():
+        last.bias.copy_(bias.mean((-2, -1)).flatten())  # type: ignore[union-attr]
+    return [last, nn.Unflatten(1, (planes, shape[0]))]
+
+
+def halved(shape: ImageShape, times: int) -> list[tuple[int, int]]:
+    """Height and width of an image, and after each time that they are halved, rounded up."""
+    sizes = [shape[1:]]
+    for _ in range(times):
+        height, width = sizes[-1]
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
+    return sizes
 
 
 def layers(widths: tuple[int, ...], activation: str) -> list[nn.Module]:

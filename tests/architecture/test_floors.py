@@ -29,7 +29,7 @@ FLOORS = {
     "settings": 6, "build": 6, "model": 6, "abilities": 6, "report": 6, "fitting": 6, "plan": 6,
     "tracking": 7, "runs": 7,
     "distributed": 8, "rows": 8, "tables": 8, "display": 8,
-    "tuning": 9, "results": 9, "service": 9,
+    "tuning": 9, "results": 9, "service": 9, "testing": 9,
     "cli": 10, "": 10,
 }  # fmt: skip
 BASE = 6  # floors up to this one need neither ray nor mlflow

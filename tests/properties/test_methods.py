@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,17 @@ from avb_service.records import LikelihoodRecord
 from avb_service.report import assess, objective_of
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
-from avb_service.training.flat import Slots, room
+from avb_service.testing.methods import (
+    gradients_reach_what_is_owned,
+    reported,
+    resumes,
+    same,
+    saves_and_loads,
+    shapes_are_right,
+)
 
 ROUNDS = 4
+PROMISES = gradients_reach_what_is_owned, shapes_are_right, resumes, saves_and_loads
 DEVICE = os.environ.get("AVB_TEST_DEVICE", "cpu")
 
 
@@ -57,63 +64,21 @@ def fit(experiment: Fit, stop_at: int | None = None) -> Fit:
     return experiment
 
 
-def assert_same(a: object, b: object, path: str = "") -> None:
-    """Equal to the bit, and of the same structure."""
-    if isinstance(a, Tensor):
-        assert isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu()), path
-    elif isinstance(a, dict):
-        assert isinstance(b, dict) and a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (left, right) in enumerate(zip(a, b, strict=True)):
-            assert_same(left, right, f"{path}/{i}")
-    else:
-        assert a == b, path
-
-
-def history(experiment: Fit) -> dict[str, list]:
-    return {name: points for name, points in experiment.history.items() if not name.startswith("time/")}
-
-
 def assert_same_run(a: Fit, b: Fit) -> None:
-    assert_same(a.engine.state(), b.engine.state())
-    assert_same(history(a), history(b))
+    same(a.engine.state(), b.engine.state())
+    same(reported(a), reported(b))
 
 
-def test_every_parameter_has_an_owner_and_a_configured_turn(small, method, tmp_path):
-    algorithm = start(small(method), tmp_path).engine.algorithm
-    players = algorithm.players()
-    owned = {id(p) for player in players for network in player.networks for p in network.parameters()}
-    assert [name for name, p in algorithm.named_parameters() if id(p) not in owned] == []
+def test_every_player_has_its_configured_turn(small, method, tmp_path):
+    players = start(small(method), tmp_path).engine.algorithm.players()
     assert len({player.name for player in players}) == len(players)
     for player in players:
         assert player.turn == getattr(small(method).algorithm, player.name)
 
 
-def test_gradients_reach_exactly_what_a_player_owns(small, method, tmp_path, monkeypatch):
-    """Looked at where it counts: between the backward pass of a turn and the step of its optimizer."""
-    experiment = start(small(method), tmp_path)
-    engine, names = experiment.engine, {id(p): name for name, p in experiment.engine.algorithm.named_parameters()}
-    largest: dict[str, dict[str, float]] = {player.name: {} for player in engine.players}
-    step = Slots.step
-
-    def look(self: Slots, gradient: Sequence[Tensor]) -> None:
-        (name,) = [player.name for player, slots in engine._slots() if slots is self]
-        seen, parts = largest[name], torch.cat([*gradient]).split([room(p) for p in self.parameters])
-        for p, part in zip(self.parameters, parts, strict=True):
-            seen[names[id(p)]] = max(seen.get(names[id(p)], 0.0), part.abs().max().item())
-            assert part[p.numel() :].eq(0).all(), "nothing between two parameters moves"
-        step(self, gradient)
-
-    monkeypatch.setattr(Slots, "step", look)
-    before = {name: p.detach().clone() for name, p in experiment.engine.algorithm.named_parameters()}
-    fit(experiment)
-    for player in engine.players:
-        own = {names[id(p)] for network in player.networks for p in network.parameters()}
-        assert {name for name, size in largest[player.name].items() if size > 0} == own
-    assert [name for name, p in experiment.engine.algorithm.named_parameters() if torch.equal(p, before[name])] == []
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+def test_every_method_keeps_what_is_promised_of_all(small, method, tmp_path, promise):
+    promise(small(method), tmp_path, DEVICE)
 
 
 def test_a_turn_leaves_the_others_parameters_as_they_are(small, method, tmp_path):
@@ -142,29 +107,6 @@ def test_objectives_report_what_they_minimise(small, method, tmp_path):
         for name in terms:
             assert [round_ for round_, _ in experiment.history[name]] == [2, 4]
             assert all(math.isfinite(value) for _, value in experiment.history[name])
-
-
-def test_shapes(small, method, tmp_path):
-    experiment = start(small(method), tmp_path)
-    model, (x, _) = experiment.engine.algorithm, experiment.model.data("validation", 5)
-    x = x.repeat(5, 1, 1, 1)[:5]  # a data set may be one datum
-    with torch.no_grad():
-        assert model.sample(3).shape == (3, *model.spec.shape)
-        assert model.sample(3).dtype == x.dtype
-        if isinstance(model, LatentVariableModel):
-            dim = model.prior().event_shape[0]
-            z = model.encode(x, 2)
-            assert z.shape == (2, 5, dim)
-            assert model.posterior(x).sample((2, 3)).shape == (2, 3, 5, dim)
-            p = model.likelihood(z)
-            assert (p.batch_shape, p.event_shape) == ((2, 5), model.spec.shape)
-            assert p.log_prob(x).shape == (2, 5)
-            assert model.log_joint(x, z).shape == (2, 5)
-        if isinstance(model, EncodingModel):
-            assert model.encode(x, 2).shape[:2] == (2, 5)
-            assert model.reconstruct(x).shape == x.shape
-        if isinstance(model, DecodingModel):
-            assert model.decode(model.prior().sample((2, 3))).shape == (2, 3, *model.spec.shape)
 
 
 def test_what_a_method_cannot_do_is_refused_by_its_name(small, method, tmp_path):
@@ -207,7 +149,7 @@ def test_training_leaves_its_model_as_evaluation_finds_it(small, method, tmp_pat
     """Reports, with their draws from the model, have no influence on what is trained."""
     often = fit(start(small(method, {"training.report_every": 1}), tmp_path / "a"))
     once = fit(start(small(method, {"training.report_every": ROUNDS}), tmp_path / "b"))
-    assert_same(often.engine.state(), once.engine.state())
+    same(often.engine.state(), once.engine.state())
     assert often.history[objective_of(method)][-1] == once.history[objective_of(method)][-1]
 
 
@@ -237,13 +179,8 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(small, method,
             f"algorithm.{last_player(small(method))}": {"lr": 1e-3, **turn},
         },
     )
-    straight = fit(start(config, tmp_path / "straight"))
-    fit(start(config, tmp_path / "stopped"), stop_at=3)
-    resumed = start(config, tmp_path / "stopped")
-    fresh = deepcopy(resumed.engine.state())
-    resumed.resume()
-    assert resumed.engine.round == 3
-    assert_same_run(straight, fit(resumed))
+    fresh = deepcopy(start(config, tmp_path / "fresh").engine.state())
+    straight, resumed = resumes(config, tmp_path, DEVICE)
     assert any(not torch.equal(fresh["algorithm"][name], t) for name, t in straight.engine.state()["algorithm"].items())
     for one, other in zip(assess(straight.model).estimates, assess(resumed.model).estimates, strict=True):
         assert np.array_equal(one.per_datum, other.per_datum)
@@ -318,7 +255,7 @@ def test_a_published_model_is_the_one_that_was_evaluated(small, method, tmp_path
     assert loaded.card == "# card"
     assert loaded.config == experiment.config
     assert loaded.round == experiment.engine.round and loaded.subject == experiment.model.subject
-    assert_same(dict(experiment.engine.model.state_dict()), dict(loaded.algorithm.state_dict()))
+    same(dict(experiment.engine.model.state_dict()), dict(loaded.algorithm.state_dict()))
     with seeded(5, "sample"), torch.no_grad():
         expected = experiment.engine.model.sample(7)
     assert torch.equal(loaded.sample(7, seed=5), expected)
@@ -422,6 +359,6 @@ def test_a_method_is_initialised_from_the_seed_alone(small, method):
     config = small(method)
     spec = load_data(config).spec
     one, other = build(config, spec).state_dict(), build(config, spec).state_dict()
-    assert_same(dict(one), dict(other))
+    same(dict(one), dict(other))
     seed = small(method, {"training.seed": 1})
     assert any(not torch.equal(t, one[name]) for name, t in build(seed, spec).state_dict().items())
