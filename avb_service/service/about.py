@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from avb_service import rows, tables
 from avb_service.errors import UserError
-from avb_service.faults import nearest
 from avb_service.results import Listing, Plan
 from avb_service.trees import child, read_yaml
 
@@ -33,6 +32,7 @@ def methods(name: str | None = None) -> Listing:
         UserError: there is none of that name, or its package cannot be used.
     """
     from avb_service.algorithms import METHODS
+    from avb_service.faults import nearest
 
     if name is not None and name not in METHODS:
         near = nearest(name, tuple(METHODS))
