@@ -138,6 +138,20 @@ def grid_levels(x: Array, source: str, declared: Levels | None = None) -> int:
     return 0
 
 
+def too_fine(x: Array) -> int:
+    """How many numbers of a datum vary by less than 256 steps of 32-bit floats, and by more than 64-bit ones round off.
+
+    Args:
+        x: the numbers, before they become 32-bit floats.
+    """
+    if x.dtype.itemsize <= 2 or x.dtype == np.float32:
+        return 0
+    ends = [(part.min(0).astype(float), part.max(0).astype(float)) for _, part in _chunks(x)]
+    low, high = np.min([low for low, _ in ends], 0), np.max([high for _, high in ends], 0)
+    size, spread = np.maximum(abs(low), abs(high)), high - low
+    return int(((spread > 1e-12 * size) & (spread < 256 * np.spacing(size.astype(np.float32)))).sum())
+
+
 def _could_be_fractions(x: Array) -> bool:
     """Whether it says something of numbers that they are whole: floats far from 0 have no digits left for fractions."""
     if x.dtype.kind != "f":

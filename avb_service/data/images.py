@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageMode, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageMode, ImageOps, UnidentifiedImageError
 from PIL import __version__ as pillow
 from rich.console import Console
 from rich.progress import track
@@ -177,14 +177,22 @@ def _header(file: Path, size: int | None) -> _Header | str:
             # Telephones keep depth and brightness in an MPO beside the picture, which alone is shown.
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 return _SEVERAL
-            kind = ImageMode.getmode(image.mode).typestr
-            if kind not in ("|u1", "|b1"):
-                return _DEEP.format(8 * int(kind[-1]))
+            if (bits := _bits(image)) > 8:
+                return _DEEP.format(bits)
             if not _has_its_end(file, image.format):
                 image.copy()  # says what is missing, before all others are decoded
             return _Header((size, size) if size else _shown_size(image), _is_grey(image))
     except Exception as error:  # a damaged file fails in as many ways as its parser has lines
         return _complaint(error)
+
+
+def _bits(image: ImageFile.ImageFile) -> int:
+    """Bits a channel, as they are stored: of 16 in colour, Pillow would drop the lower half without a word."""
+    kind = ImageMode.getmode(image.mode).typestr
+    if kind not in ("|u1", "|b1"):
+        return 8 * int(kind[-1])
+    deep = any(isinstance(args, tuple) and args[1] > 255 for codec, _, _, args in image.tile if codec[:3] == "ppm")
+    return 16 if deep or re.search(";16[BLN]", str(image.tile)) else 8
 
 
 def _has_its_end(file: Path, kind: str | None) -> bool:

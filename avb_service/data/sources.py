@@ -23,6 +23,7 @@ from avb_service.data.files import (
     grid_levels,
     read_arrays,
     refuse,
+    too_fine,
 )
 from avb_service.data.folders import TEST, TRAIN, VALIDATION, read_folder
 from avb_service.data.images import decode_images
@@ -192,7 +193,7 @@ def _celeba(config: Wanted) -> Pool:
         expected = "expected lines such as '000001.jpg 0'"
         raise DataError(f"cannot read {folder / 'list_eval_partition.txt'}: {error}; {expected}") from error
     images = decode_images(folder / "img_align_celeba", list(map(Path, names)), crop=148, size=config.image_size or 64)
-    x = channels_first(images.pixels, str(folder))
+    x = _planes(images.pixels)
     everything = hold(x, None, 255, config.resident_gib)
     test, pool = (part == 2).nonzero().flatten(), (part != 2).nonzero().flatten()
     return Pool(everything.only(pool), 255, everything.only(test))
@@ -225,8 +226,13 @@ def _file(config: Wanted) -> Pool:
         expected = "probabilities in [0, 1] to binarise by; rescale x, or set data.binarisation: none"
         refuse(given, lambda part: (part < 0) | (part > 1), str(path), expected)
     labels = None if y is None else check_labels(y, len(x), str(path))
-    remarks = (f"left out: other arrays in the file ({listed(left_out)})",) if left_out else ()
-    return Pool(hold(x, labels, levels, config.resident_gib), levels, remarks=remarks)
+    remarks = [f"left out: other arrays in the file ({listed(left_out)})"] if left_out else []
+    if not levels and (lost := too_fine(x)):
+        remarks.append(
+            f"{lost} of the {x[0].size} numbers of a datum vary so little, so far from 0, that 32-bit floats hardly "
+            "tell them apart; subtract their means before they are saved"
+        )
+    return Pool(hold(x, labels, levels, config.resident_gib), levels, remarks=tuple(remarks))
 
 
 def _folder(path: Path, config: Wanted) -> Pool:
@@ -234,7 +240,7 @@ def _folder(path: Path, config: Wanted) -> Pool:
     found = read_folder(path)
     images = decode_images(path, found.names, size=config.image_size)
     levels = grid_levels(images.pixels, str(path), config.levels)
-    everything = hold(channels_first(images.pixels, str(path)), found.labels, levels, config.resident_gib)
+    everything = hold(_planes(images.pixels), found.labels, levels, config.resident_gib)
     done = [f"{images.grey} of them grey, read in colour"] if images.grey else []
     done += [f"{images.transparent} of them transparent in parts, laid on white"] if images.transparent else []
     pool = Pool(everything, levels, classes=found.classes, remarks=(*done, *found.remarks))
@@ -246,6 +252,11 @@ def _folder(path: Path, config: Wanted) -> Pool:
         validation=everything.only(validation) if len(validation) else None,
         test=everything.only(test) if len(test) else None,
     )
+
+
+def _planes(pixels: Array) -> Array:
+    """A view [N, C, H, W] of [N, H, W] or [N, H, W, 3]; of images 1 or 3 high, the shape does not tell which it is."""
+    return pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
 
 
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

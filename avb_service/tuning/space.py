@@ -334,4 +334,5 @@ def _dotted(space: Tree, above: str = "") -> Iterator[tuple[str, Any]]:
     """Domains by dotted path, where a file has sections in sections; those hold nothing but sections and domains."""
     for key, node in space.items():
         inside = isinstance(node, dict) and node and all(isinstance(each, dict) for each in node.values())
+        inside = inside and not node.keys() & DomainConfig.model_fields
         yield from _dotted(node, f"{above}{key}.") if inside else [(f"{above}{key}", node)]

@@ -1,6 +1,8 @@
 """What a viewer shows is what is trained on; what holds no picture, or more than one, is refused by name."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -282,6 +284,36 @@ def test_deep_images_are_refused_instead_of_clipped(folder, dtype, kind, bits):
     Image.fromarray(np.full((4, 5), 60_000, dtype=dtype)).save(folder / f"z.{kind}")
     with pytest.raises(DataError, match=rf"z\.{kind}: {bits} bits a channel; convert them to 8, or .* numpy.save"):
         read(folder)
+
+
+def _deep_colour_png() -> bytes:
+    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(4 * (1 + 5 * 3 * 2)))
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    told = [
+        struct.pack(">I", len(held)) + name + held + struct.pack(">I", zlib.crc32(name + held)) for name, held in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("z.png", _deep_colour_png()), ("z.ppm", b"P6 5 4 65535\n" + bytes(120)), ("z.ppm", b"P3 1 1 1023\n0 1 2\n")],
+)
+def test_deep_colours_are_refused_though_pillow_would_drop_half_of_their_bits(folder, name, content):
+    write_images(folder, OTHERS, mode="RGB")
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: 16 bits a channel"):
+        read(folder)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (3, 5), (5, 3), (3, 3), (2, 5)])
+def test_flat_images_keep_their_shape_and_their_colours(folder, height, width):
+    given = [noise(height, width, 3, seed=seed) for seed in range(3)]
+    for number, image in enumerate(given):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    data = read(folder)
+    assert data.spec.shape == (3, height, width) and images(data) == set(map(planes, given))
 
 
 def _swapped_profile() -> bytes:

@@ -49,6 +49,20 @@ def test_the_values_are_said(tmp_path, x, options, said, gib):
     assert first.endswith(f"numbers, {said}")
 
 
+@pytest.mark.parametrize(
+    ("start", "step", "dtype", "lost"),
+    [(1.7e9, 0.5, float, 1), (2_459_000, 0.25, float, 1), (10**12, 1, np.int64, 1), (1.7e9, 0.5, np.float32, 0),
+     (100, 0.5, float, 0), (0.1, 1e-17, float, 0), (1e-30, 1e-31, float, 0)],
+)  # fmt: skip
+def test_differences_that_32_bits_would_lose_are_said(tmp_path, start, step, dtype, lost):
+    x = np.stack([start + step * np.arange(20), np.arange(20)], 1).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    said = (
+        f"{lost} of the 2 numbers of a datum vary so little, so far from 0, that 32-bit floats hardly tell them apart"
+    )
+    assert (said in read(tmp_path / "x.npy", levels="real").description) == bool(lost)
+
+
 def test_classes_are_counted_and_named_where_they_have_names(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((20, 3)), y=np.arange(20) // 5 - 2)
     assert "4 classes" in read(tmp_path / "x.npz").description

@@ -214,3 +214,14 @@ def test_paths_may_be_nested_as_in_a_configuration(tmp_path):
     (tmp_path / "nested.yaml").write_text("preset: avb_digits\nspace: {algorithm: {latent_dim: {choize: [2, 4]}}}\n")
     with pytest.raises(UserError, match=r"space\.algorithm\.latent_dim.*choize"):
         read_space(tmp_path / "nested.yaml")
+
+
+def test_ends_by_name_as_other_tools_have_them_are_no_settings(tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        "preset: avb_digits\nspace: {algorithm.model.lr: {uniform: {low: 1.0e-4, high: 0.01}}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_space(tmp_path / "x.yaml")
+    assert caught.value.problems == [
+        "space.algorithm.model.lr.uniform: given {'low': 0.0001, 'high': 0.01}, expected a list"
+    ]
