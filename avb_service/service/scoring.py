@@ -3,7 +3,7 @@
 Floor 9.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,10 +17,12 @@ from avb_service.results import Compared, Evaluation, Plots
 from avb_service.service.models import load, prepare
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from avb_service.data.inputs import Given
-    from avb_service.likelihood import Budget, Runner
+    from avb_service.likelihood import Budget, Evaluator, Runner
     from avb_service.model import Model
-    from avb_service.records import LikelihoodRecord
+    from avb_service.records import Estimate, LikelihoodRecord
 
 
 def evaluate(
@@ -56,7 +58,6 @@ def evaluate(
         UserError: no such model, estimator or budget, or data that do not fit or are missing.
     """
     prepare()
-    from avb_service.records import LikelihoodRecord
     from avb_service.settings import read_likelihood
 
     if estimators and budget:
@@ -70,18 +71,32 @@ def evaluate(
     with _runner(workers, display) as run, display.scoring() as progress:
         options = {"run": run, "store": keep, "progress": progress}
         evaluator = loaded.evaluator(noise=noise, **options)
-        for name in set(estimators) - {"parzen"}:
-            evaluator.require(name)
+        windows = partial(loaded.parzen, data, **options)
         if estimators:
-            windows = partial(loaded.parzen, data, **options)
-            scored = (windows() if name == "parzen" else [evaluator.score(name, data)] for name in estimators)
-            diagnosis = evaluator.diagnosis(data) if "elbo_adversarial" in estimators else None
-            record = LikelihoodRecord({}, tuple(chain.from_iterable(scored)), diagnosis=diagnosis)
+            record = _by_name(estimators, evaluator, data, windows)
         else:
             record = evaluator.assess(data, likelihood.budget)
     named = str(model) if isinstance(model, str | Path) else loaded.subject
     other_data = loaded.other_data() if x is None else None
     return Evaluation(named, loaded.config.data.name, len(data), record, loaded.subject, other_data)
+
+
+def _by_name(
+    names: Sequence[str], evaluator: "Evaluator", data: "Tensor", windows: "Callable[[], Iterable[Estimate]]"
+) -> "LikelihoodRecord":
+    """These estimates; that of an adversary with what speaks against it.
+
+    Raises:
+        UserError: there is none of a name, or it does not fit the model; before any is computed.
+    """
+    from avb_service.records import LikelihoodRecord
+
+    for name in set(names) - {"parzen"}:
+        evaluator.require(name)
+    scored = (windows() if name == "parzen" else [evaluator.score(name, data)] for name in names)
+    estimates = tuple(chain.from_iterable(scored))
+    diagnosis = evaluator.diagnosis(data) if "elbo_adversarial" in names else None
+    return LikelihoodRecord({}, estimates, diagnosis=diagnosis)
 
 
 def compare(first: "str | Path | Model | Evaluation", second: "str | Path | Model | Evaluation") -> Compared:

@@ -3,7 +3,7 @@
 Floor 9.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -17,7 +17,9 @@ from avb_service.results import Searched, Trained
 from avb_service.service.models import leaderboard, prepare
 
 if TYPE_CHECKING:
+    from avb_service.distributed.cluster import Capacity
     from avb_service.settings import ExperimentConfig
+    from avb_service.tuning.space import SpaceConfig
 
 Settings = Mapping[str, Any] | Sequence[str]  # dotted path -> value; or "PATH=VALUE" each, as `--set` takes them
 STORAGE = "runs"
@@ -48,25 +50,20 @@ def train(
     from avb_service.build import load_data
     from avb_service.checkpoint import CheckpointStore
     from avb_service.data.scale import introduction
-    from avb_service.distributed.cluster import cluster, own_capacity
+    from avb_service.distributed.cluster import cluster
     from avb_service.distributed.progress import listening
     from avb_service.distributed.scoring import on_cluster
     from avb_service.distributed.train import train_alone
     from avb_service.lock import owned
     from avb_service.runs import Job
     from avb_service.settings import check_run_name, read_config
-    from avb_service.tracking import check_server
-    from avb_service.tracking.publish import check_names
 
     display = display or Display()
     config = read_config(source, settings).anchored()
     if name is None:
         name = f"{config.algorithm.name}-{config.data.name}-{datetime.now():%Y%m%d-%H%M%S}"
     check_run_name(name)
-    uri, folder = check_server(), Path(storage).absolute()
-    check_names(config, uri)
-    if (here := own_capacity()) is not None:
-        here.models_at_a_time(config.scaling)
+    folder, uri = Path(storage).absolute(), _ready([config], lambda has: has.models_at_a_time(config.scaling))
     with ExitStack() as held:
         mine = held.enter_context(owned(folder / f".{name}.lock", f"run {name}", display.note))
         dataset = load_data(config)
@@ -108,29 +105,17 @@ def tune(
         KeyboardInterrupt: it was interrupted; `resume` continues it.
     """
     prepare()
-    from avb_service.distributed.cluster import cluster, own_capacity
+    from avb_service.distributed.cluster import cluster
     from avb_service.distributed.reclaim import check_dashboard
     from avb_service.distributed.scoring import on_cluster
     from avb_service.lock import owned
-    from avb_service.tracking import check_server
-    from avb_service.tracking.publish import check_names
     from avb_service.tuning import record
     from avb_service.tuning.progress import ProgressCallback
     from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
-    from avb_service.tuning.space import read_space
 
     display, folder = display or Display(), Path(storage)
-    given, origin, begun = read_space(Path(space)), None, None
-    searched = record.branch(given, branch) if branch else given
-    if resume:
-        begun = record.folder_to_resume(searched, folder)
-    elif branch:
-        origin = record.newest_folder(given, folder)
-    uri = check_server()
-    for config in searched.bases():
-        check_names(config, uri)
-    if (here := own_capacity()) is not None:
-        check_capacity(searched, here)
+    searched, begun, origin = _chosen(Path(space), folder, resume, branch)
+    uri = _ready(searched.bases(), partial(check_capacity, searched))
     with ExitStack() as held:
         lock = folder.absolute() / f".{searched.name}.lock"
         mine = held.enter_context(owned(lock, f"search {searched.name}", display.note))
@@ -151,3 +136,35 @@ def tune(
             search.close("FAILED", str(error))
             raise
     return Searched(search.folder.name, tuple(published), leaderboard(published))
+
+
+def _chosen(
+    space: Path, folder: Path, resume: bool, branch: str | None
+) -> "tuple[SpaceConfig, Path | None, Path | None]":
+    """The space that is searched, the folder of the search that is continued, and that of the one it branches from."""
+    from avb_service.tuning import record
+    from avb_service.tuning.space import read_space
+
+    given = read_space(space)
+    searched = record.branch(given, branch) if branch else given
+    if resume:
+        return searched, record.folder_to_resume(searched, folder), None
+    return searched, None, record.newest_folder(given, folder) if branch else None
+
+
+def _ready(configs: "Iterable[ExperimentConfig]", fits: "Callable[[Capacity], object]") -> str:
+    """Where runs are recorded, once it is known that it can be done under their names, and that they fit on a machine.
+
+    Raises:
+        UserError: it cannot, or this machine is all that there is, and has too little room.
+    """
+    from avb_service.distributed.cluster import own_capacity
+    from avb_service.tracking import check_server
+    from avb_service.tracking.publish import check_names
+
+    uri = check_server()
+    for config in configs:
+        check_names(config, uri)
+    if (here := own_capacity()) is not None:
+        fits(here)
+    return uri

@@ -124,16 +124,7 @@ def register(
             client.create_registered_model(name)
         described = {**(tags or {}), **{METRIC_TAG + key: repr(value) for key, value in numbers.items()}}
         if version is None:
-            # The location and not models:/ID, which MLflow would look up at its global tracking URI.
-            published = client.create_model_version(
-                name,
-                logged.artifact_location,
-                run_id,
-                described,
-                description=model.card[:DESCRIPTION],
-                await_creation_for=0,
-                model_id=logged.model_id,
-            )
+            published = _new_version(client, name, logged, run_id, described, model.card)
         else:
             published = client.get_model_version(name, str(version))
             for key, value in described.items():
@@ -145,6 +136,21 @@ def register(
             client.set_registered_model_alias(name, alias, published.version)
         _log_metrics(client, logged, run_id, numbers, step, published.creation_timestamp)
     return int(published.version)
+
+
+def _new_version(
+    client: "MlflowClient", name: str, logged: "LoggedModel", run_id: str, tags: dict[str, str], card: str
+) -> "ModelVersion":
+    # The location and not models:/ID, which MLflow would look up at its global tracking URI.
+    return client.create_model_version(
+        name,
+        logged.artifact_location,
+        run_id,
+        tags,
+        description=card[:DESCRIPTION],
+        await_creation_for=0,
+        model_id=logged.model_id,
+    )
 
 
 def set_alias(

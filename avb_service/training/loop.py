@@ -90,23 +90,23 @@ class Engine:
                 f"{workers} workers cannot share training.logical_workers {config.logical_workers}: some would have no "
                 "slice of the batch; start fewer, or raise training.logical_workers"
             )
-        self.shares = [
-            range(r * config.logical_workers // workers, (r + 1) * config.logical_workers // workers)
-            for r in range(workers)
-        ]
+        self.shares = _shares(config.logical_workers, workers)
         self.mine = self.shares[rank]
         device = next(algorithm.parameters()).device
         with together(device):
             self._check_manner(device)
         whole = flatten(self.players)
-        average = averaging(whole) if averaging else None
-        names = {parameter: name for name, parameter in algorithm.named_parameters()}
-        weight = workers / config.logical_workers
-        turn = partial(Turn, names=names, weight=weight, average=average, prepare=self._prepare)
-        if losses := algorithm.simultaneous():
-            self.turns = [turn(self.players, in_precision(precision, losses))]
-        else:
-            self.turns = [turn((player,), partial(_losses, player)) for player in self.players]
+        losses = algorithm.simultaneous()
+        turn = partial(
+            Turn,
+            names={parameter: name for name, parameter in algorithm.named_parameters()},
+            weight=workers / config.logical_workers,
+            average=averaging(whole) if averaging else None,
+            prepare=self._prepare,
+        )
+        at_once = [(self.players, in_precision(precision, losses))] if losses else []
+        one_by_one = [((player,), partial(_losses, player)) for player in self.players]
+        self.turns = [turn(players, objective) for players, objective in at_once or one_by_one]
         self.average = None
         if config.ema is not None:
             self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
@@ -284,6 +284,11 @@ def weights_to_evaluate(state: State) -> dict[str, Tensor]:
         return state["algorithm"]
     prefix = "module."
     return {name.removeprefix(prefix): weights for name, weights in average.items() if name.startswith(prefix)}
+
+
+def _shares(logical: int, workers: int) -> list[range]:
+    """Which logical workers each of the physical ones plays."""
+    return [range(r * logical // workers, (r + 1) * logical // workers) for r in range(workers)]
 
 
 def _losses(player: Player, batch: Batch) -> tuple[Loss]:

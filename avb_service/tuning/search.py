@@ -236,18 +236,7 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
 
     space = search.space
     configs = {preset: space.trial(preset) for preset in stage.presets}
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            run_trial,
-            kind=stage.kind,
-            trees={preset: config.tree() for preset, config in configs.items()},
-            folder=str(search.folder),
-            parent=search.run.run_id,
-            uri=search.tracking_uri,
-            owned=search.owned,
-        ),
-        {"CPU": TRIAL_CPUS},
-    )
+    trainable = _trainable(search, stage, configs)
     path = search.folder / "tune" / stage.name
     if restorable(path):
         return tune.Tuner.restore(str(path), trainable, resume_errored=True)
@@ -276,6 +265,24 @@ def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback
                 max_failures=max(config.scaling.max_failures for config in configs.values())
             ),
         ),
+    )
+
+
+def _trainable(search: Search, stage: Stage, configs: Mapping[str, ExperimentConfig]) -> Callable[..., Any]:
+    """What Ray Tune starts for each trial of the stage, in an actor that only waits for its workers."""
+    from ray import tune
+
+    return tune.with_resources(
+        tune.with_parameters(
+            run_trial,
+            kind=stage.kind,
+            trees={preset: config.tree() for preset, config in configs.items()},
+            folder=str(search.folder),
+            parent=search.run.run_id,
+            uri=search.tracking_uri,
+            owned=search.owned,
+        ),
+        {"CPU": TRIAL_CPUS},
     )
 
 

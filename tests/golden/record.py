@@ -24,13 +24,14 @@ FOLDER = Path(__file__).parent
 CURVES, CHECKPOINTS = FOLDER / "curves", FOLDER / "checkpoints"
 ROUNDS, SAVED = 5, 2
 KEPT = ("aae", "avb_ac", "bernoulli_vae", "vq_vae")  # two optimizers of one network, two players, buffers of two kinds
+ELSEWHERE = {"mnist", "fashion_mnist", "kmnist", "cifar10", "celeba"}  # data that have to be brought
 Curve = dict[str, Any]
 
 
 def presets() -> list[str]:
     """Those whose data come with the package."""
     data = {name: read_config(name).data for name in PRESETS.own}
-    return [name for name, each in data.items() if "mnist" not in {each.name, each.other and each.other.name}]
+    return [name for name, each in data.items() if not ELSEWHERE & {each.name, each.other and each.other.name}]
 
 
 def of_preset(name: str) -> ExperimentConfig:
