@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from avb_service.service.given import certify, record
     from avb_service.service.models import leaderboard, load, promote, pull, register
     from avb_service.service.scoring import compare, evaluate, plots
-    from avb_service.service.training import train, tune
+    from avb_service.service.training import search, train, tune
 
 __all__ = [
     "certify",
@@ -32,6 +32,7 @@ __all__ = [
     "pull",
     "record",
     "register",
+    "search",
     "train",
     "tune",
 ]
@@ -40,7 +41,7 @@ _HOMES = {
     "given": ("certify", "record"),
     "models": ("leaderboard", "load", "promote", "pull", "register"),
     "scoring": ("compare", "evaluate", "plots"),
-    "training": ("train", "tune"),
+    "training": ("search", "train", "tune"),
 }
 
 

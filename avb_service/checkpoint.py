@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +140,13 @@ class CheckpointStore:
             if metrics:  # else it was made between two reports
                 return _round(path), metrics
         return 0, {}
+
+    def last_history(self) -> dict[str, list[list[float]]]:
+        """Round and value at each report by metric, without reading tensors; empty where there is none."""
+        for path in reversed(self._paths()):
+            with suppress(DataError):  # reading it as a checkpoint says what is wrong
+                return parse_json(path / "state.json", read_file(path / "state.json")).get("history", {})
+        return {}
 
     def _paths(self) -> list[Path]:
         return sorted((p for p in self.folder.glob("round-*") if re.fullmatch(r"round-\d{8,}", p.name)), key=_round)

@@ -5,8 +5,9 @@ Floor 9. Each has `rows`, plain values as `--json` prints them (docs/json.md).
 
 import base64
 import io
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -265,6 +266,46 @@ class Promoted(Shown):
         """In a line."""
         text = f"{self.model} is champion: {self.reason}"
         tables.line(text, console)
+
+
+@dataclass(frozen=True, repr=False)
+class Trials(Shown):
+    """What a search has found.
+
+    Attributes:
+        search: its name.
+        trials: plain values under keys that stay, best first.
+        importances: share of the objective's variance that each searched setting explains, by path; NaN where too few
+            trials have reached any.
+        draw: makes the plots.
+    """
+
+    search: str
+    trials: tuple[rows.Row, ...]
+    importances: Mapping[str, float]
+    draw: "Callable[[], dict[str, Figure]]"
+
+    @property
+    def rows(self) -> rows.Row:
+        """All of it but the plots."""
+        shares = [{"setting": path, "share": share} for path, share in self.importances.items()]
+        return {"search": self.search, "importances": shares, "trials": list(self.trials)}
+
+    @property
+    def plots(self) -> "Plots":
+        """How trials went, what each setting did, and what the time was spent on."""
+        return Plots(self.draw())
+
+    def show(self, console: Console | None = None) -> None:
+        """The trials, and what mattered."""
+        tables.trials(self.trials, self.search, console)
+        known = {path: share for path, share in self.importances.items() if not math.isnan(share)}
+        shares = (f"{path} {share:.0%}" for path, share in sorted(known.items(), key=lambda each: -each[1]))
+        if known:
+            tables.line(f"What explains the differences: {', '.join(shares)}.", console)
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + self.plots._repr_html_()
 
 
 class Plots(Shown, dict[str, "Figure"]):

@@ -80,6 +80,24 @@ def plan(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | Non
     (console or out).print(table)
 
 
+def trials(rows: "Sequence[Mapping[str, Any]]", title: str, console: Console | None = None) -> None:
+    """Trials of a search, best first."""
+    if not rows:
+        line(f"{title}: no trial has begun", console)
+        return
+    table = Table("trial", "objective", "rounds", "seconds", "ended", "settings", title=title, box=SIMPLE)
+    for row in rows:
+        objective = "" if row["objective"] is None else f"{row['objective']:.2f}"
+        drawn = ", ".join(f"{each['setting']}={_short(each['value'])}" for each in row["settings"])
+        cells = (row["trial"], objective, str(row["rounds"]), f"{row['train_seconds']:.0f}", row["status"], drawn)
+        table.add_row(*map(escape, cells))
+    (console or out).print(table, highlight=False)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def datasets(rows: "Sequence[Mapping[str, Any]]", console: Console | None = None) -> None:
     """The data sets that have a name."""
     shown = [{**row, "values": row["values"] or "as in the file", "package": row["package"] or "ours"} for row in rows]

@@ -3,8 +3,9 @@
 Floor 10. What a command needs is imported when it runs, so that help answers at once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +28,9 @@ from avb_service.cli.options import (
 from avb_service.cli.options import (
     estimator as one_estimator,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 app = typer.Typer()
 
@@ -67,6 +71,25 @@ def tune(
     print(f"\nbest of this search: {best.uri}, {best.alias}: {best.reason}")
     print(f"browse runs and plots: {page(server, 'experiments') if server else 'avb ui'}")
     print(f"fetch the {best.alias}: {f'MLFLOW_TRACKING_URI={server} ' if server else ''}{pull_it}")
+
+
+@app.command()
+def search(
+    name: Annotated[str, typer.Argument(help="Of the search, or of its space, of which the newest is meant.")],
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw what it has found there.")] = None,
+    storage: Storage = RUNS,
+    as_json: Json = False,
+) -> None:
+    """What a search has found so far: its trials, which settings mattered, and plots of both."""
+    from avb_service.storage import check_place
+
+    if plots is not None:
+        check_place(plots / "rounds.png")
+    found = avb_service.search(name, storage=storage)
+    files = [] if plots is None else _drawn(found.plots, plots)
+    tell(as_json, found)
+    if files and not as_json:
+        print("\n".join(each["file"] for each in files))
 
 
 @app.command()
@@ -195,14 +218,22 @@ def plots(
     as_json: Json = False,
 ) -> None:
     """Draw every plot that a model can have."""
-    from avb_service.figures import to_png
-    from avb_service.storage import check_place, writing
+    from avb_service.storage import check_place
 
     check_place(directory / "samples.png")
+    drawn = _drawn(avb_service.plots(model, data_root), directory)
+    say(as_json, drawn, "\n".join(each["file"] for each in drawn))
+
+
+def _drawn(plots: "Mapping[str, Figure]", directory: Path) -> list[dict[str, str]]:
+    """Plots as files of a folder: their names and paths."""
+    from avb_service.figures import to_png
+    from avb_service.storage import writing
+
     drawn = []
-    for name, plot in avb_service.plots(model, data_root).items():
+    for name, plot in plots.items():
         path = directory / f"{name}.png"
         with writing(path):
             path.write_bytes(to_png(plot))
         drawn.append({"figure": name, "file": str(path)})
-    say(as_json, drawn, "\n".join(each["file"] for each in drawn))
+    return drawn

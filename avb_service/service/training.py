@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from avb_service.display import Display
 from avb_service.errors import Interrupted
-from avb_service.results import Searched, Trained
+from avb_service.results import Searched, Trained, Trials
 from avb_service.service.models import leaderboard, prepare
 
 if TYPE_CHECKING:
@@ -136,6 +136,26 @@ def tune(
             search.close("FAILED", str(error))
             raise
     return Searched(search.folder.name, tuple(published), leaderboard(published))
+
+
+def search(name: str, *, storage: str | Path = STORAGE) -> Trials:
+    """What a search has found so far: its trials, which settings mattered, and plots of both. Nothing is trained.
+
+    Args:
+        name: of the search, or of its space, of which the newest is meant.
+        storage: as it was for `tune`.
+
+    Raises:
+        UserError: there is no such search.
+    """
+    from avb_service.tuning import look, record
+
+    folder = look.find_search(name, Path(storage))
+    space, trials = look.read_search(folder), look.begun(folder)
+    tried = look.tried(space, trials)
+    registered = {trial: model.uri for trial, model in record.published(folder).items()}
+    rows = tuple(look.rows(space, trials, registered))
+    return Trials(folder.name, rows, look.importances(space, tried), partial(look.plots, space, tried))
 
 
 def _chosen(

@@ -50,8 +50,8 @@ def description(space: SpaceConfig, folder: Path, trials: Sequence[Trial], publi
     ]
     best = next((trial for trial in trials if trial.stage == TRIAL and trial.objective is not None), None)
     if best is not None:
-        given = ", ".join(f"`{path}` = {value}" for path, value in _given(space, best).items())
-        lines += ["", f"Best trial on validation data: **{best.job.name}**, {best.objective:.2f}, with {given}."]
+        drawn = ", ".join(f"`{path}` = {value}" for path, value in given(space, best).items())
+        lines += ["", f"Best trial on validation data: **{best.job.name}**, {best.objective:.2f}, with {drawn}."]
     for name, model in published.items():
         lines += ["", f"**{model.uri}** is {name}, {model.alias or 'no candidate'}: {model.reason}."]
     if trials:
@@ -76,7 +76,7 @@ def table(space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, P
             "status": trial.status,
             "rounds": trial.rounds,
             "train_seconds": trial.seconds,
-            **{path: _given(space, trial).get(path, "") for path in space.space},
+            **{path: given(space, trial).get(path, "") for path in space.space},
             "model": published[trial.job.name].uri if trial.job.name in published else "",
         }
         for trial in trials
@@ -89,7 +89,7 @@ def _domain(domain: DomainConfig) -> str:
     return f"{name} of {', '.join(map(str, values))}" if name == "choice" else f"{name} from {values[0]} to {values[1]}"
 
 
-def _given(space: SpaceConfig, trial: Trial) -> dict[str, CELL]:
-    """What was drawn for a trial."""
+def given(space: SpaceConfig, trial: Trial) -> dict[str, CELL]:
+    """What was drawn for a trial, by path."""
     leaves = flatten(trial.job.config.tree())
     return {path: leaves[path] for path in space.space if path in leaves}

@@ -96,14 +96,19 @@ class Search(OneOwner):
 
     def published(self) -> dict[str, Published]:
         """What has been registered so far, by trial."""
-        path = self.folder / PUBLISHED
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return {name: Published(**row) for name, row in rows.items()}
+        return published(self.folder)
 
     def keep(self, published: Mapping[str, Published]) -> None:
         """Remember what has been registered."""
         self.check_owned()
         write_json(self.folder / PUBLISHED, {name: asdict(each) for name, each in published.items()})
+
+
+def published(folder: Path) -> dict[str, Published]:
+    """What a search has registered so far, by trial."""
+    path = folder / PUBLISHED
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: Published(**row) for name, row in rows.items()}
 
 
 def open_search(

@@ -22,6 +22,7 @@ from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
 from avb_service.distributed.train import train
+from avb_service.fitting import record_plots
 from avb_service.lock import Owned
 from avb_service.model import Model
 from avb_service.runs import Job
@@ -29,6 +30,7 @@ from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.tracking.publish import Published
 from avb_service.trees import overridden
+from avb_service.tuning.look import begun, plots, tried
 from avb_service.tuning.record import Search
 from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
 from avb_service.tuning.trials import BASELINE, STOPPED, TRIAL, Trial
@@ -145,6 +147,7 @@ def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> 
         _register(search, _leaders([best, *reached]).values(), best, assessed)
     search.check_owned()
     search.tell()
+    record_plots(search.run, plots(search.space, tried(search.space, begun(search.folder))))
     search.run.finish()
     return list(search.published().values())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from avb_service.checkpoint import CheckpointStore
 from avb_service.lock import Owned
 from avb_service.report import objective_of
-from avb_service.runs import Job, Outcome
+from avb_service.runs import JOB, OUTCOME, Job, Outcome
 from avb_service.settings import ExperimentConfig
 
 TRIAL, BASELINE = "trial", "baseline"
@@ -40,6 +40,24 @@ class Trial:
     def config(self) -> ExperimentConfig:
         """What it is trained with."""
         return self.job.config
+
+    @property
+    def curve(self) -> list[list[float]]:
+        """Round and objective of each report, nats per datum."""
+        store = CheckpointStore(self.job.checkpoints)
+        return store.last_history().get(objective_of(self.config.algorithm.name), [])
+
+    @property
+    def cores(self) -> float:
+        """That all its workers have."""
+        return self.config.scaling.workers * self.config.scaling.cpus_per_worker
+
+    @property
+    def seconds_alive(self) -> float:
+        """From its beginning to its end, or to its last report where it has not ended, seconds."""
+        begun, ended = self.job.folder / JOB, self.job.folder / OUTCOME
+        last = ended if ended.exists() else CheckpointStore(self.job.checkpoints).newest
+        return max(0.0, last.stat().st_mtime - begun.stat().st_mtime) if last else 0.0
 
     @property
     def status(self) -> str:

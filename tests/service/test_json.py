@@ -40,6 +40,9 @@ CLUSTER = """{"cluster_name": "avb", "provider": {"type": "local", "head_ip": "o
 "auth": {"ssh_user": "ann", "ssh_private_key": "key"}, "setup_commands": ["bash deploy/install.sh /mnt/avb"]}"""
 
 
+RELEASE = Path(__file__).parents[1] / "fixtures" / "release" / "runs"
+
+
 @pytest.fixture(scope="module")
 def models(small, tmp_path_factory) -> str:
     """A registry of a VAE (two versions), an AVB, a GAN, and a Bayesian model that has a single datum."""
@@ -213,6 +216,10 @@ def test_hosts(monkeypatch, members):
     assert found["up"] == (members is not None) and found["hosts"][0]["python"] == "3.11.7"
     assert [host["ray_cpus"] for host in found["hosts"]] == [members and 2, None]
     assert (found["hosts"][1]["ray"], found["hosts"][1]["torch"]) == ("2.60.0", None)
+
+
+def test_a_search_is_looked_at():
+    assert len(answer("search", "search", "--storage", str(RELEASE))["trials"]) == 2
 
 
 def test_a_plan(small):
