@@ -1,0 +1,1 @@
+"""What this package adds to avb-service; `pyproject.toml` names it, and each part is imported when it is chosen."""
