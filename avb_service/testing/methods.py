@@ -81,8 +81,19 @@ def check_method(source: str | Path | ExperimentConfig, changes: Changes | None 
     config = small(source, changes)
     first = gradients_reach_what_is_owned, shapes_are_right, resumes
     for check in (*first, saves_and_loads, records, is_the_same_on_workers):
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, _one_thread():
             check(config, Path(folder))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On small tensors, threads cost more than they bring; and where others use the cores, they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def gradients_reach_what_is_owned(config: ExperimentConfig, folder: Path, device: str = "cpu") -> None:

@@ -208,3 +208,21 @@ def test_a_method_that_breaks_a_promise_is_told_which(monkeypatch, broken, said)
     use(monkeypatch, METHODS, "counting", broken)
     with pytest.raises(AssertionError, match=said):
         testing.check_method("vae_digits", {"algorithm.name": "counting"})
+
+
+class Telling(VAE):
+    Config: ClassVar[type[AlgorithmConfig]] = CountingConfig
+
+    def loss(self, batch):
+        raise AssertionError(f"on {torch.get_num_threads()} threads")
+
+
+def test_a_method_is_tried_on_one_thread_and_the_callers_number_comes_back(monkeypatch):
+    use(monkeypatch, METHODS, "counting", Telling)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(AssertionError, match="on 1 threads"):
+            testing.check_method("vae_digits", {"algorithm.name": "counting"})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
