@@ -82,6 +82,8 @@ def as_array(x: ArrayLike) -> NDArray[Any]:
     Raises:
         DataError: there are none in it, or they have no shape.
     """
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise DataError("data as an array of which a part is masked, and a model sees whole data: fill it, x.filled(0)")
     try:
         array = np.asarray(x)
         if array.dtype.kind == "O":  # a table whose columns differ in type, or whose cells hold lists

@@ -152,14 +152,13 @@ class LikelihoodRecord:
             )
         # of binary data nothing else can be had, and only older versions, to which masks were levels, say so
         first, second = ({"measure": PROBABILITIES, **each.basis} for each in (self, other))
-        if lines := [
-            f"{key}: {first.get(key)} and {second.get(key)}"
-            for key in first | second
-            if first.get(key) != second.get(key)
-        ]:
+        differing = [key for key in first | second if first.get(key) != second.get(key)]
+        if "data_sha256" in differing:  # of real values and of levels the measure differs of itself
+            differing = [key for key in differing if key != "measure"]
+        if differing:
             raise UserError(
                 "the two were scored on different data, or by another measure, so a difference would mean "
-                "nothing; " + ", ".join(lines)
+                "nothing; " + ", ".join(f"{key}: {first.get(key)} and {second.get(key)}" for key in differing)
             )
         believed = self.objection is None and other.objection is None
         for mine, theirs in product(self.candidates, other.candidates):

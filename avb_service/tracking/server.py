@@ -29,6 +29,7 @@ PATIENCE = 5  # seconds for a server to answer; MLflow itself would go on asking
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one for each small file, also where nobody looks
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command, which may print JSON
     "PGCONNECT_TIMEOUT": str(PATIENCE),  # libpq's own is minutes
     "MLFLOW_UV_AUTO_DETECT": "false",  # a model's requirements are not those of the directory it is published from
@@ -41,7 +42,7 @@ def tracking_uri(uri: str | None = None) -> str:
     Workers run in directories of their own, so a relative path is resolved here, once.
 
     Raises:
-        UserError: it holds a password; as part of an address, that would be in logs, files and lists of processes.
+        UserError: it is no address; or it holds a password, which would be in logs, files and lists of processes.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}runs/mlflow.db"
     try:
@@ -53,6 +54,11 @@ def tracking_uri(uri: str | None = None) -> str:
             f"MLFLOW_TRACKING_URI, of {parts.hostname}, shows a password or token to whoever reads logs or lists "
             "processes. Leave it out, and give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or a file that "
             "only you can read: ~/.mlflow/credentials for a server, ~/.pgpass for PostgreSQL"
+        )
+    if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):  # MLflow's former folders
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is {uri}, expected the address of a server, such as http://HOST:5000, of a file, "
+            f"such as {SQLITE}runs/mlflow.db, or of a database, such as postgresql://HOST/NAME"
         )
     return f"{SQLITE}{quote(str(database_path(uri)), safe='/ ')}" if uri.startswith(SQLITE) else uri.rstrip("/")
 

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+import avb_service
 from avb_service import cli, rows
 from avb_service.cli import host
 from avb_service.distributed import check
@@ -189,6 +190,11 @@ def test_models_are_compared_promoted_pulled_sampled_and_drawn(models):
         drawn = answer(command, "champion", f"drawn-{command}")
         assert {"samples", "latents"} <= {each["figure"] for each in drawn}
         assert all(Path(each["file"]).is_file() for each in drawn)
+
+
+def test_fetching_a_model_leaves_no_bars_behind(models, capfd):
+    avb_service.load("models:/vae/1")
+    assert "Downloading" not in capfd.readouterr().err
 
 
 def test_a_store_is_saved_and_brought_back(monkeypatch, tmp_path):

@@ -228,6 +228,17 @@ def test_an_unreachable_server_is_named(capsys, monkeypatch):
     assert "no MLflow server answers at http://127.0.0.1:9" in refused(capsys, monkeypatch, "train", "vae_digits")
 
 
+@pytest.mark.parametrize(
+    "uri", ["localhost:5000", "127.0.0.1:5000", "./mlruns", "runs/mlflow.db", "file:///tmp/mlruns"]
+)
+@pytest.mark.parametrize("command", [["leaderboard"], ["ui"]], ids=lambda words: words[0])
+def test_an_address_of_no_kind_is_refused_with_those_that_there_are(capsys, monkeypatch, uri, command):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    message = refused(capsys, monkeypatch, *command)
+    assert f"MLFLOW_TRACKING_URI is {uri}, expected" in message and "sqlite:///runs/mlflow.db" in message
+    assert "migrate" not in message
+
+
 @pytest.mark.parametrize("uri", ["postgresql://127.0.0.1:9/x", "postgresql+psycopg://127.0.0.1:9/x"])
 def test_an_unreachable_database_is_named(capsys, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -140,6 +140,7 @@ def test_bools_are_black_and_white():
         (torch.zeros(2, 1, 4, 6, dtype=torch.complex64), "data as complex64, expected real numbers"),
         (np.zeros((2, 23)), r"data of shape \[2, 23\], expected \[B, 1, 4, 6\] or \[B, 4, 6\] or \[B, 24\]"),
         (np.zeros((4, 6)), r"data of shape \[4, 6\], expected"),
+        (np.ma.masked_less(PIXELS, 9), r"a part is masked.*fill it, x\.filled"),
         (3.0, r"data of shape \[\], expected"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,

@@ -80,6 +80,14 @@ def test_masks_that_were_levels_to_an_older_version_are_compared():
         record(HARD).against(record(HARD, basis={**BASIS, "measure": "a density"}))
 
 
+def test_nothing_is_said_of_the_measure_of_models_of_different_data():
+    """Real values have a density alone, and their basis does not say so."""
+    real = record(HARD, basis={**BASIS, "data_sha256": "1" * 64})
+    with pytest.raises(UserError, match="data_sha256: ") as caught:
+        real.against(record(HARD, basis={**BASIS, "data_sha256": "2" * 64, "measure": "a density"}))
+    assert "probabilities" not in str(caught.value)
+
+
 def test_models_without_a_common_estimate_are_not_compared():
     other = record(HARD, estimates=(estimate(HARD, "elbo_adversarial", "estimate"),), basis={})
     with pytest.raises(UserError, match="one of the two has no exact value or lower bound of log p"):
