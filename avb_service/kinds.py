@@ -4,7 +4,6 @@ Floor 0. A package offers a thing by an entry point of the group `avb_service.KI
 name alone; it is imported when that name is read, and not before.
 """
 
-import inspect
 import json
 import logging
 import os
@@ -98,6 +97,10 @@ class Table(Mapping[str, Thing], Generic[Thing]):
             )
         return self._usable(claims[0])
 
+    def claimed(self, name: str) -> bool:
+        """Whether anything has the name, or the variable gives it to what cannot be used; to ask for that says why."""
+        return name in self or bool(self._claims(name))
+
     def labels(self) -> Iterator[str]:
         """The names; theirs with the package that offers them."""
         for name in self:
@@ -109,8 +112,9 @@ class Table(Mapping[str, Thing], Generic[Thing]):
         return next(map(origin, self._claims(name)), None)
 
     def _claims(self, name: str) -> list[EntryPoint]:
-        """What others offer by that name."""
-        return [point for point in (*_installed(self.kind), *self._in_development()) if point.name == name]
+        """What others offer by that name; where nobody does, what the variable calls so, to be told what it lacks."""
+        found = [point for point in (*_installed(self.kind), *self._in_development()) if point.name == name]
+        return found or [point for point in _developed() if point.name == name and name not in self.own]
 
     def _in_development(self) -> list[EntryPoint]:
         """Those of the variable's things that are of this kind; only by importing them can that be known."""
@@ -120,9 +124,9 @@ class Table(Mapping[str, Thing], Generic[Thing]):
         try:
             return self._load(point)
         except Exception as error:  # whatever a module of somebody else's does when it is imported
-            raise UserError(
-                f"{point.name} is {point.value} of {origin(point)}, which cannot be imported: {error!r}"
-            ) from error
+            message = f"{point.name} is {point.value} of {origin(point)}, which cannot be imported: {error!r}"
+            lost = point.dist is None and isinstance(error, ModuleNotFoundError)
+            raise UserError(f"{message}; PYTHONPATH has to name its folder" if lost else message) from error
 
     def _usable(self, point: EntryPoint) -> Thing:
         found: Thing = self._loaded(point)
@@ -164,7 +168,7 @@ class OneOf:
         return None
 
     def _name(self, name: str) -> str:
-        if name not in self.table:
+        if not self.table.claimed(name):
             raise ValueError(f"one of {', '.join(self.table)}")
         self._thing(name)
         return name
@@ -174,7 +178,7 @@ class OneOf:
             raise PydanticCustomError("model_type", "a section")
         if given.get(TAG) is None:
             raise PydanticCustomError("union_tag_not_found", "a name")
-        if not isinstance(given[TAG], str) or given[TAG] not in self.table:
+        if not isinstance(given[TAG], str) or not self.table.claimed(given[TAG]):
             raise PydanticCustomError("union_tag_invalid", "a name of the table")
         section = self.section(self._thing(given[TAG]))
         # As JSON, in which a list may be a tuple while "5" is still no int and 1 no bool.
@@ -196,8 +200,11 @@ def subclass_of(base: type) -> Callable[[str, Any], str | None]:
     """The objection to what is no subclass of a class; to a section, that it is not strict, or has another name."""
 
     def objection(name: str, found: Any) -> str | None:  # noqa: ANN401
-        if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
-            return f"a subclass of {base.__module__}.{base.__qualname__} with all its methods"
+        wanted = f"a subclass of {base.__module__}.{base.__qualname__}"
+        if not (isinstance(found, type) and issubclass(found, base)):
+            return wanted
+        if lacks := getattr(found, "__abstractmethods__", ()):
+            return f"{wanted} with all its methods; it lacks {', '.join(sorted(lacks))}"
         return strictness(name, found) if issubclass(found, BaseModel) else None
 
     return objection
@@ -221,8 +228,8 @@ def origin(point: EntryPoint) -> Origin:
 
 
 def offered(kind: str) -> tuple[str, ...]:
-    """Names that installed packages give to things of a kind; nothing is imported for it."""
-    return tuple(sorted({point.name for point in _installed(kind)}))
+    """Names that installed packages give to things of a kind, and the variable to any; nothing is imported for it."""
+    return tuple(sorted({point.name for point in (*_installed(kind), *_developed())}))
 
 
 def packages() -> dict[str, str]:

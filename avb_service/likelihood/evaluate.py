@@ -51,7 +51,13 @@ OURS: Mapping[str, Estimator] = {
     "elbo_corrected": lambda model, c: elbo_corrected(model, c.corrected),
     "elbo_ceiling": lambda model, c: elbo_ceiling(model, c.proposal_draws),
 }
-ESTIMATORS: Table[Estimator] = Table("estimators", OURS, lambda name, found: None if callable(found) else A_FUNCTION)
+
+
+def _objection(name: str, found: object) -> str | None:
+    return None if callable(found) and not isinstance(found, type) else A_FUNCTION
+
+
+ESTIMATORS: Table[Estimator] = Table("estimators", OURS, _objection)
 QUICK = ("iwae_mixture", "iwae", "elbo", "elbo_adversarial", "elbo_ceiling", "quadrature", "enumeration", "ppca")
 BUDGETS: Mapping[Budget, tuple[str, ...]] = {
     "quick": QUICK,

@@ -9,6 +9,7 @@ import pytest
 
 from avb_service.algorithms import METHODS
 from avb_service.build import build, load_data
+from avb_service.cli.options import estimator
 from avb_service.data.datasets import DataConfig, load
 from avb_service.distributions import OBSERVATIONS
 from avb_service.errors import UserError
@@ -189,7 +190,7 @@ def test_a_run_is_not_gone_on_with_under_another_version_of_the_package(site, tm
     [
         ("misnamed", 'expected a section with the field name: Literal["misnamed"]'),
         ("lax", "expected a section that refuses unknown keys"),
-        ("unfinished", "expected a subclass of avb_service.networks.trunks.Trunk with all its methods"),
+        ("unfinished", "of avb_service.networks.trunks.Trunk with all its methods; it lacks features, generator"),
         ("number", "expected a subclass of avb_service.networks.trunks.Trunk"),
         ("gone", "cannot be imported: AttributeError"),
         ("broken", "cannot be imported: RuntimeError('half of it is missing')"),
@@ -256,6 +257,22 @@ def test_what_is_being_written_is_used_by_the_variable_and_recorded(site, tmp_pa
     monkeypatch.setenv(DEVELOPMENT, "wider:mine_in_work")
     with pytest.raises(UserError, match="AVB_PLUGINS: given 'wider:mine_in_work', expected name=module:object"):
         DataConfig.parse({"name": "digits"})
+
+
+def test_what_is_being_written_and_cannot_be_used_yet_is_told_what_it_lacks(site, monkeypatch):
+    monkeypatch.setenv(DEVELOPMENT, "half=somebodys:Unfinished, gone=nowhere:Gone, twofold=somebodys:twice")
+    with pytest.raises(UserError, match=r"gone is nowhere:Gone of AVB_PLUGINS .*; PYTHONPATH has to name its folder"):
+        read_config("vae_digits", ["algorithm.encoder.name=half"])
+    monkeypatch.setenv(DEVELOPMENT, "half=somebodys:Unfinished, twofold=somebodys:twice")
+    message = wrong("algorithm.encoder.name=half", "data.name=half")
+    lacks = "half is somebodys:Unfinished of AVB_PLUGINS half=somebodys:Unfinished, expected a"
+    assert f"algorithm.encoder: {lacks} subclass" in message and "it lacks features, generator" in message
+    assert f"data.name: {lacks}n avb_service.data.sources.Source" in message
+
+
+def test_an_estimator_that_is_being_written_is_one_to_the_command_and_a_class_is_none(site, monkeypatch):
+    monkeypatch.setenv(DEVELOPMENT, "twofold=somebodys:twice, wider=somebodys:WideConfig")
+    assert estimator("twofold") == "twofold" and "twofold" in ESTIMATORS and "wider" not in ESTIMATORS
 
 
 def test_ours_are_what_others_have_to_be():
