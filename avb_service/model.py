@@ -34,7 +34,7 @@ History = Mapping[str, Sequence[Sequence[float]]]  # metric -> [round, value] at
 
 EXPECTED = {
     "binary": "0 or 1 (the model was trained on binary data)",
-    "levels": "numbers in [0, 1]",
+    "levels": "numbers in [0, 1], or pixels as uint8",
     "real": "finite numbers",
 }
 
@@ -284,7 +284,7 @@ class Model:
         expected = EXPECTED[spec.values]
         if spec.values == "levels" and isinstance(self.algorithm, LatentVariableModel) and on_a_grid(self.algorithm):
             allowed = allowed & Grid(spec.levels).check(x)
-            expected = f"0, 1/{spec.levels}, 2/{spec.levels}, ..., 1, to which alone p(x|z) gives probabilities"
+            expected = f"0, 1/{spec.levels}, 2/{spec.levels}, ..., 1, whose probabilities it gives, or pixels as uint8"
         if not allowed.all():
             refuse_first(x, ~allowed, expected)
         return x

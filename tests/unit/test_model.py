@@ -100,6 +100,10 @@ def test_greys_between_the_levels_are_named_where_levels_alone_are_likely(small,
     model = Model(build(config, load_data(config).spec), config, card="# card")
     with pytest.raises(DataError, match=r"datum 2 holds 0.51 at \[0, 3, 5\], expected 0, 1/16, 2/16, ..., 1"):
         model.check(broken(0.51))
+    for each in (model, grey):
+        with pytest.raises(DataError, match="datum 0 holds 16 .* uint8"):
+            each.check(np.full((1, 8, 8), 16.0))
+        assert each.check(np.full((1, 8, 8), 16, np.uint8)).eq(1).all()
     assert torch.equal(model.check(broken(8 / 16)), broken(8 / 16))
     assert torch.equal(grey.check(broken(0.51)), broken(0.51)), "a Gaussian has a density for every grey"
 
