@@ -37,7 +37,7 @@ def methods(name: str | None = None) -> Listing:
     if name is not None and name not in METHODS:
         near = nearest(name, tuple(METHODS))
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"no method {name!r}{meant} There are {', '.join(METHODS)}")
+        raise UserError(f"no method {name!r}{meant}; there are {', '.join(METHODS)}")
     presets = _presets_of_methods()
     listed = (_method(each, presets.get(each, []), each in METHODS.own or each == name) for each in METHODS)
     return Listing(tuple(row for row in listed if name in (None, row["name"])), tables.methods)

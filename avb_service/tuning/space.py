@@ -263,7 +263,7 @@ class SpaceConfig(Config):
             config = self.trial(preset, values)
         except UserError as error:
             problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-            yield from (f"{preset}: {problem}" for problem in problems)
+            yield from (f"{preset}: {problem.removeprefix(f'{preset}: ')}" for problem in problems)
             return
         comparable = objective_of(config.algorithm.name)
         if self.objective.metric in COMPARABLE and self.objective.metric != comparable:

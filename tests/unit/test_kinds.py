@@ -240,7 +240,7 @@ def test_lists_show_theirs_with_the_package_and_what_they_can_do_when_they_are_n
     assert {row["name"]: row["package"] for row in datasets()}["bits"] == "somebodys 1.0"
     about = {path: text for path, _, text in read_config("vae_digits").settings()}
     assert "wide (somebodys 1.0)" in about["algorithm.encoder.name"] and "bits (somebodys 1.0)" in about["data.name"]
-    with pytest.raises(UserError, match="no method 'mina'; did you mean mine?"):
+    with pytest.raises(UserError, match=r"no method 'mina'; did you mean mine\?; there are "):
         methods("mina")
 
 

@@ -172,8 +172,9 @@ def test_the_number_of_training_data_may_be_searched():
 def test_a_preset_that_does_not_exist_is_named(tmp_path):
     path = tmp_path / "space.yaml"
     path.write_text(yaml.safe_dump({**GOOD, "preset": "avb_digit"}))
-    with pytest.raises(UserError, match="avb_digit: neither a file nor a preset"):
+    with pytest.raises(ConfigError) as caught:
         read_space(path)
+    assert caught.value.problems[0].startswith("avb_digit: neither a file nor a preset"), "and named once"
 
 
 def test_data_that_presets_share_are_loaded_once(monkeypatch):
