@@ -166,7 +166,7 @@ class ResNetConfig(Trunk):
         stack += [nn.Linear(self.hidden, last * height * width), nn.Unflatten(-1, (last, height, width))]
         upward = (*reversed(self.channels), self.channels[0])
         for before, after, size in zip(upward[:-1], upward[1:], reversed(sizes[:-1]), strict=True):
-            stack += [*self._stage(before, after), nn.Upsample(size=size)]
+            stack += [nn.Upsample(size=size), *self._stage(before, after)]
         return nn.Sequential(*stack, ACTIVATIONS[self.activation](), *_image(self.channels[0], planes, shape, bias))
 
     def _stage(self, before: int, after: int) -> list[nn.Module]:
