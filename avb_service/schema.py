@@ -83,11 +83,14 @@ def names(annotation: Any) -> tuple[str, ...]:  # noqa: ANN401
 def as_meant(annotation: Any, scalar: Scalar) -> Any:  # noqa: ANN401
     """A scalar as the annotation has it: its very text where that is wanted, else what YAML takes it for.
 
-    Where there may be text or nothing, `null` and an empty value are nothing.
+    Where there may be text or nothing, `null` and an empty value are nothing. Where a whole number is
+    wanted, 1e4 is one.
     """
-    if not wants_text(annotation) or (_optional(annotation) and scalar.text in ("", "null")):
-        return scalar.value
-    return scalar.text
+    if wants_text(annotation) and not (_optional(annotation) and scalar.text in ("", "null")):
+        return scalar.text
+    kinds, value = [bare(each) for each in members(annotation)], scalar.value
+    whole = isinstance(value, float) and value.is_integer() and "e" in scalar.text.lower()
+    return int(value) if whole and int in kinds and float not in kinds else value
 
 
 def wants_text(annotation: Any) -> bool:  # noqa: ANN401

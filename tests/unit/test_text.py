@@ -12,6 +12,7 @@ from pydantic import Field
 
 from avb_service.config import Config
 from avb_service.data.datasets import load
+from avb_service.errors import ConfigError
 from avb_service.likelihood import LikelihoodConfig
 from avb_service.settings import ExperimentConfig, read_config, read_likelihood
 from avb_service.trees import parse_yaml, to_yaml
@@ -122,6 +123,13 @@ def test_what_is_no_text_setting_is_what_yaml_reads():
     assert (garden.size, garden.open, garden.either, garden.thing.title) == (5, True, 2024, 31)
     assert assigned("either=no").either is False and assigned("size=null").size is None
     assert read("size: 0x10\nopen: on\neither: 1e3x").either == "1e3x"
+
+
+def test_a_whole_number_may_be_written_with_an_exponent():
+    assert assigned("size=1e4").size == read("size: 2E3").size * 5 == 10_000
+    for text in ("1e-3", "10000.0"):  # no whole number, and one that is written as a fraction
+        with pytest.raises(ConfigError, match="size: given .*, expected a valid integer"):
+            assigned(f"size={text}")
 
 
 def test_what_is_said_of_an_assignment_that_is_none():
