@@ -47,7 +47,7 @@ TRIALS = {
 }
 every_trial = pytest.mark.parametrize("trial", TRIALS)
 UNEVEN, TRIED_UNEVEN = 3, ("avb_ac", "vq_vae")  # workers that do not divide the 4 logical ones: a game, and statistics
-ROUNDS, STOP = 20, 10
+ROUNDS, STOP = 10, 5
 STOPPED = 0  # stands for the run that was stopped at half time on 2 workers, and is resumed on 1
 SGD, ADAM = "float64-SGD", "float32-Adam"
 TURNS = {

@@ -54,6 +54,7 @@ def no_ray(monkeypatch) -> None:
     capacity = cluster.Capacity((cluster.Node(4, 0),))
     monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(capacity))
     monkeypatch.setattr(cluster, "own_capacity", lambda: None)
+    monkeypatch.setattr("avb_service.distributed.reclaim.check_dashboard", lambda: None)
     monkeypatch.setattr(scoring, "on_cluster", lambda capacity: serially)
     monkeypatch.setattr("avb_service.distributed.progress.listening", lambda report: nullcontext([]))
     monkeypatch.setattr(train, "train_alone", fit)

@@ -90,12 +90,12 @@ def test_what_decides_which_state_is_the_best_may_not(small, tmp_path, setting):
 
 
 def test_code_that_computes_something_else_does_not_go_on_and_what_is_trained_can_be_used(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "code_version", lambda: "0.1.0+n0123456789ab")
+    monkeypatch.setattr(fitting, "code_version", lambda packages: "0.1.0+n0123456789ab")
     config = small("vae")
     Fit(config, tmp_path).run()
-    monkeypatch.setattr(fitting, "code_version", lambda: "0.2.0+n0123456789ab")
+    monkeypatch.setattr(fitting, "code_version", lambda packages: "0.2.0+n0123456789ab")
     assert Fit(config, tmp_path).resume(), "a version that computes the same"
-    monkeypatch.setattr(fitting, "code_version", lambda: "0.2.0+nba9876543210")
+    monkeypatch.setattr(fitting, "code_version", lambda packages: "0.2.0+nba9876543210")
     with pytest.raises(UserError, match=r"something else: 0.1.0\+n0123456789ab, and this is 0.2.0\+nba9876543210"):
         Fit(config, tmp_path).resume()
     assert best_model(config, tmp_path).round

@@ -428,7 +428,7 @@ def test_other_code_does_not_find_them_either(tmp_path, monkeypatch):
         yield from serially(task, blocks)
 
     for version in ("1+a", "1+a", "1+b"):
-        monkeypatch.setattr(module, "code_version", lambda version=version: version)
+        monkeypatch.setattr(module, "code_version", lambda packages, version=version: version)
         run(model, Quick(), x, run=noting, store=tmp_path)
     assert len(scored) == 4, "two blocks, by either code once"
 

@@ -74,6 +74,9 @@ def package(tmp_path, monkeypatch):
     """One that somebody has installed beside ours, with a model, a name for nothing, and one for something else."""
     (tmp_path / "somebodys_models.py").write_text(CORRELATED)
     (tmp_path / "somebodys-1.0.dist-info").mkdir()
+    (tmp_path / "somebodys-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n"
+    )
     (tmp_path / "somebodys-1.0.dist-info" / "entry_points.txt").write_text(
         "[avb_service.bayesian_models]\n"
         "correlated = somebodys_models:Correlated\nlost = somebodys_models:Lost\nother = torch:Tensor\n"

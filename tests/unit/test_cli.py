@@ -296,6 +296,7 @@ def test_a_search_is_begun_continued_and_branched_from(capsys, monkeypatch, tmp_
 
     monkeypatch.setattr(search, "run_search", interrupted)
     monkeypatch.setattr(cluster, "cluster", lambda note, fits: nullcontext(cluster.Capacity((cluster.Node(4, 0),))))
+    monkeypatch.setattr("avb_service.distributed.reclaim.check_dashboard", lambda: None)
     for options in ([], ["--resume"]):
         assert tune(*options).startswith("130 search mine-20")
     monkeypatch.setattr(record, "code_version", lambda packages: "0.2.0+later")
