@@ -3,6 +3,7 @@
 Floor 5.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -91,7 +92,7 @@ class _Posterior(nn.Module):
         return TransformedDistribution(q, [self.flow]) if self.flow else q
 
 
-class _Flow(Transform):
+class _Flow(Transform, ABC):
     """A flow of pythae, which takes [B, D], as torch has them: any number of dimensions before the last."""
 
     domain = codomain = constraints.real_vector
@@ -101,9 +102,9 @@ class _Flow(Transform):
         super().__init__()
         self.network = network
 
+    @abstractmethod
     def forward_pass(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """What it makes of z [B, D], and the log-determinant of its Jacobian there, [B]."""
-        raise NotImplementedError
 
     def _call(self, z: Tensor) -> Tensor:
         return self.forward_pass(z.flatten(0, -2))[0].reshape(z.shape)
