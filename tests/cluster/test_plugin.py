@@ -88,7 +88,7 @@ def test_a_preset_of_its_own_is_trained_and_registered(desk):
 def test_what_a_search_over_its_settings_has_found_is_pulled_and_missed_where_it_is_not_installed(desk):
     (desk.folder / "space.yaml").write_text(yaml.safe_dump(SPACE))
     rows = told("tune", desk.run(*AVB, "tune", "--space", "space.yaml", "--json"))
-    assert [row["method"] for row in rows] == ["sivi"]
+    assert [(row["method"], row["model"].split("/")[1]) for row in rows if row["new"]] == [("sivi", "sivi-rings")]
     desk.run(*AVB, "pull", "models:/sivi-rings/1", "pulled")
     drawn = desk.run("-c", "import avb_service; print(*avb_service.load('pulled').sample(3, seed=0).shape)")
     assert drawn.split() == ["3", "1", "1", "2"]
