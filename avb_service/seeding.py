@@ -67,3 +67,17 @@ def reproducible(matmul_precision: str) -> Iterator[None]:
 def permutation(n: int, *parts: int | str) -> Tensor:
     """A permutation of range(n), [n] on the CPU, the same on every machine."""
     return torch.randperm(n, generator=generator("cpu", *parts))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work that has the same bits in every process, since threads of torch's change the order of a gradient's sums.
+
+    On small tensors it is also faster; and where others use the cores, threads wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

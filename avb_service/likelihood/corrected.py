@@ -4,8 +4,6 @@ Floor 5. In training the adversary chases an encoder that moves; here the encode
 left to learn: the contrast is a Gaussian with q's own mean and full covariance, whose density is known.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import torch
@@ -27,7 +25,7 @@ from avb_service.networks.adversaries import AdversaryConfig, FlatConfig
 from avb_service.networks.trunks import MLPConfig
 from avb_service.optim import Positive, ScheduleConfig, TurnConfig
 from avb_service.records import NATS, Key
-from avb_service.seeding import generator
+from avb_service.seeding import generator, one_thread
 from avb_service.training.config import TrainingConfig
 from avb_service.training.loop import Engine
 
@@ -95,7 +93,7 @@ def elbo_corrected(model: JointDensity, config: CorrectionConfig) -> Scorer:
 
     def score(x: Tensor) -> Columns:
         game = Correction(model, x, config)
-        with _one_thread():
+        with one_thread():
             drift = _train(game, config)
         reconstruction, kl = game.terms(config.elbo_draws)
         return {
@@ -175,17 +173,6 @@ def _moments(q: Distribution | ImplicitPosterior, draws: int) -> tuple[Tensor, T
         return known[0], cholesky(known[1])
     fit = fit_gaussian(q.sample((draws,)), ridge=1e-6)
     return fit.loc, fit.scale_tril
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Training that has the same bits in every process: threads of torch's change the order of a gradient's sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _train(game: Correction, config: CorrectionConfig) -> float:

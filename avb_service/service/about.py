@@ -39,8 +39,9 @@ def methods(name: str | None = None) -> Listing:
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"no method {name!r}{meant}; there are {', '.join(METHODS)}")
     presets = _presets_of_methods()
-    listed = (_method(each, presets.get(each, []), each in METHODS.own or each == name) for each in METHODS)
-    return Listing(tuple(row for row in listed if name in (None, row["name"])), tables.methods)
+    asked = METHODS if name is None else (name,)
+    listed = (_method(each, presets.get(each, []), each in METHODS.own or each == name) for each in asked)
+    return Listing(tuple(listed), tables.methods)
 
 
 def _method(name: str, presets: list[str], known: bool) -> rows.Row:

@@ -24,7 +24,7 @@ from avb_service.distributed.averaging import averaging
 from avb_service.fitting import Fit
 from avb_service.model import Model
 from avb_service.report import assess
-from avb_service.seeding import reseed, seeded
+from avb_service.seeding import one_thread, reseed, seeded
 from avb_service.settings import ExperimentConfig, read_config
 from avb_service.training.capture import Program
 from avb_service.training.flat import Slots, room
@@ -81,19 +81,8 @@ def check_method(source: str | Path | ExperimentConfig, changes: Changes | None 
     config = small(source, changes)
     first = gradients_reach_what_is_owned, shapes_are_right, resumes
     for check in (*first, saves_and_loads, records, is_the_same_on_workers):
-        with TemporaryDirectory() as folder, _one_thread():
+        with TemporaryDirectory() as folder, one_thread():
             check(config, Path(folder))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On small tensors, threads cost more than they bring; and where others use the cores, they wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def gradients_reach_what_is_owned(config: ExperimentConfig, folder: Path, device: str = "cpu") -> None:
