@@ -110,23 +110,28 @@ def tune(
     from avb_service.distributed.scoring import on_cluster
     from avb_service.lock import owned
     from avb_service.tuning import record
+    from avb_service.tuning.budget import check_budget
+    from avb_service.tuning.concluding import conclude
+    from avb_service.tuning.earlier import earlier_trials
     from avb_service.tuning.progress import ProgressCallback
-    from avb_service.tuning.search import check_capacity, conclude, preflight, run_search
+    from avb_service.tuning.search import check_capacity, preflight, run_search
 
     display, folder = display or Display(), Path(storage)
     searched, begun, origin = _chosen(Path(space), folder, resume, branch)
+    earlier = earlier_trials(searched, folder)
     uri = _ready(searched.bases(), partial(check_capacity, searched))
     with ExitStack() as held:
         lock = folder.absolute() / f".{searched.name}.lock"
         mine = held.enter_context(owned(lock, f"search {searched.name}", display.note))
         preflight(searched, display.note)
+        check_budget(searched)
         capacity = held.enter_context(cluster(display.note, partial(check_capacity, searched)))
         check_dashboard()
         search = record.open_search(searched, begun or record.new_folder(searched, folder), uri, origin, mine)
         display.note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
             with display.training() as bars:
-                run_search(search, capacity, ProgressCallback(search.trial_folder, bars), display.note)
+                run_search(search, capacity, ProgressCallback(search.trial_folder, bars), display.note, earlier)
             with display.scoring() as progress:
                 published = conclude(search, display.note, run=on_cluster(capacity), progress=progress)
         except KeyboardInterrupt:

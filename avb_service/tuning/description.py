@@ -3,6 +3,7 @@
 Floor 9.
 """
 
+import json
 import math
 import shlex
 import sys
@@ -10,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from avb_service.tracking.publish import Published
-from avb_service.trees import flatten
-from avb_service.tuning.space import DomainConfig, SpaceConfig
-from avb_service.tuning.trials import TRIAL, Trial
+from avb_service.tuning.space import SpaceConfig
+from avb_service.tuning.trials import TRIAL, Mean, Trial, means
 
 CELL = float | int | str
 
@@ -32,15 +32,17 @@ def description(space: SpaceConfig, folder: Path, trials: Sequence[Trial], publi
         trials: that have begun, best first.
         published: those that are registered, by trial.
     """
-    asha, settings = space.scheduler.asha, ", ".join(f"`{path}` = {value}" for path, value in space.set.items())
-    stopping = f"stopped early by halving (grace {asha.grace}, reduction {asha.reduction:g})" if asha else "all trained"
+    settings = ", ".join(f"`{path}` = {value}" for path, value in space.set.items())
     lines = [
-        f"{space.trials} trials of {', '.join(space.presets)}, {stopping}, compared by `{space.objective.metric}`"
+        f"{space.trials} trials of {', '.join(space.presets)}, suggested by {space.searcher.name}, "
+        f"{space.scheduler.about()}, compared by `{space.objective.metric}`"
+        + (f", the mean of {space.seeds} seeds" if space.seeds > 1 else "")
+        + (f", within {space.budget.minutes:g} minutes" if space.budget else "")
         + (f"; beside them, {', '.join(space.baselines)}" if space.baselines else "")
         + (f". For all of them, {settings}" if settings else "")
         + ". Searched:",
         "",
-        *(f"- `{path}`: {_domain(domain)}" for path, domain in space.space.items()),
+        *(f"- `{path}`: {domain}" for path, domain in space.space.items()),
         "",
         "```",
         command(),
@@ -51,7 +53,11 @@ def description(space: SpaceConfig, folder: Path, trials: Sequence[Trial], publi
     best = next((trial for trial in trials if trial.stage == TRIAL and trial.objective is not None), None)
     if best is not None:
         drawn = ", ".join(f"`{path}` = {value}" for path, value in given(space, best).items())
-        lines += ["", f"Best trial on validation data: **{best.job.name}**, {best.objective:.2f}, with {drawn}."]
+        mean = means(trials)[best.job.folder]
+        error = (
+            "" if mean.error is None else f" (its setting {mean.objective:.2f} ± {mean.error:.2f}, {mean.seeds} seeds)"
+        )
+        lines += ["", f"Best trial on validation data: **{best.job.name}**, {best.objective:.2f}{error}, with {drawn}."]
     for name, model in published.items():
         lines += ["", f"**{model.uri}** is {name}, {model.alias or 'no candidate'}: {model.reason}."]
     if trials:
@@ -67,12 +73,14 @@ def table(space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, P
         trials: that have begun, best first.
         published: those that are registered, by trial.
     """
+    by_setting = means(trials)
     rows = [
         {
             "trial": trial.job.name,
             "stage": trial.stage,
             "method": trial.config.algorithm.name,
             space.objective.metric: math.nan if trial.objective is None else trial.objective,
+            **of_seeds(space, by_setting[trial.job.folder]),
             "status": trial.status,
             "rounds": trial.rounds,
             "train_seconds": trial.seconds,
@@ -84,12 +92,17 @@ def table(space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, P
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def _domain(domain: DomainConfig) -> str:
-    name, values = domain.given()
-    return f"{name} of {', '.join(map(str, values))}" if name == "choice" else f"{name} from {values[0]} to {values[1]}"
-
-
 def given(space: SpaceConfig, trial: Trial) -> dict[str, CELL]:
-    """What was drawn for a trial, by path."""
-    leaves = flatten(trial.job.config.tree())
-    return {path: leaves[path] for path in space.space if path in leaves}
+    """What was drawn for a trial, by path; lists and sections as text."""
+    return {
+        path: value if isinstance(value, CELL) else json.dumps(value)
+        for path, value in space.searched(trial.config).items()
+    }
+
+
+def of_seeds(space: SpaceConfig, mean: Mean) -> dict[str, CELL]:
+    """What a setting has reached with its seeds, for a table; nothing where there is one seed."""
+    if space.seeds == 1:
+        return {}
+    numbers = {"mean": mean.objective, "error": mean.error}
+    return {**{key: math.nan if value is None else value for key, value in numbers.items()}, "seeds": mean.seeds}

@@ -35,7 +35,7 @@ class EndingCallback(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished, diverged or was stopped; its workers have said so, unless they were stopped."""
-        if Outcome.read(self._folder / trial.trial_id) is None:
+        if Outcome.read(self._folder / trial.config["trial"]) is None:
             self._close(trial, STOPPED, "FINISHED", str(STOPPED))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
@@ -45,7 +45,7 @@ class EndingCallback(Callback):
 
     def _close(self, trial: Trial, outcome: Outcome, status: Status, reason: str) -> None:
         """In a thread: MLflow may not answer, and the other trials go on."""
-        folder = self._folder / trial.trial_id
+        folder = self._folder / trial.config["trial"]
         if (folder / JOB).exists():  # else it has no run
             job = replace(Job.read(folder), owned=self._owned)
             with suppress(OSError, UserError):  # it is for people to read, or another's to write

@@ -3,7 +3,6 @@
 Floor 9.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avb_service.errors import UserError
-from avb_service.faults import validated
 from avb_service.formats import known_format
 from avb_service.trees import read_yaml
 from avb_service.tuning.description import given as drawn
+from avb_service.tuning.description import of_seeds
 from avb_service.tuning.record import SPACE
 from avb_service.tuning.space import SpaceConfig
-from avb_service.tuning.trials import TRIAL, Trial
+from avb_service.tuning.trials import TRIAL, Trial, means, ranked, read_trials
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +35,7 @@ def read_search(folder: Path) -> SpaceConfig:
     """
     tree = read_yaml(folder / SPACE)
     known_format(tree, folder / SPACE)
-    section = {key: each for key, each in tree.items() if key in SpaceConfig.model_fields}
-    space: SpaceConfig = validated(SpaceConfig, section)
-    return space
+    return SpaceConfig.begun_with(tree)
 
 
 def rows(space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -49,19 +46,20 @@ def rows(space: SpaceConfig, trials: Sequence[Trial], published: Mapping[str, st
         trials: that have begun.
         published: address of the model of each that is registered.
     """
-    ranked = {id(trial): -math.inf if trial.objective is None else trial.objective for trial in trials}
+    by_setting = means(trials)
     return [
         {
             "trial": trial.job.name,
             "method": trial.config.algorithm.name,
             "objective": trial.objective,
+            **of_seeds(space, by_setting[trial.job.folder]),
             "status": trial.status,
             "rounds": trial.rounds,
             "train_seconds": trial.seconds,
             "settings": [{"setting": path, "value": value} for path, value in drawn(space, trial).items()],
             "model": published.get(trial.job.name),
         }
-        for trial in sorted(trials, key=lambda trial: ranked[id(trial)], reverse=True)
+        for trial in ranked(space.seeds, trials)
     ]
 
 
@@ -81,8 +79,7 @@ def find_search(name: str, storage: Path) -> Path:
 
 def begun(folder: Path) -> list[Trial]:
     """The trials of a search, in the order in which they were begun; baselines are none."""
-    jobs = sorted(folder.glob("trials/*/job.json"), key=lambda path: path.stat().st_mtime)
-    return [trial for path in jobs if (trial := Trial.read(path.parent)).stage == TRIAL]
+    return [trial for trial in read_trials(folder) if trial.stage == TRIAL]
 
 
 def importances(space: SpaceConfig, trials: Sequence["Tried"]) -> dict[str, float]:
@@ -137,7 +134,7 @@ def plots(space: SpaceConfig, trials: "Sequence[Tried]") -> "dict[str, Figure]":
     """
     from avb_service.figures import searches
 
-    logarithmic = [path for path, domain in space.space.items() if domain.loguniform]
+    logarithmic = [path for path, domain in space.space.items() if domain.logarithmic]
     found = {
         "rounds": searches.rounds(trials),
         "progress": searches.progress(trials),

@@ -48,11 +48,11 @@ class ProgressCallback(Callback):
     ) -> None:
         """A report."""
         if "round" in result:
-            self._bars.report(self._name(trial), result, _rounds(self._folder / trial.trial_id))
+            self._bars.report(self._name(trial), result, _rounds(self._folder / trial.config["trial"]))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial finished, diverged or was stopped."""
-        outcome = Outcome.read(self._folder / trial.trial_id)
+        outcome = Outcome.read(self._folder / trial.config["trial"])
         if outcome is None or outcome.status == "stopped":
             self._end(trials, trial, "stopped early")
         else:
@@ -78,7 +78,7 @@ class ProgressCallback(Callback):
 
     @staticmethod
     def _name(trial: Trial) -> str:
-        return f"{trial.config['preset']} {trial.trial_id}"
+        return f"{trial.config['preset']} {trial.config['trial']}"
 
 
 @cache

@@ -5,7 +5,6 @@ Floor 9.
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from avb_service.tracking.server import refusals
 from avb_service.trees import Tree, must_match, read_yaml, to_yaml
 from avb_service.tuning.description import description, table
 from avb_service.tuning.space import SpaceConfig
-from avb_service.tuning.trials import TRIAL, Trial
+from avb_service.tuning.trials import TRIAL, Trial, ranked, read_trials
 
 SPACE, PUBLISHED = "space.yaml", "published.json"
 BRANCHED = "avb.branched_from"  # tag of a search
@@ -77,8 +76,7 @@ class Search(OneOwner):
 
     def trials(self) -> list[Trial]:
         """All trials that have begun, best first."""
-        found = [Trial.read(path.parent, self.owned) for path in sorted(self.trial_folder.glob("*/job.json"))]
-        return sorted(found, key=lambda trial: -math.inf if trial.objective is None else trial.objective, reverse=True)
+        return ranked(self.space.seeds, read_trials(self.folder, self.owned))
 
     def best(self) -> Trial:
         """The best trial of the search proper.
@@ -176,6 +174,7 @@ def folder_to_resume(space: SpaceConfig, storage: Path) -> Path:
     before = read_yaml(folder / SPACE)
     known_format(before, folder / SPACE)
     before.pop(KEY, None)
+    before |= SpaceConfig.begun_with(before).tree()  # of an earlier release, in which there was less to say
     before["resolved"] = {preset: identity_of(tree) for preset, tree in before["resolved"].items()}
     same = same_numbers(str(before.get("code")), now["code"])
     if same is None:

@@ -3,16 +3,15 @@
 Floor 9.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from avb_service.build import check_fit
@@ -22,25 +21,25 @@ from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
 from avb_service.distributed.train import train
-from avb_service.fitting import record_plots
 from avb_service.lock import Owned
-from avb_service.model import Model
-from avb_service.runs import Job
+from avb_service.runs import Job, Outcome
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
-from avb_service.tracking.publish import Published
 from avb_service.trees import overridden
-from avb_service.tuning.look import begun, plots, tried
+from avb_service.tuning.agenda import Agenda, Source
+from avb_service.tuning.budget import Budget
+from avb_service.tuning.earlier import Earlier
 from avb_service.tuning.record import Search
-from avb_service.tuning.space import LATENT, DomainConfig, SpaceConfig
-from avb_service.tuning.trials import BASELINE, STOPPED, TRIAL, Trial
+from avb_service.tuning.schedulers import NoScheduler, Scheduler
+from avb_service.tuning.section import LATENT
+from avb_service.tuning.space import SpaceConfig
+from avb_service.tuning.study import Listed, Study
+from avb_service.tuning.trials import STOPPED
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
 
-LOGGER = logging.getLogger(__name__)
-
-RERANKED = 3  # trials whose held-out estimates decide which is best
+LATE = Outcome("stopped", "at the end of the budget")
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,23 @@ class Stage:
     """Trials that compete with each other.
 
     Attributes:
-        kind: `trial` or `baseline`.
         presets: where they start from.
-        values: dotted path to value, or to Ray's domain.
-        samples: trials of each preset.
+        source: says what is tried.
+        most: trials that there can be.
+        scheduler: early stopping; none of baselines.
+        seconds: until it has to end; None: when it is done.
     """
 
-    kind: str
     presets: tuple[str, ...]
-    values: Mapping[str, Any]
-    samples: int
+    source: Source
+    most: int
+    scheduler: Scheduler
+    seconds: float | None
 
     @property
     def name(self) -> str:
-        """Of the folder for Ray Tune's own state."""
-        return "-".join((self.kind, *(preset.replace("/", "~") for preset in self.presets)))
+        """Of the folder for Ray Tune's own files."""
+        return "-".join((self.source.kind, *(preset.replace("/", "~") for preset in self.presets)))
 
 
 def preflight(space: SpaceConfig, on_data: Callable[[str], None] = lambda description: None) -> None:
@@ -101,7 +102,13 @@ def models_at_a_time(space: SpaceConfig, preset: str, capacity: Capacity) -> int
     return min(capacity.models_at_a_time(config.scaling) for config in sections)
 
 
-def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step: Callable[[str], None]) -> None:
+def run_search(
+    search: Search,
+    capacity: Capacity,
+    callback: "Callback",
+    on_step: Callable[[str], None],
+    earlier: Mapping[str, Sequence[Earlier]] = MappingProxyType({}),
+) -> None:
     """Run the trials that are left, then the baselines with the best trial's latent size.
 
     Args:
@@ -109,12 +116,20 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step
         capacity: of the cluster.
         callback: told of every report.
         on_step: told what is waited for.
+        earlier: trials of another search to learn from, by preset.
 
     Raises:
         UserError: a trial is larger than the cluster, no trial reached an estimate, or MLflow is away for good.
     """
-    for stage in _stages(search):
-        _run(_tuner(search, stage, capacity, callback))
+    budget = Budget(search.space, search.folder)
+    for stage in _stages(search, budget, earlier):
+        agenda = Agenda(stage.source, search.trial_folder)
+        if stage.seconds != 0:
+            with budget.counted():
+                _run(_tuner(search, stage, agenda, capacity, callback, budget))
+        agenda.settle()
+    if search.space.budget is not None:
+        _end_late(search)
     for trial in search.trials():
         trial.job.deliver(on_step)
     search.check_owned()
@@ -122,73 +137,8 @@ def run_search(search: Search, capacity: Capacity, callback: "Callback", on_step
     search.tell()
 
 
-def conclude(search: Search, on_step: Callable[[str], None], **scoring: Any) -> list[Published]:  # noqa: ANN401
-    """Score the best trials on held-out data and register the best of each method; the best of all may be champion.
-
-    The search ranks trials by a bound that is cheap; its best few are ranked again by what their budget buys, those
-    whose estimates can be believed before the others.
-
-    Every step asks what is there already, so a call that was interrupted anywhere is brought to its end by another:
-    what has been scored or registered is not done again.
-
-    Args:
-        search: whose trials have run.
-        on_step: told what is being done.
-        scoring: who scores the data, and who is told; options of `likelihood.Evaluator`.
-    """
-    search.best()  # says why, where there is none
-    reached = [trial for trial in search.trials() if trial.objective is not None]
-    registered = [trial for trial in reached if trial.job.name in search.published()]
-    if _methods(registered) != _methods(reached):
-        contenders = [trial for trial in reached if trial.stage == TRIAL][:RERANKED]
-        leaders = _leaders(reached)
-        assessed = _assess([*contenders, *leaders.values()], on_step, scoring)
-        best = max(contenders, key=lambda trial: assessed[trial.job.name].record.standing)
-        _register(search, _leaders([best, *reached]).values(), best, assessed)
-    search.check_owned()
-    search.tell()
-    record_plots(search.run, plots(search.space, tried(search.space, begun(search.folder))))
-    search.run.finish()
-    return list(search.published().values())
-
-
-def _methods(trials: Iterable[Trial]) -> set[str]:
-    return {trial.config.algorithm.name for trial in trials}
-
-
-def _leaders(trials: Sequence[Trial]) -> dict[str, Trial]:
-    """The first of each method."""
-    return {trial.config.algorithm.name: trial for trial in reversed(trials)}
-
-
-def _assess(trials: Iterable[Trial], on_step: Callable[[str], None], scoring: Mapping[str, Any]) -> dict[str, Model]:
-    """Models with their held-out likelihoods, by trial; each is scored once, and data are read once."""
-    assessed: dict[str, Model] = {}
-    datasets: dict[DataConfig, Dataset] = {}
-    for trial in trials:
-        name, data = trial.job.name, trial.config.data
-        if name not in assessed:
-            on_step(f"scoring {name} on held-out data")
-            assessed[name] = trial.job.assess(datasets.get(data), **scoring)
-            datasets[data] = assessed[name].dataset()
-    return assessed
-
-
-def _register(search: Search, trials: Iterable[Trial], champion: Trial, assessed: Mapping[str, Model]) -> None:
-    """Publish what is not yet published, and note each at once."""
-    published = search.published()
-    for trial in trials:
-        name = trial.job.name
-        if name not in published:
-            published[name] = trial.job.publish(assessed[name], candidate=trial is champion)
-            if trial is champion:
-                search.run.log_metrics(published[name].metrics, 0)
-                search.run.set_tags({"avb.best_trial": name, "avb.best_model": published[name].uri})
-            search.keep(published)
-
-
 def run_trial(
-    values: dict[str, Any],
+    asked: dict[str, Any],
     *,
     kind: str,
     trees: Mapping[str, Any],
@@ -198,17 +148,14 @@ def run_trial(
     owned: Owned | None,
 ) -> None:
     """What Ray Tune runs for each trial; the workers that it starts do the training."""
-    from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    assignments = {path: value for path, value in values.items() if path != "preset"}
-    tree = overridden(trees[values["preset"]], assignments)
-    trial_id = tune.get_context().get_trial_id()
+    tree, trial = overridden(trees[asked["preset"]], asked["values"]), asked["trial"]
     job = Job(
         config=ExperimentConfig.parse(tree),
-        folder=Path(folder) / "trials" / trial_id,
-        name=f"{tree['algorithm']['name']}-{trial_id}",
-        key=f"{Path(folder).name}/{trial_id}",
+        folder=Path(folder) / "trials" / trial,
+        name=f"{tree['algorithm']['name']}-{trial}",
+        key=f"{Path(folder).name}/{trial}",
         parent=parent,
         tracking_uri=uri,
         tags={"avb.kind": kind},
@@ -217,53 +164,58 @@ def run_trial(
     train(job, [TuneReportCallback()])
 
 
-def _stages(search: Search) -> Iterator[Stage]:
+def _stages(search: Search, budget: Budget, earlier: Mapping[str, Sequence[Earlier]]) -> Iterator[Stage]:
     """The trials of each preset, one after the other, then the baselines, for which the best trial must be known."""
     space = search.space
-    domains = {path: _ray_domain(domain) for path, domain in space.space.items()}
     for preset in space.presets:
         # Methods learn at different speeds, and halving them together would keep the hasty one.
-        yield Stage(TRIAL, (preset,), domains, space.trials // len(space.presets))
+        study = Study(space, preset, search.folder, earlier.get(preset, ()))
+        yield Stage((preset,), study, space.samples * space.seeds, space.scheduler, budget.share())
     if space.baselines:
-        best = search.best().config.algorithm
-        size = getattr(best, "latent_dim", None)
-        yield Stage(BASELINE, space.baselines, {LATENT: size} if size else {}, 1)
+        size = getattr(search.best().config.algorithm, "latent_dim", None)
+        listed = Listed(space, space.baselines, {LATENT: size} if size else {})
+        yield Stage(space.baselines, listed, len(space.baselines) * space.seeds, NoScheduler(), budget.share())
 
 
-def _tuner(search: Search, stage: Stage, capacity: Capacity, callback: "Callback") -> "Tuner":
-    """The stage on Ray Tune: from its beginning, or what is left of it."""
+def _end_late(search: Search) -> None:
+    """Say of trials that were in training when the time was over that they have ended."""
+    for trial in search.trials():
+        if trial.outcome is None:
+            with suppress(OSError):  # it is for people to read
+                trial.job.end(LATE)
+            trial.job.close("FINISHED", str(LATE))
+
+
+def _tuner(
+    search: Search, stage: Stage, agenda: Agenda, capacity: Capacity, callback: "Callback", budget: Budget
+) -> "Tuner":
+    """What is left of the stage, on Ray Tune; what that has kept of it before is not read."""
     from ray import tune
-    from ray.tune.search import BasicVariantGenerator
 
+    from avb_service.tuning.asking import AgendaSearcher, Clock, InformedScheduler
     from avb_service.tuning.ending import EndingCallback
 
-    space = search.space
-    configs = {preset: space.trial(preset) for preset in stage.presets}
-    trainable = _trainable(search, stage, configs)
-    path = search.folder / "tune" / stage.name
-    if restorable(path):
-        return tune.Tuner.restore(str(path), trainable, resume_errored=True)
+    space, path = search.space, search.folder / "tune" / stage.name
     shutil.rmtree(path, ignore_errors=True)
+    configs = {preset: space.trial(preset) for preset in stage.presets}
     at_a_time = min(models_at_a_time(space, preset, capacity) for preset in stage.presets)
-    generator = BasicVariantGenerator(
-        max_concurrent=min(at_a_time, space.concurrent or at_a_time), random_state=space.seed
-    )
-    # A stage that has to be begun again finds what its trials have trained, in folders that are named by their ids.
-    generator._uuid_prefix = hashlib.sha256(f"{search.folder.name}/{stage.name}".encode()).hexdigest()[:5] + "_"
+    race = space.race(stage.presets[0])
+    inner = stage.scheduler.scheduler(race)
     return tune.Tuner(
-        trainable,
-        param_space={"preset": tune.grid_search(list(stage.presets)), **stage.values},
+        _trainable(search, stage, configs),
         tune_config=tune.TuneConfig(
-            num_samples=stage.samples,
-            search_alg=generator,
-            scheduler=_scheduler(space, stage.presets[0]) if stage.kind == TRIAL else None,
-            trial_dirname_creator=lambda trial: trial.trial_id,
+            num_samples=stage.most,
+            search_alg=AgendaSearcher(agenda, stage.seconds),
+            scheduler=InformedScheduler(inner, *agenda.curves(), race.metric),
+            trial_dirname_creator=lambda trial: trial.config["trial"],
+            max_concurrent_trials=min(at_a_time, space.concurrent or at_a_time),
+            time_budget_s=stage.seconds,
         ),
         run_config=tune.RunConfig(
             name=path.name,
             storage_path=str(path.parent),
             verbose=0,
-            callbacks=[callback, EndingCallback(search.trial_folder, search.owned)],
+            callbacks=[callback, Clock(budget.note), EndingCallback(search.trial_folder, search.owned)],
             failure_config=tune.FailureConfig(
                 max_failures=max(config.scaling.max_failures for config in configs.values())
             ),
@@ -278,7 +230,7 @@ def _trainable(search: Search, stage: Stage, configs: Mapping[str, ExperimentCon
     return tune.with_resources(
         tune.with_parameters(
             run_trial,
-            kind=stage.kind,
+            kind=stage.source.kind,
             trees={preset: config.tree() for preset, config in configs.items()},
             folder=str(search.folder),
             parent=search.run.run_id,
@@ -289,56 +241,8 @@ def _trainable(search: Search, stage: Stage, configs: Mapping[str, ExperimentCon
     )
 
 
-def restorable(path: Path) -> bool:
-    """Whether Ray Tune has left a state that it can go on from.
-
-    It copies several files, every ten seconds. One who is killed at that leaves none of them, half of one, or some that
-    are older than others, by which a trial would be run twice or never.
-
-    Args:
-        path: folder of a stage.
-    """
-    from ray.tune import Tuner
-    from ray.tune.search import BasicVariantGenerator
-
-    if not Tuner.can_restore(str(path)):
-        return False
-    try:
-        begun = len(json.loads(max(path.glob("experiment_state-*.json")).read_text(encoding="utf-8"))["trial_data"])
-        generator = BasicVariantGenerator()
-        generator.restore_from_dir(str(path))
-        return 0 < begun == sum(iterator.counter for iterator in generator.get_state()["_iterators"])
-    except Exception as error:  # whatever a torn file brings about
-        LOGGER.warning("%s holds no whole state of a search: %s; trials go on from their checkpoints", path, error)
-        return False
-
-
 def _run(tuner: "Tuner") -> None:
     """Run to the end."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it would tell people to restore with its own commands
     with reclaiming(), interruptible(), redirect_stdout(sys.stderr):  # what programs read is printed afterwards
         tuner.fit()
-
-
-def _scheduler(space: SpaceConfig, preset: str) -> Any:  # noqa: ANN401
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    asha = space.scheduler.asha
-    if asha is None:
-        return FIFOScheduler()
-    rounds, every = space.rounds(preset)
-    return ASHAScheduler(
-        time_attr="round",
-        metric=space.objective.metric,
-        mode=space.objective.mode,
-        reduction_factor=asha.reduction,
-        grace_period=min(asha.grace * every, rounds),
-        max_t=rounds + 1,  # so that a trial which gets there ends by itself, and is not stopped on its last report
-    )
-
-
-def _ray_domain(domain: DomainConfig) -> Any:  # noqa: ANN401
-    from ray import tune
-
-    name, ends = domain.given()
-    return tune.choice(list(ends)) if name == "choice" else getattr(tune, name)(*ends)

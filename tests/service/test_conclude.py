@@ -12,8 +12,8 @@ from avb_service.report import OBJECTIVE
 from avb_service.runs import Job
 from avb_service.tracking import Run, leaderboard
 from avb_service.tracking.server import connect
+from avb_service.tuning.concluding import conclude
 from avb_service.tuning.record import Search, open_search
-from avb_service.tuning.search import conclude
 from avb_service.tuning.space import SpaceConfig
 from avb_service.tuning.trials import STOPPED, TRIAL
 

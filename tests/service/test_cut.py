@@ -28,8 +28,8 @@ from avb_service.tracking import Outbox, close_open_children, promotion, publish
 from avb_service.tracking.outbox import letters
 from avb_service.tracking.runs import PARENT, RESUME_KEY
 from avb_service.tracking.server import connect, every
+from avb_service.tuning.concluding import conclude
 from avb_service.tuning.record import open_search
-from avb_service.tuning.search import conclude
 from avb_service.tuning.space import SpaceConfig
 from avb_service.tuning.trials import STOPPED, TRIAL
 

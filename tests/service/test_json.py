@@ -22,7 +22,7 @@ from avb_service.records import Certificate, Check, Diagnosis, Estimate, Key, Li
 from avb_service.report import assess
 from avb_service.tracking import RegisteredVersion, Run, leaderboard
 from avb_service.tracking.publish import Published, publish
-from avb_service.tuning import search
+from avb_service.tuning import concluding, search
 from tests.answers import SCHEMA, told
 
 pytestmark = [
@@ -246,7 +246,7 @@ def test_a_search_tells_which_models_are_its_own(no_ray, monkeypatch):
     Path("space.yaml").write_text(json.dumps(space))
     found = [Published(f"models:/vae/{version}", alias, "", {}) for version, alias in ((1, "champion"), (2, None))]
     monkeypatch.setattr(search, "run_search", lambda *given: None)
-    monkeypatch.setattr(search, "conclude", lambda *given, **options: found)
+    monkeypatch.setattr(concluding, "conclude", lambda *given, **options: found)
     board = answer("tune", "--space", "space.yaml")
     assert {row["model"] for row in board if row["new"]} == {"models:/vae/1", "models:/vae/2"}
     assert [row["model"] for row in board if row["best_of_new"]] == ["models:/vae/1"]

@@ -61,7 +61,7 @@ def test_at_every_report_a_run_says_how_far_it_is_and_when_it_is_stopped_that_it
     with pytest.raises(Stopped):
         train(job, stop=4)
     before = time.time_ns() // 1_000_000
-    trial = SimpleNamespace(trial_id="a")
+    trial = SimpleNamespace(trial_id="a", config={"trial": job.folder.name})
     EndingCallback(job.folder.parent).on_trial_complete(0, [trial], trial)
     for thread in threading.enumerate():
         if thread.name == "ending-a":
@@ -98,7 +98,12 @@ class RaysError(Exception):
 def test_a_trial_that_failed_for_good_says_so_when_it_has(job, cause):
     with pytest.raises(Stopped):
         train(job, stop=2)
-    trial = SimpleNamespace(trial_id="a", get_pickled_error=lambda: None, get_error=lambda: RaysError(cause))
+    trial = SimpleNamespace(
+        trial_id="a",
+        config={"trial": job.folder.name},
+        get_pickled_error=lambda: None,
+        get_error=lambda: RaysError(cause),
+    )
     EndingCallback(job.folder.parent).on_trial_error(0, [trial], trial)
     for thread in threading.enumerate():
         if thread.name == "ending-a":

@@ -54,7 +54,7 @@ def test_a_trial_is_shown_against_its_own_number_of_rounds(tmp_path):
     callback = ProgressCallback(tmp_path)
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     callback._bars = Bars(console=console)
-    trial = SimpleNamespace(trial_id="a", config={"preset": "avb"})
+    trial = SimpleNamespace(trial_id="a", config={"preset": "avb", "trial": "a"})
     callback.on_trial_result(0, [trial], trial, {"round": 40, OBJECTIVE: -20.0})
     callback._bars._progress.refresh()
     callback.on_experiment_end([trial])
@@ -65,7 +65,7 @@ def test_a_trial_that_ends_says_how_and_how_many_have(tmp_path):
     trials = [
         SimpleNamespace(
             trial_id=name,
-            config={"preset": "avb"},
+            config={"preset": "avb", "trial": name},
             last_result={"round": 40, OBJECTIVE: -20.0},
             is_finished=lambda ended=(name == "z"): ended,
         )

@@ -109,8 +109,8 @@ def asha(grace: int, rounds: list[int], every: int) -> dict:
 
 def test_early_stopping_that_would_come_too_late_is_refused():
     assert problems(**asha(5, [100, 400], 100)) == [
-        "scheduler.asha.grace: 5 reports, and a trial of avb_digits makes 4 (training.rounds 400, report_every 100): "
-        "none could be stopped early; give fewer, or asha: null"
+        "scheduler.grace: 5 reports, and a trial makes 4 (training.rounds 400, report_every 100): none could be "
+        "stopped early; give fewer, or scheduler: none"
     ]
 
 
@@ -118,7 +118,7 @@ def test_early_stopping_that_would_come_too_late_is_refused():
                                                                  (1, [300], 500, 300)])  # fmt: skip
 def test_the_scheduler_goes_by_the_longest_trial(grace, rounds, every, first):
     space = SpaceConfig.parse({**GOOD, **asha(grace, rounds, every)})
-    scheduler = search._scheduler(space, "avb_digits")
+    scheduler = space.scheduler.scheduler(space.race("avb_digits"))
     assert (scheduler._max_t, scheduler._brackets[0]._rungs[-1][0]) == (max(rounds) + 1, first)
 
 
@@ -133,6 +133,57 @@ def test_the_largest_trial_that_may_be_drawn_has_to_fit():
     with pytest.raises(UserError, match="8 workers of 1 CPUs and 0 GPUs do not fit; the cluster has 1 node"):
         search.check_capacity(space, Capacity((Node(2, 0),)))
     assert search.models_at_a_time(space, "avb_digits", Capacity((Node(16, 0),))) == 2, "and not the 14 of the smallest"
+
+
+LR, STEPS = "algorithm.model.lr", "algorithm.adversary.steps"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"space": {LR: {"suggest_float": [0, 1]}}}, "as other tools have it, expected uniform: [low, high]"),
+        ({"space": {LR: {"min": 0.1, "max": 0.2}}}, "given min, max, as other tools have it"),
+        ({"space": {LR: {"grid_search": [0.1]}}}, "expected choice"),
+        ({"space": {LR: [0.1, 0.2]}}, "expected {choice: [0.1, 0.2]}"),
+        ({"searcher": "grid", "space": {LR: {"uniform": [0.1, 0.2]}}}, "no values that a grid could go through"),
+        ({"searcher": "tpee"}, "did you mean tpe?"),
+        ({"scheduler": "ashaa"}, "did you mean asha?"),
+        ({"space": {STEPS: {"choice": [1, 2], "when": {"algorithm.model.lrr": 1}}}}, "did you mean algorithm.model.lr"),
+        ({"space": {STEPS: {"choice": [1, 2], "when": {"training.rounds": 1}}}}, "is met by no trial"),
+        ({"space": {STEPS: {"choice": [1, 2], "when": {LR: 1e-3}}, LR: {"choice": [1e-3, 2e-3], "when": {STEPS: 1}}}},
+         "in a circle"),
+        ({"start": [{STEPS: 3}]}, f"start.0.{STEPS}: given 3, expected what the space has"),
+        ({"start": [{"algorithm.adversary.step": 1}]}, "is not searched; did you mean"),
+        ({"start": [{STEPS: 1}] * 3}, "start: 3 settings for 2 trials of each preset"),
+        ({"seeds": 2, "space": {"training.seed": {"choice": [0, 1]}}}, "seeds: 2 seeds for each setting"),
+        ({"from": "earlier"}, "from: random learns nothing"),
+        ({"budget": {"minutes": 0}}, "budget.minutes: given 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_refused_with_what_to_write(changes, reason):
+    lines = problems(**changes)
+    assert any(reason in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("none", "none"), (None, "none"), ({"asha": None}, "none"), ("asha", "asha"), ({"asha": {"grace": 1}}, "asha")],
+)
+def test_a_scheduler_may_be_written_as_before(given, name):
+    assert SpaceConfig.parse({**GOOD, "scheduler": given}).scheduler.name == name
+
+
+def test_sections_and_lists_are_chosen_among_and_conditions_are_met_when_they_are_tried():
+    path = "algorithm.encoder.trunk"
+    trunks = [{"name": "mlp", "hidden": [32, 32]}, {"name": "conv"}]
+    space = SpaceConfig.parse({
+        **GOOD, "preset": "avb_digits",
+        "space": {path: {"choice": trunks},
+                  f"{path}.hidden": {"choice": [[64], [64, 64]], "when": {f"{path}.name": "mlp"}}},
+    })  # fmt: skip
+    config = space.trial("avb_digits", {f"{path}.hidden": [64, 64], path: trunks[0]})
+    assert config.algorithm.encoder.trunk.hidden == (64, 64)
+    assert space.completed("avb_digits", {path: trunks[1], f"{path}.hidden": [64]}) is None
 
 
 def test_an_empty_space_is_refused():
