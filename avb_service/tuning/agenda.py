@@ -4,15 +4,16 @@ Floor 9. Knows nothing of Ray. It asks the folders of trials how they have ended
 moment and begins again does what was left.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from avb_service.runs import JOB, Outcome
-from avb_service.tuning.study import Setting
-from avb_service.tuning.trials import Trial
+from avb_service.tuning.space import SpaceConfig
+from avb_service.tuning.study import Setting, resolve
+from avb_service.tuning.trials import BASELINE, Trial
 
 ENDED = ("finished", "diverged", "stopped")  # any other goes on when the search does
 
@@ -42,6 +43,33 @@ class Source(Protocol):
 
     def tell(self, setting: Setting, objective: float | None) -> None:
         """What it has reached."""
+
+
+class Listed:
+    """Settings that nobody has to draw: the baselines.
+
+    Args:
+        space: what is searched.
+        presets: one for each.
+        values: dotted path to value, the same for all.
+    """
+
+    kind = BASELINE
+    names: Sequence[str] = ()  # that a scheduler would have to know of
+
+    def __init__(self, space: SpaceConfig, presets: Sequence[str], values: Mapping[str, Any]) -> None:
+        self._settings = [resolve(space, self.kind, preset, values) for preset in presets]
+
+    def begun(self) -> Iterator[Setting]:
+        """Those that have begun, and those that have not."""
+        return iter(self._settings)
+
+    def ask(self) -> Setting | None:
+        """There are no others."""
+        return None
+
+    def tell(self, setting: Setting, objective: float | None) -> None:
+        """Nobody learns from it."""
 
 
 class Task(NamedTuple):

@@ -26,14 +26,14 @@ from avb_service.runs import Job, Outcome
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.trees import overridden
-from avb_service.tuning.agenda import Agenda, Source
+from avb_service.tuning.agenda import Agenda, Listed, Source
 from avb_service.tuning.budget import Budget
 from avb_service.tuning.earlier import Earlier
 from avb_service.tuning.record import Search
 from avb_service.tuning.schedulers import NoScheduler, Scheduler
 from avb_service.tuning.section import LATENT
 from avb_service.tuning.space import SpaceConfig
-from avb_service.tuning.study import Listed, Study
+from avb_service.tuning.study import Study
 from avb_service.tuning.trials import STOPPED
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from avb_service.tuning.conditions import sections_first
 from avb_service.tuning.searchers import GridConfig, draw_seed
 from avb_service.tuning.section import SEED
 from avb_service.tuning.space import SpaceConfig
-from avb_service.tuning.trials import BASELINE, TRIAL
+from avb_service.tuning.trials import TRIAL
 
 if TYPE_CHECKING:
     import optuna
@@ -55,7 +55,7 @@ class Setting:
         return sections_first(self.values if trial == first else {**self.values, SEED: seed})
 
 
-def setting(space: SpaceConfig, kind: str, preset: str, values: Mapping[str, Any], first: str | None = None) -> Setting:
+def resolve(space: SpaceConfig, kind: str, preset: str, values: Mapping[str, Any], first: str | None = None) -> Setting:
     """Resolve what is tried.
 
     Args:
@@ -194,7 +194,7 @@ class Study:
         return found
 
     def _setting(self, values: Mapping[str, Any], first: str | None, number: int) -> Setting:
-        found = setting(self.space, self.kind, self.preset, values, first)
+        found = resolve(self.space, self.kind, self.preset, values, first)
         return Setting(found.preset, found.values, found.configs, number)
 
     def _tell(self, number: int, objective: float | None) -> None:
@@ -244,33 +244,6 @@ class Study:
     def _parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Values as Optuna has them."""
         return {path: self.space.space[path].parameter(value) for path, value in values.items()}
-
-
-class Listed:
-    """Settings that nobody has to draw: the baselines.
-
-    Args:
-        space: what is searched.
-        presets: one for each.
-        values: dotted path to value, the same for all.
-    """
-
-    kind = BASELINE
-    names: Sequence[str] = ()  # that a scheduler would have to know of
-
-    def __init__(self, space: SpaceConfig, presets: Sequence[str], values: Mapping[str, Any]) -> None:
-        self._settings = [setting(space, self.kind, preset, values) for preset in presets]
-
-    def begun(self) -> Iterator[Setting]:
-        """Those that have begun, and those that have not."""
-        return iter(self._settings)
-
-    def ask(self) -> Setting | None:
-        """There are no others."""
-        return None
-
-    def tell(self, setting: Setting, objective: float | None) -> None:
-        """Nobody learns from it."""
 
 
 def _opened(path: Path, name: str) -> "optuna.Study":

@@ -11,13 +11,13 @@ import pytest
 from avb_service.errors import UserError
 from avb_service.runs import Job, Outcome
 from avb_service.tuning import study as studies
-from avb_service.tuning.agenda import Agenda
+from avb_service.tuning.agenda import Agenda, Listed
 from avb_service.tuning.asking import InformedScheduler
 from avb_service.tuning.earlier import earlier_trials
 from avb_service.tuning.record import new_folder
 from avb_service.tuning.searchers import SEARCHERS
 from avb_service.tuning.space import SpaceConfig
-from avb_service.tuning.study import STUDIES, Listed, Study
+from avb_service.tuning.study import STUDIES, Study
 
 LR, STEPS, LATENT = "algorithm.model.lr", "algorithm.adversary.steps", "algorithm.latent_dim"
 SPACE = {
@@ -285,12 +285,31 @@ def test_a_search_of_something_else_is_refused_by_what_differs(changes, line, tm
 
 
 def test_a_setting_that_cannot_be_run_is_drawn_anew(tmp_path, monkeypatch, caplog):
-    made, resolve = Study(space(), "avb_digits", tmp_path), studies.setting
+    made, resolve = Study(space(), "avb_digits", tmp_path), studies.resolve
 
     def refuse(found, kind, preset, values, first=None):
         if values[STEPS] == 2:
             raise UserError("steps: not 2")
         return resolve(found, kind, preset, values, first)
 
-    monkeypatch.setattr(studies, "setting", refuse)
+    monkeypatch.setattr(studies, "resolve", refuse)
     assert made.ask().values[STEPS] != 2 and "steps: not 2" in caplog.text
+
+
+def test_a_searcher_of_another_package_is_chosen_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        "from typing import ClassVar, Literal\n\n"
+        "from avb_service.tuning.searchers import Searcher, draw_seed\n\n\n"
+        "class GPConfig(Searcher):\n"
+        '    """Gaussian process.\n\n    Attributes:\n        startup: random draws first.\n    """\n\n'
+        '    name: Literal["gp"] = "gp"\n'
+        "    learns: ClassVar[bool] = True\n"
+        "    startup: int = 3\n\n"
+        "    def sampler(self, seed, draw):\n"
+        "        from optuna.samplers import GPSampler\n\n"
+        "        return GPSampler(n_startup_trials=self.startup, seed=draw_seed(seed, draw))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("AVB_PLUGINS", "gp=theirs:GPConfig")
+    found = asked(space(searcher={"gp": {"startup": 2}}, trials=4), tmp_path)
+    assert len(found) == 4 and all(space().space[LR].contains(values[LR]) for values in found)
