@@ -17,6 +17,7 @@ from avb_service.algorithms.flow_vae import FlowVAE
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.gumbel_vae import GumbelVAE
 from avb_service.algorithms.infogan import InfoGAN
+from avb_service.algorithms.iwae import IWAE
 from avb_service.algorithms.lsgan import LSGAN
 from avb_service.algorithms.sbn_mean_field import MeanFieldSBN
 from avb_service.algorithms.sbn_wake_sleep import WakeSleepSBN
@@ -46,6 +47,7 @@ METHODS: Table[type[Algorithm]] = Table(
         "gan": GAN,
         "gumbel_vae": GumbelVAE,
         "infogan": InfoGAN,
+        "iwae": IWAE,
         "lsgan": LSGAN,
         "sbn_mean_field": MeanFieldSBN,
         "sbn_wake_sleep": WakeSleepSBN,

@@ -13,6 +13,7 @@ from avb_service.algorithms.aae import AAE
 from avb_service.algorithms.ae_gmm import AutoencoderMixture
 from avb_service.algorithms.ali import ALI
 from avb_service.algorithms.flow_vae import FlowVAE
+from avb_service.algorithms.iwae import IWAE
 from avb_service.distributions import Values
 
 X = torch.bernoulli(torch.full((20, 1, 2, 3), 0.4), generator=torch.Generator().manual_seed(0)).double()
@@ -80,3 +81,21 @@ def test_the_loss_of_the_vae_with_a_flow(round_, weight):
     u, log_det = model.flow.transform().call_and_ladj(z)
     log_q, log_p = Normal(q.loc, q.scale).log_prob(z).sum(-1), Normal(0, 1).log_prob(u).sum(-1) + log_det
     assert_close(value(model.loss, round_), weight * (log_q - log_p).mean() - reconstruction(model, z))
+
+
+@pytest.mark.parametrize(("round_", "weight"), [(0, 0.25), (9, 1.0)])
+def test_the_loss_of_the_importance_weighted_autoencoder(round_, weight):
+    """Its value is sum_k v_k log w_k, v_k = w_k / sum_j w_j; the bound that is reported is log 1/K sum_k w_k."""
+    model = build(IWAE, kl_warmup=4, samples=3)
+    torch.manual_seed(1)
+    q = model.posterior(X).base_dist
+    z = model.posterior(X).rsample((3,))
+    p = model.decode(z)
+    log_likelihood = (X * p.log() + (1 - X) * (1 - p).log()).sum((-1, -2, -3))
+    log_ratio = Normal(0, 1).log_prob(z).sum(-1) - Normal(q.loc, q.scale).log_prob(z).sum(-1)
+    w = (log_likelihood + weight * log_ratio).exp()
+    assert_close(value(model.loss, round_), -(w / w.sum(0) * w.log()).sum(0).mean())
+    torch.manual_seed(1)
+    terms = model.loss(Batch(X, None, torch.tensor(round_))).terms
+    assert_close(terms["bound"], w.mean(0).log().mean().detach())
+    assert_close(terms["reconstruction"], log_likelihood.mean().detach())
