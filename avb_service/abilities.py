@@ -14,7 +14,7 @@ from avb_service.distributions import Values
 from avb_service.errors import UserError
 from avb_service.likelihood import Evaluator, LikelihoodConfig
 from avb_service.records import Kind
-from avb_service.seeding import seeded
+from avb_service.seeding import one_thread, seeded
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def abilities(method: type[Algorithm]) -> Abilities:
         config = method.Config.parse({})
         values = next(each for each in get_args(Values) if config.objection(each) is None)
         vector = DataSpec((1, 1, 8), values, {"binary": 1, "levels": 255, "real": 0}[values], torch.zeros(1, 1, 8))
-        with seeded("abilities"):
+        with seeded("abilities"), one_thread():  # which start faster than many
             kinds = tuple(Evaluator(method(config, vector), LikelihoodConfig()).kinds())
     decodes, scored = issubclass(method, DecodingModel), issubclass(method, LatentVariableModel)
     if decodes and not scored:

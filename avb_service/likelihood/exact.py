@@ -4,6 +4,7 @@ Floor 5.
 """
 
 import math
+from functools import cache
 from itertools import product
 from typing import NamedTuple
 
@@ -232,19 +233,24 @@ def enumeration(model: JointDensity) -> Scorer:
     Raises:
         UserError: a prior that cannot be enumerated, or too many states; names the number.
     """
-    codes = _states(model)
+    values, parts = _parts(model)
+    count, shape = len(values) ** parts, model.prior().event_shape
+
+    @cache
+    def codes() -> Tensor:  # [S, *event shape]; once they are needed
+        return arrangements(values, parts).reshape(count, *shape)
 
     def score(x: Tensor) -> Columns:
         total = x.new_full((len(x),), -math.inf, dtype=torch.float64)
-        for z in codes.to(x.device).split(ROWS):
+        for z in codes().to(x.device).split(ROWS):
             total = torch.logaddexp(total, model.log_joint(x, z[:, None]).double().logsumexp(0))
         return {NATS: total}
 
-    return Scorer(Key("enumeration"), "exact", min(len(codes), ROWS), score)
+    return Scorer(Key("enumeration"), "exact", min(count, ROWS), score)
 
 
-def _states(model: JointDensity) -> Tensor:
-    """All codes, [S, *event shape]: the product of what each part of the prior can be."""
+def _parts(model: JointDensity) -> tuple[Tensor, int]:
+    """What each part of a code can be, [n, ...], and how many parts a code has."""
     prior = model.prior()
     base = prior.base_dist if isinstance(prior, Independent) else prior
     if not base.has_enumerate_support:
@@ -260,4 +266,4 @@ def _states(model: JointDensity) -> Tensor:
         raise UserError(
             f"enumeration takes at most 2^16 = {STATES} codes, this prior has {len(values)}^{parts} = {count}: use iwae"
         )
-    return arrangements(values, parts).reshape(count, *prior.event_shape)
+    return values, parts

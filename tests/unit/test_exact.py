@@ -21,6 +21,7 @@ from torch.distributions import (
 
 from avb_service.algorithm import DataSpec
 from avb_service.algorithms.vae import VAE, VAEConfig
+from avb_service.discrete import arrangements
 from avb_service.distributions import GaussianConfig
 from avb_service.errors import UserError
 from avb_service.likelihood import exact
@@ -276,7 +277,7 @@ def test_enumeration_loses_no_state(model, states, monkeypatch):
     estimate = run(enumeration, model, EVERY_X)
     assert (estimate.name, estimate.kind) == ("enumeration", "exact")
     assert torch.from_numpy(estimate.per_datum).exp().sum().item() == pytest.approx(1.0, abs=1e-9)
-    assert len(exact._states(model).unique(dim=0)) == states
+    assert len(arrangements(*exact._parts(model)).unique(dim=0)) == states
 
 
 def test_enumeration_is_the_sum_by_hand():
@@ -292,7 +293,7 @@ def test_enumeration_is_the_sum_by_hand():
 
 
 def test_enumeration_takes_two_to_the_sixteen_states_and_no_more():
-    assert len(exact._states(BinaryCodes(16))) == 2**16
+    assert len(arrangements(*exact._parts(BinaryCodes(16)))) == 2**16
     with pytest.raises(UserError, match=r"at most 2\^16 = 65536 codes, this prior has 2\^17 = 131072: use iwae"):
         enumeration(BinaryCodes(17))
     with pytest.raises(UserError, match="finitely many codes, this one is Normal.*use ais or iwae"):
