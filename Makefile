@@ -43,6 +43,7 @@ benchmarks: $(VENV)/ready
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.ray_train
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.search
 
 # Other libraries that train the same networks in `benchmarks.training`, in an environment of their own.
 opponents: $(VENV)/opponents/ready
