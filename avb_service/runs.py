@@ -6,7 +6,6 @@ Floor 7.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -78,8 +77,16 @@ class Job(OneOwner):
         )
 
     def outbox(self, reopen: bool = False) -> Outbox:
-        """A recorder for its run, that keeps what MLflow cannot take just now."""
-        return Outbox(self.folder / OUTBOX, partial(self.run, reopen=reopen), self.tracking_uri)
+        """A recorder for its run, that keeps what MLflow cannot take just now.
+
+        Args:
+            reopen: whether the run goes on, where it had ended; not if the job ends before MLflow is reached.
+        """
+
+        def opened(begun: int | None) -> Run:
+            return self.run(begun, reopen and Outcome.read(self.folder) is None)
+
+        return Outbox(self.folder / OUTBOX, opened, self.tracking_uri)
 
     def close(self, status: Status, reason: str) -> None:
         """Close its run in the place of workers that did not; that waits where MLflow does not answer.

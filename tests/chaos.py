@@ -170,11 +170,11 @@ class Chaos:
         self.due = time.monotonic() + self.random.uniform(*PAUSE)
 
     def kill_worker(self) -> None:
-        """A Ray Train worker is gone."""
-        os.kill(self._pick("ray::RayTrainWorker"), signal.SIGKILL)
+        """A process that trains is gone."""
+        os.kill(self.random.choice(self._training())[1], signal.SIGKILL)
 
     def hang_rank(self) -> None:
-        """A Ray Train worker does not go on, and does not end."""
+        """One of several workers does not go on, and does not end."""
         os.kill(self._pick("ray::RayTrainWorker"), signal.SIGSTOP)
 
     def kill_trial(self) -> None:
@@ -187,7 +187,7 @@ class Chaos:
 
     def lose_worker_host(self) -> Undo:
         """A host that trains is switched off and on again."""
-        return self._off(self.random.choice(sorted({host for host, _ in self._find("ray::RayTrainWorker")} - {HEAD})))
+        return self._off(self.random.choice(sorted({host for host, _ in self._training()} - {HEAD})))
 
     def lose_head(self) -> Undo:
         """The host that schedules, and serves MLflow."""
@@ -236,6 +236,10 @@ class Chaos:
     def _pick(self, title: str) -> int:
         """A process of that name, on any host."""
         return self.random.choice(self._find(title))[1]
+
+    def _training(self) -> list[tuple[str, int]]:
+        """Ray Train workers; where a trial has a single worker, its own actors."""
+        return self._find("ray::RayTrainWorker") or self._find("ray::ImplicitFunc")
 
     def _find(self, title: str) -> list[tuple[str, int]]:
         """Processes of that name, and their hosts."""

@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how often Ray Train collects reports: 2 s by default
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # those that hang are killed after it
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the progress says it in a line
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else a trial that fails before its first report ends the search
 }
 QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -35,6 +36,7 @@ QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": Fals
 # The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01
 ROOM = 60  # seconds for which Ray Train waits for room before it asks again
+SLOT = "avb-slot"  # room that Ray Tune keeps for trials that train in its own actors, one after the other
 WORKER_SHARE = 0.98  # of a core asked for: leaves room for the trials' own actors on a machine that is full
 NODES = "AVB_NODES"  # how many hosts the cluster is to have; deploy/install.sh sets it on the head
 PATIENCE = 900  # seconds for them to join: the first installation on a host takes minutes
@@ -126,8 +128,14 @@ def own_capacity() -> Capacity | None:
 
 
 def worker_cpus(scaling: ScalingConfig) -> float:
-    """What a worker asks Ray for."""
+    """Of what a worker asks Ray for."""
     return scaling.cpus_per_worker * WORKER_SHARE
+
+
+def room(scaling: ScalingConfig) -> dict[str, float]:
+    """What a worker asks Ray for."""
+    gpus = {"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}
+    return {"CPU": worker_cpus(scaling), **gpus}
 
 
 @contextmanager

@@ -7,12 +7,14 @@ a deadline and does not count as a failure; or somebody sends a worker SIGTERM.
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray._private import state  # there is no public way to ask who is drained, without a dashboard
 from ray.train.torch import TorchConfig
 
 TERMINATED = threading.Event()  # this process has been told to end
@@ -28,10 +30,12 @@ class Preemption:
 
     Args:
         device: of the workers' collectives.
+        draining: the hosts of the workers that Ray drains; asked by all workers, or by none.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._asked, self._drained = device, time.monotonic(), set[str]()
+    def __init__(self, device: torch.device, draining: Callable[[], Iterable[str]]) -> None:
+        self._device, self._draining = device, draining
+        self._asked, self._drained = time.monotonic(), set[str]()
 
     def __call__(self, save: Callable[[], None]) -> None:
         """Look, and save.
@@ -40,21 +44,45 @@ class Preemption:
             save: called by all workers or none.
 
         Raises:
-            HostLeaves: SIGTERM came, and the state is saved. Ray Train starts the workers again, where there is room.
+            HostLeaves: SIGTERM came, and the state is saved. Ray starts the workers again, where there is room.
         """
-        due = time.monotonic() - self._asked > ASK_EVERY
-        told = torch.tensor([TERMINATED.is_set(), due], dtype=torch.int32, device=self._device)
-        dist.all_reduce(told, dist.ReduceOp.MAX)  # so that all do the same
-        terminated, ask = told.tolist()
+        terminated, ask = self._agreed(TERMINATED.is_set(), time.monotonic() - self._asked > ASK_EVERY)
         if terminated:
             save()
             raise HostLeaves("a worker of this model was told to end; its state is saved")
         if ask:
             self._asked = time.monotonic()
-            draining = ray.train.get_preemption_info()
-            if draining is not None and not self._drained.issuperset(draining.preempted_node_ids):
+            if not self._drained.issuperset(draining := set(self._draining())):
                 save()
-                self._drained.update(draining.preempted_node_ids)
+                self._drained |= draining
+
+    def _agreed(self, *told: bool) -> list[bool]:
+        """What one of the workers was told, so that all do the same."""
+        if not dist.is_initialized():
+            return list(told)
+        told_all = torch.tensor(told, dtype=torch.int32, device=self._device)
+        dist.all_reduce(told_all, dist.ReduceOp.MAX)
+        return [bool(each) for each in told_all.tolist()]
+
+
+def preempted() -> list[str]:
+    """Hosts of this group of Ray Train's workers that are drained."""
+    draining = ray.train.get_preemption_info()
+    return [] if draining is None else list(draining.preempted_node_ids)
+
+
+def leaving() -> set[str]:
+    """This host, where it is drained."""
+    return {ray.get_runtime_context().get_node_id()} & state.state.get_draining_nodes().keys()
+
+
+class Heeding:
+    """An actor of Ray Tune that heeds SIGTERM; Ray's own end at once."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """In the main thread, as signals have to be."""
+        listen()
+        super().setup(config)  # type: ignore[misc]  # of the class that it is mixed into
 
 
 class HeedingTorchConfig(TorchConfig):

@@ -8,11 +8,10 @@ so a trial that is killed before leaves its room reserved for as long as the clu
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-from avb_service.distributed.cluster import ROOM, TRIAL_CPUS
+from avb_service.distributed.cluster import ROOM, SLOT
 from avb_service.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
@@ -107,13 +106,8 @@ def reserved() -> dict[str, str]:
         and not group.is_detached
         and group.creator_job_id not in others
         and group.placement_group_id not in inhabited
-        and _is_for_workers(group.bundles or [])
+        and not group.name.startswith(SLOT)  # Ray Tune gives it back
     }
-
-
-def _is_for_workers(bundles: Sequence[Mapping[str, Any]]) -> bool:
-    """Ray Tune reserves room for the actors of trials, and keeps it between two of them."""
-    return any(bundle["unit_resources"].get("CPU", 0) > TRIAL_CPUS for bundle in bundles)
 
 
 def _give_back(name: str) -> None:

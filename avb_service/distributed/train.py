@@ -11,14 +11,11 @@ from functools import partial
 from typing import Any, cast
 
 from avb_service.distributed.averaging import averaging
-from avb_service.distributed.cluster import ROOM, worker_cpus
+from avb_service.distributed.cluster import ROOM, room
 from avb_service.distributed.interrupts import interruptible
-from avb_service.errors import DivergenceError, TakenOverError, UserError
-from avb_service.fitting import Fit
-from avb_service.report import tags
-from avb_service.runs import OUTCOME, PATIENCE, Job, Outcome
-
-HOSTS = "avb.hosts"  # tag of a run: where its workers are, or were when it was last started
+from avb_service.distributed.work import Worker, begun, ended_with, work
+from avb_service.errors import DivergenceError, UserError
+from avb_service.runs import Job, Outcome
 
 
 def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
@@ -40,23 +37,17 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     from avb_service.distributed.preemption import HeedingTorchConfig
     from avb_service.distributed.startup import LeanTrainer, StartsInTime
 
-    job.begin()
+    if (ended := begun(job)) is not None:
+        return ended
     folder, scaling = job.folder, job.config.scaling
-    if (ended := Outcome.read(folder)) is not None:
-        if ended.status in ("finished", "diverged"):
-            return ended
-        (folder / OUTCOME).unlink()
     watching: list[Any] = [*(callbacks or []), StartsInTime(ROOM + scaling.collective_timeout_s)]
-    resources = {"CPU": worker_cpus(scaling)}
-    if scaling.gpus_per_worker:
-        resources["GPU"] = scaling.gpus_per_worker
     trainer = LeanTrainer(
-        cast(Callable[[dict[Any, Any]], None], work),  # its annotation has not caught up with return_value
+        cast(Callable[[dict[Any, Any]], None], _work),  # its annotation has not caught up with return_value
         train_loop_config=job.tree(),
         scaling_config=ScalingConfig(
             num_workers=cast(int, (scaling.min_workers, scaling.workers) if scaling.min_workers else scaling.workers),
             use_gpu=bool(scaling.gpus_per_worker),
-            resources_per_worker=resources,
+            resources_per_worker=room(scaling),
             placement_strategy="PACK",  # on as few hosts as can be
         ),
         torch_config=HeedingTorchConfig(
@@ -71,12 +62,7 @@ def train(job: Job, callbacks: list[Any] | None = None) -> Outcome:
     )
     with interruptible(), _named(job):
         result = trainer.fit()
-    outcome = Outcome(**getattr(result, "return_value"))  # noqa: B009  missing from the annotated class
-    if outcome.status == "refused":
-        job.check_owned()  # says the same as a worker that has found out, and that it is no fault of the model
-        raise UserError(outcome.reason)
-    job.end(outcome)
-    return outcome
+    return ended_with(job, Outcome(**getattr(result, "return_value")))  # noqa: B009  missing from the annotated class
 
 
 @contextmanager
@@ -133,50 +119,18 @@ def _close(job: Job, reason: str) -> None:
         job.close("FAILED", reason)
 
 
-def work(loop_config: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs: the same fit, a share of every batch.
-
-    A `UserError` is an answer and not a crash: it is returned, since Ray Train would start the workers again.
-    """
+def _work(loop_config: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs in each of its workers."""
     import ray.train
     import torch
     from ray.train.torch import get_device
 
-    from avb_service.distributed.preemption import Preemption
+    from avb_service.distributed.preemption import Preemption, preempted
 
-    job = Job.of_tree(loop_config)
-    config = job.config
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    job, context, device = Job.of_tree(loop_config), ray.train.get_context(), get_device()
+    workers, limit = context.get_world_size(), job.config.scaling.collective_timeout_s
     hosts: list[str] = [""] * workers
     torch.distributed.all_gather_object(hosts, socket.gethostname())
-    box = job.outbox(reopen=True) if rank == 0 else None
-    if box is not None:
-        box.set_tags({HOSTS: ", ".join(sorted(set(hosts)))})
-    try:
-        fit = Fit(
-            config,
-            job.checkpoints,
-            recorder=box,
-            rank=rank,
-            workers=workers,
-            device=get_device(),
-            averaging=partial(averaging, timeout_s=config.scaling.collective_timeout_s) if workers > 1 else None,
-            check=job.check_owned,
-        )
-        fit.run(lambda round_, metrics: ray.train.report({"round": round_, **metrics}), Preemption(get_device()))
-        if box is not None:
-            job.check_owned()
-            box.set_tags(tags(fit.model))
-            box.finish()
-            box.close(PATIENCE)
-    except TakenOverError as error:  # the run is another's now, and not ours to close
-        return asdict(Outcome("refused", str(error)))
-    except UserError as error:
-        if box is not None:
-            with suppress(UserError):  # it may be MLflow that refuses
-                box.finish("FAILED", str(error))
-                box.close(PATIENCE)
-        return asdict(Outcome("diverged" if isinstance(error, DivergenceError) else "refused", str(error)))
-    return asdict(Outcome("finished"))
+    mean = partial(averaging, timeout_s=limit) if workers > 1 else None
+    worker = Worker(device, context.get_world_rank(), workers, tuple(hosts), mean)
+    return asdict(work(job, worker, ray.train.report, Preemption(device, preempted)))

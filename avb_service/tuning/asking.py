@@ -6,12 +6,16 @@ Floor 9.
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import uuid4
 
-from ray.tune import Callback
+from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, placement_group
 
+from avb_service.distributed.cluster import SLOT, TRIAL_CPUS, room
+from avb_service.settings import ScalingConfig
 from avb_service.tuning.agenda import Agenda, Reports, Task
 
 
@@ -40,8 +44,9 @@ class AgendaSearcher(Searcher):
         if task is None:
             return None if self._agenda.waits else Searcher.FINISHED
         self._tasks[trial_id] = task
-        values = task.setting.assignments(task.trial)
-        return {"trial": task.trial, "preset": task.setting.preset, "values": values, "again": task.again}
+        values, scaling = task.setting.assignments(task.trial), task.setting.configs[task.trial].scaling
+        asked = {"trial": task.trial, "preset": task.setting.preset, "values": values, "again": task.again}
+        return {**asked, "room": room_of_trial(scaling)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended; how, its folder says when the next is asked for."""
@@ -54,6 +59,26 @@ class AgendaSearcher(Searcher):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Nothing."""
+
+
+def room_of_trial(scaling: ScalingConfig) -> dict[str, float]:
+    """What the actor of a trial asks Ray for: it is the worker itself, or only waits for several."""
+    return room(scaling) if scaling.workers == 1 else {"CPU": TRIAL_CPUS}
+
+
+class Slot(PlacementGroupFactory):
+    """Room for the actor of a trial, which Ray Tune keeps for the next trial of the same size.
+
+    Args:
+        asked: of the trial.
+    """
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        super().__init__([asked["room"]])
+
+    def to_placement_group(self) -> PlacementGroup:
+        """Under a name, by which `reclaiming` knows that it is not abandoned where it holds nobody."""
+        return placement_group(self.bundles, name=f"{SLOT}-{uuid4().hex}")
 
 
 class InformedScheduler(TrialScheduler):

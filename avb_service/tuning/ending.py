@@ -4,6 +4,7 @@ Floor 9. Ray Tune kills the workers of a trial that its scheduler stops, so they
 """
 
 import logging
+import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from avb_service.tracking import Status
 from avb_service.tuning.trials import STOPPED
 
 LOGGER = logging.getLogger(__name__)
+RAISED = re.compile(r"^(?:\w+\.)+\w+: ", re.MULTILINE)  # before the message of an exception, at the end of a traceback
 
 
 class EndingCallback(Callback):
@@ -40,7 +42,7 @@ class EndingCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial's processes failed for good."""
-        reason = _reason(trial.get_pickled_error() or trial.get_error())
+        reason = failure(trial)
         self._close(trial, Outcome("failed", reason), "FAILED", reason)
 
     def _close(self, trial: Trial, outcome: Outcome, status: Status, reason: str) -> None:
@@ -53,11 +55,11 @@ class EndingCallback(Callback):
             Thread(target=_close, args=(job, status, reason), name=f"ending-{trial.trial_id}", daemon=True).start()
 
 
-def _reason(error: Exception | None) -> str:
-    """What went wrong, without Ray's account of where."""
-    cause = getattr(error, "cause", error)
-    lines = str(error).strip().splitlines()
-    return str(cause) if isinstance(cause, UserError) or not lines else lines[-1]
+def failure(trial: Trial) -> str:
+    """What last went wrong with a trial's processes, without Ray's account of where."""
+    noted = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+    _, *raised = RAISED.split(noted.rpartition("Failure # ")[2])
+    return raised[-1].strip() if raised else "its process has died"
 
 
 def _close(job: Job, status: Status, reason: str) -> None:

@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial
 
 from avb_service.distributed.progress import Bars, objective
 from avb_service.runs import Job, Outcome
+from avb_service.tuning.ending import failure
 
 
 class ProgressCallback(Callback):
@@ -60,7 +61,11 @@ class ProgressCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
         """A trial's processes failed for good."""
-        self._end(trials, trial, "failed")
+        self._end(trials, trial, "failed", failure(trial))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ANN401
+        """A trial's processes failed, and it is started again."""
+        self._bars.end(self._name(trial), f"{self._name(trial)}  goes on from its last checkpoint: {failure(trial)}")
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:  # noqa: ANN401
         """Stop showing."""

@@ -1,4 +1,4 @@
-"""Driving a search: trials on Ray Tune, each trained by its own Ray Train workers.
+"""Driving a search: trials on Ray Tune, one after the other in the same processes, or each on Ray Train workers.
 
 Floor 9.
 """
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from avb_service.build import check_fit
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.scale import caution
-from avb_service.distributed.cluster import TRIAL_CPUS, Capacity
+from avb_service.distributed.cluster import Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
 from avb_service.distributed.train import train
+from avb_service.distributed.work import Worker, train_here
 from avb_service.lock import Owned
 from avb_service.runs import Job, Outcome
 from avb_service.settings import ExperimentConfig
@@ -147,8 +148,12 @@ def run_trial(
     uri: str,
     owned: Owned | None,
 ) -> None:
-    """What Ray Tune runs for each trial; the workers that it starts do the training."""
+    """What Ray Tune runs for each trial: it trains here, or waits for the several workers that it starts."""
+    from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
+    from torch import device
+
+    from avb_service.distributed.preemption import Preemption, leaving
 
     tree, trial = overridden(trees[asked["preset"]], asked["values"]), asked["trial"]
     job = Job(
@@ -161,7 +166,11 @@ def run_trial(
         tags={"avb.kind": kind},
         owned=owned,
     )
-    train(job, [TuneReportCallback()])
+    if job.config.scaling.workers > 1:
+        train(job, [TuneReportCallback()])
+    else:
+        here = device("cuda" if job.config.scaling.gpus_per_worker else "cpu")
+        train_here(job, Worker(here), tune.report, Preemption(here, leaving))
 
 
 def _stages(search: Search, budget: Budget, earlier: Mapping[str, Sequence[Earlier]]) -> Iterator[Stage]:
@@ -210,6 +219,7 @@ def _tuner(
             trial_dirname_creator=lambda trial: trial.config["trial"],
             max_concurrent_trials=min(at_a_time, space.concurrent or at_a_time),
             time_budget_s=stage.seconds,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=path.name,
@@ -224,21 +234,23 @@ def _tuner(
 
 
 def _trainable(search: Search, stage: Stage, configs: Mapping[str, ExperimentConfig]) -> Callable[..., Any]:
-    """What Ray Tune starts for each trial of the stage, in an actor that only waits for its workers."""
+    """What Ray Tune runs for each trial of the stage, in an actor that goes on with another trial when it is done."""
     from ray import tune
 
-    return tune.with_resources(
-        tune.with_parameters(
-            run_trial,
-            kind=stage.source.kind,
-            trees={preset: config.tree() for preset, config in configs.items()},
-            folder=str(search.folder),
-            parent=search.run.run_id,
-            uri=search.tracking_uri,
-            owned=search.owned,
-        ),
-        {"CPU": TRIAL_CPUS},
+    from avb_service.distributed.preemption import Heeding
+    from avb_service.tuning.asking import Slot
+
+    given: Any = tune.with_parameters(
+        run_trial,
+        kind=stage.source.kind,
+        trees={preset: config.tree() for preset, config in configs.items()},
+        folder=str(search.folder),
+        parent=search.run.run_id,
+        uri=search.tracking_uri,
+        owned=search.owned,
     )
+    given.__mixins__ = (Heeding,)
+    return tune.with_resources(given, Slot)
 
 
 def _run(tuner: "Tuner") -> None:

@@ -14,7 +14,7 @@ import ray
 from ray.util import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from avb_service.distributed import reclaim
-from avb_service.distributed.cluster import cluster
+from avb_service.distributed.cluster import SLOT, cluster
 
 reclaim.EVERY, reclaim.PATIENCE = 0.5, {"CREATED": 2, "PENDING": 1000}
 
@@ -26,7 +26,8 @@ def states(groups): return {name: ray.util.placement_group_table(group)["state"]
 with cluster():
     cores = ray.cluster_resources()["CPU"]
     groups = {"empty": placement_group([{"CPU": 0.2}]), "inhabited": placement_group([{"CPU": 0.3}]),
-              "of a trial": placement_group([{"CPU": 0.01}]), "too large": placement_group([{"CPU": cores + 1}])}
+              "of a trial": placement_group([{"CPU": 0.1}], name=f"{SLOT}-1"),
+              "too large": placement_group([{"CPU": cores + 1}])}
     ray.get([group.ready() for name, group in groups.items() if name != "too large"])
     strategy = PlacementGroupSchedulingStrategy(groups["inhabited"])
     worker = ray.remote(Worker).options(num_cpus=0.3, scheduling_strategy=strategy).remote()

@@ -19,7 +19,7 @@ from avb_service.report import OBJECTIVE
 from avb_service.runs import OUTCOME, Outcome
 from avb_service.tracking.runs import REASON, RESUME_KEY
 from avb_service.tracking.server import connect
-from avb_service.trees import difference
+from avb_service.trees import Tree, difference
 from tests.answers import told
 
 AVB = str(Path(sys.executable).with_name("avb"))
@@ -50,12 +50,12 @@ pytestmark = [
 class Desk:
     """A directory to work in, with a tracking file and a Ray cluster of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, space: Tree = SPACE) -> None:
         self.folder = folder
         # A cluster that happens to run on this machine is not ours to use.
         self.environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
         self.environment.pop("MLFLOW_TRACKING_URI", None)
-        (folder / "space.yaml").write_text(yaml.safe_dump(SPACE, sort_keys=False))
+        (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -258,3 +258,15 @@ def test_one_model_is_trained_with_a_line_for_each_report_and_registered(desk):
     assert trained.returncode == 0, trained.stderr
     assert re.findall(r"^mine  round +(\d+)  log p\(x\) >= +-\d", trained.stderr, re.M) == ["10", "20", "30", "40"]
     assert "mine is models:/vae-digits/2" in trained.stdout
+
+
+def test_trials_of_one_worker_are_trained_one_after_the_other_in_one_process(tmp_path):
+    quick = {"training.rounds": 20, "algorithm.model.optimizer": "Adam", "algorithm.model.betas": [0.9, 0.999]}
+    one = {"preset": "vae_digits", "concurrent": 1, "space": {"algorithm.latent_dim": {"choice": [2, 3, 4]}}}
+    without = SPACE.keys() - {"baselines", "scheduler"}
+    desk = Desk(tmp_path, {**{key: SPACE[key] for key in without}, **one, "set": {**SPACE["set"], **quick}})
+    done = desk.run("tune", "--space", "space.yaml")
+    assert done.returncode == 0, done.stderr
+    assert len(desk.trials()) == 3 and not desk.unfinished()
+    results = [path.read_text().splitlines() for path in desk.search.glob("tune/*/*/result.json")]
+    assert len(results) == 3 and len({json.loads(line)["pid"] for lines in results for line in lines}) == 1

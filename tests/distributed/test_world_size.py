@@ -384,7 +384,7 @@ def leave(rank: int, workers: int, tree: Tree, folder: Path) -> None:
         listen()
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(HostLeaves):
-        experiment(tree, folder, rank, workers).run(heed=Preemption(torch.device("cpu")))
+        experiment(tree, folder, rank, workers).run(heed=Preemption(torch.device("cpu"), set))
 
 
 def test_a_model_whose_worker_is_told_to_end_goes_on_elsewhere_from_there(small, tmp_path):

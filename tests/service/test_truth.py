@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from avb_service.errors import UserError
 from avb_service.fitting import Fit
 from avb_service.runs import Job, Outcome
 from avb_service.tracking import Run, close_open_children
@@ -86,30 +85,26 @@ def test_a_run_has_begun_when_its_work_did_and_not_when_mlflow_learned_of_it(job
     assert before <= info.start_time <= info.end_time <= after
 
 
-class RaysError(Exception):
-    """As Ray tells of what a trial has raised."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(f"here\nand there\n{cause}")
-        self.cause = cause
+NOTED = "Failure # {} (occurred at 2026-12-01_04-20-37)\n{}\n"  # by Ray Tune
+TOLD = "Traceback\n  File a.py, line 1\navb_service.errors.UserError: two problems:\n  one\n  two"
+DIED = "The actor died unexpectedly before it was done.\n\tip: 192.0.2.2\nThe actor is dead. Worker exit type: C"
 
 
-@pytest.mark.parametrize("cause", [RuntimeError("no more"), UserError("two problems:\n  one\n  two")])
-def test_a_trial_that_failed_for_good_says_so_when_it_has(job, cause):
+@pytest.mark.parametrize(
+    ("first", "last", "reason"),
+    [(DIED, TOLD, "two problems:\n  one\n  two"), (TOLD, DIED, "its process has died")],
+)
+def test_a_trial_that_failed_for_good_says_so_when_it_has(job, tmp_path, first, last, reason):
     with pytest.raises(Stopped):
         train(job, stop=2)
-    trial = SimpleNamespace(
-        trial_id="a",
-        config={"trial": job.folder.name},
-        get_pickled_error=lambda: None,
-        get_error=lambda: RaysError(cause),
-    )
+    (tmp_path / "error.txt").write_text(NOTED.format(1, first) + NOTED.format(2, last))
+    trial = SimpleNamespace(trial_id="a", config={"trial": job.folder.name}, error_file=tmp_path / "error.txt")
     EndingCallback(job.folder.parent).on_trial_error(0, [trial], trial)
     for thread in threading.enumerate():
         if thread.name == "ending-a":
             thread.join()
-    assert (seen(job).info.status, seen(job).data.tags[REASON]) == ("FAILED", str(cause))
-    assert Outcome.read(job.folder) == Outcome("failed", str(cause))
+    assert (seen(job).info.status, seen(job).data.tags[REASON]) == ("FAILED", reason)
+    assert Outcome.read(job.folder) == Outcome("failed", reason)
 
 
 def test_a_run_that_nobody_has_closed_ended_with_its_last_report(job):

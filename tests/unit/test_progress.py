@@ -68,6 +68,7 @@ def test_a_trial_that_ends_says_how_and_how_many_have(tmp_path):
             config={"preset": "avb", "trial": name},
             last_result={"round": 40, OBJECTIVE: -20.0},
             is_finished=lambda ended=(name == "z"): ended,
+            error_file=tmp_path / "error.txt",
         )
         for name in "abcz"
     ]
@@ -81,10 +82,14 @@ def test_a_trial_that_ends_says_how_and_how_many_have(tmp_path):
     for trial in trials[:3]:
         callback.on_trial_complete(0, trials, trial)
         trial.is_finished = lambda: True
+    (tmp_path / "error.txt").write_text("The actor died.")
     callback.on_trial_error(0, trials, trials[0])
+    (tmp_path / "error.txt").write_text("Traceback\nray.exceptions.RayTaskError: it was told to end")
+    callback.on_trial_recover(0, trials, trials[0])
     assert callback._bars._console.file.getvalue().splitlines() == [
         "avb a  finished at round 40  log p(x) >=   -20.00  [2/4]",  # one had ended before, when it was interrupted
         "avb b  diverged at round 40  log p(x) >=   -20.00  [3/4]  round 41: nan",
         "avb c  stopped early at round 40  log p(x) >=   -20.00  [4/4]",
-        "avb a  failed at round 40  log p(x) >=   -20.00  [4/4]",
+        "avb a  failed at round 40  log p(x) >=   -20.00  [4/4]  its process has died",
+        "avb a  goes on from its last checkpoint: it was told to end",
     ]
