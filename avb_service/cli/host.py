@@ -80,8 +80,8 @@ def check(
     file: Annotated[Path, typer.Argument(help="The cluster file.")] = Path("ray_cluster.yaml"), as_json: Json = False
 ) -> None:
     """Before `ray up`: what would go wrong, and on which host. After it: what each host has."""
-    from avb_service.distributed.check import ClusterFile
     from avb_service.distributed.check import check as look
+    from avb_service.distributed.cluster_file import ClusterFile
 
     cluster = ClusterFile.read(file)
     report = look(cluster)

@@ -5,29 +5,21 @@ Floor 8. Each host is asked over one SSH connection, by the program in probe.py,
 
 import base64
 import json
-import os
-import re
 import secrets
 import shlex
 import subprocess
 import threading
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
-import jsonschema
+from avb_service.distributed import probe
+from avb_service.distributed.cluster_file import ClusterFile
+from avb_service.distributed.hosts import misplaced, not_shared, occupied, unreached, wanting
 
-from avb_service.distributed import absent, probe
-from avb_service.errors import ConfigError
-from avb_service.trees import read_yaml
-
-PYTHON = (3, 11)
 RAY, MLFLOW = 6379, 5000  # on the head, as in ray_cluster.yaml
 NODE = tuple(range(6380, 6386))  # on each host, as in deploy/install.sh; others connect to the first two
 LOCAL = (6386, 6387, 8265, 10001)  # on the head alone
@@ -35,9 +27,6 @@ ANY = 0  # a port that is free
 SECONDS = 60  # for an answer; a host that is busy takes some to start Python
 CONNECT = 10
 START = "import base64, sys; exec(base64.b64decode(sys.argv.pop(1)))"
-
-# What begins with a dash would be an option of ssh.
-ADDRESS, USER = r"[A-Za-z0-9][A-Za-z0-9_.:-]*", r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 # What ssh says, and what to do about it.
 REFUSALS = {
@@ -51,73 +40,6 @@ REFUSALS = {
     "SyntaxError": "its python3 is far too old: install 3.11 or newer, the same minor version everywhere",
     "python3: not found": "has no python3: install 3.11 or newer, the same minor version everywhere",
 }
-
-
-@dataclass(frozen=True)
-class ClusterFile:
-    """What a cluster file says of its hosts.
-
-    Attributes:
-        hosts: their addresses, the head first.
-        user: who logs in.
-        key: the private key.
-        proxy: ssh's ProxyCommand; may be empty.
-        storage: the folder that they share.
-    """
-
-    hosts: tuple[str, ...]
-    user: str
-    key: Path
-    proxy: str
-    storage: str
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a file for `ray up` whose provider is local.
-
-        Raises:
-            ConfigError: it lacks what is needed, or the key is not there; names everything at once.
-            UserError: it cannot be read, or is not YAML.
-        """
-        tree = read_yaml(path)
-        provider, auth = _section(tree, "provider"), _section(tree, "auth")
-        head: Any = provider.get("head_ip")
-        workers: Any = provider.get("worker_ips")
-        user: Any = auth.get("ssh_user")
-        key: Any = auth.get("ssh_private_key")
-        proxy: Any = auth.get("ssh_proxy_command")
-        commands = tree.get("setup_commands")
-        words = [_words(str(each)) for each in commands] if isinstance(commands, list) else []
-        folders = [line[at + 1] for line in words for at, word in enumerate(line[:-1]) if word.endswith("/install.sh")]
-        listed = isinstance(workers, list) and all(_is(ADDRESS, each) for each in workers)
-        hosts = (head, *(workers if listed else ()))
-        twice = [host for host, times in Counter(map(str, hosts)).items() if times > 1]
-        wrong = {
-            f"provider.type: given {provider.get('type')!r}, expected local": provider.get("type") != "local",
-            f"provider.head_ip: given {head!r}, expected an address": not _is(ADDRESS, head),
-            f"provider.worker_ips: given {workers!r}, expected a list of addresses": not listed,
-            f"provider: {', '.join(twice)} is named twice": bool(twice),
-            f"auth.ssh_user: given {user!r}, expected a name": not _is(USER, user),
-            f"auth.ssh_private_key: there is no file {key}": not os.path.isfile(os.path.expanduser(str(key))),
-            f"auth.ssh_private_key: {key} is the public half: name it without .pub": str(key).endswith(".pub"),
-            f"auth.ssh_proxy_command: given {proxy!r}, expected a command": not isinstance(proxy, str | None),
-            "setup_commands: expected bash .../deploy/install.sh SHARED_FOLDER": not folders,
-            f"setup_commands: {' '.join(folders)} is no absolute path": any(f[0] not in "/~" for f in folders),
-        }
-        if problems := [text for text, is_so in wrong.items() if is_so] + refused_by_ray(tree, {"provider", "auth"}):
-            raise ConfigError(problems, str(path))
-        return cls(hosts, user, Path(key).expanduser(), proxy or "", folders[0])
-
-
-def refused_by_ray(tree: Mapping[str, Any], apart: Collection[str]) -> list[str]:
-    """What `ray up` would not take of a cluster file, by its own schema, apart from some sections."""
-    schema = json.loads(files("ray").joinpath("autoscaler/ray-schema.json").read_text(encoding="utf-8"))
-    errors = jsonschema.Draft7Validator(schema).iter_errors(tree)
-    return [
-        ": ".join(filter(None, (".".join(map(str, error.absolute_path)), error.message)))
-        for error in errors
-        if not {*error.absolute_path} & {*apart}
-    ]
 
 
 @dataclass(frozen=True)
@@ -232,143 +154,56 @@ def check(
     """
     secret = secrets.token_hex(4)
     marks = {host: f".avb-check-{secret}-{index}" for index, host in enumerate(cluster.hosts)}
-    head, problems = cluster.hosts[0], list[str]()
-    with ExitStack() as stack, ThreadPoolExecutor(len(marks)) as pool:
-        connections = {host: stack.enter_context(Connection(cluster, host, mark)) for host, mark in marks.items()}
-
-        def ask(question: str, *given: Any, of: Iterable[str] = cluster.hosts) -> dict[str, Any]:  # noqa: ANN401
-            """The answers of those that give any; who does not is a problem, and is not asked again."""
-            asked = {host: pool.submit(connections[host].ask, question, *given) for host in of if host in connections}
-            answers = {}
-            for host, answer in asked.items():
-                try:
-                    answers[host] = answer.result()
-                except Lost as lost:
-                    problems.append(f"{host}: {lost}")
-                    del connections[host]
-            return answers
-
-        hosts = ask("facts")
-        problems += wanting(cluster, hosts)
-        problems += not_shared(cluster, marks, ask("marks"))
-        members = ask("members", of=[head]).get(head) or None
-        failed = ask("given_up", of=[head]).get(head) or []
-        own = ask("listen", head_ports, of=[head]).get(head)
-        open_ports = [(host, port) for host, (port,) in ask("listen", [ANY]).items()]
+    head = cluster.hosts[0]
+    with asking(cluster, marks) as asked:
+        hosts = asked("facts")
+        problems = [*wanting(cluster, hosts), *not_shared(cluster, marks, asked("marks"))]
+        members = asked("members", of=[head]).get(head) or None
+        failed = asked("given_up", of=[head]).get(head) or []
+        own = asked("listen", head_ports, of=[head]).get(head)
+        open_ports = [(host, port) for host, (port,) in asked("listen", [ANY]).items()]
         fixed = [(head, port) for port in head_ports if own]
         if members is None:
-            of_nodes = ask("listen", [*node_ports])
+            of_nodes = asked("listen", [*node_ports])
             fixed += [(host, port) for host, opened in of_nodes.items() for port in opened[:2] if port is not None]
             problems += occupied({head: own} if own else {}, head_ports)
             problems += occupied(of_nodes, node_ports)
-            problems += occupied(ask("listen", [*local_ports], of=[head]), local_ports)
-        closed = ask("closed", [*fixed, *open_ports])
+            problems += occupied(asked("listen", [*local_ports], of=[head]), local_ports)
+        closed = asked("closed", [*fixed, *open_ports])
         problems += unreached({host: [(*each,) for each in shut] for host, shut in closed.items()}, fixed)
     if members is not None:
         problems += misplaced(cluster, members, failed, serving=own is not None and own[1] is None)
-    return Report(hosts, members, problems)
+    return Report(hosts, members, [*asked.lost, *problems])
 
 
-def wanting(cluster: ClusterFile, hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the hosts lack, by what they say of themselves."""
-    found = []
-    for host, has in hosts.items():
-        version = ".".join(map(str, has["python"]))
-        if tuple(has["python"]) < PYTHON:
-            found.append(f"{host}: python3 is {version}: install 3.11 or newer, the same minor version everywhere")
-        if not has["venv"] and not has["versions"]:
-            found.append(f"{host}: python3 has no venv: install it (Debian: apt install python3-venv)")
-        if has["lacks"]:
-            found.append(f"{host}: lacks {', '.join(has['lacks'])}: install (Debian: rsync, util-linux, procps)")
-        if has["open"]:
-            found.append(
-                f"{host}: others may write {cluster.storage}, and by it run code as {cluster.user}: there, "
-                f"chmod go-w {cluster.storage}"
-            )
-        if has["ray"]:
-            found.append(
-                f"{host}: {has['ray']}, where Ray would keep sockets and code, is somebody else's: have it removed, or "
-                "export AVB_TMP=FOLDER in ~/.bashrc there"
-            )
-        if has["storage"]:
-            found.append(f"{host}: {cluster.user} cannot write {cluster.storage}: {has['storage']}")
-        if not has["resolves"] or ip_address(has["resolves"]).is_loopback:
-            where = f"resolves to {has['resolves']}" if has["resolves"] else "has no address"
-            found.append(
-                f"{host}: its name {has['hostname']} {where} there, so workers of one model on several hosts would not "
-                f"find each other: in its /etc/hosts, write {host} before {has['hostname']}"
-            )
-    minors = {host: ".".join(map(str, has["python"][:2])) for host, has in hosts.items()}
-    kinds = {"python3": minors}
-    plugins = {package for has in hosts.values() for package in has["versions"]} - {*probe.PACKAGES}
-    for package in probe.PACKAGES:
-        kinds[package] = {host: has["versions"][package] for host, has in hosts.items() if package in has["versions"]}
-    for package in sorted(plugins):
-        kinds[package] = {host: has["versions"].get(package, "none") for host, has in hosts.items() if has["versions"]}
-    return [*found, *mixed(kinds)]
+class Asking:
+    """Questions to several hosts at once; one that gives no answer is not asked again.
+
+    Args:
+        connections: by host.
+        pool: a thread for each.
+    """
+
+    def __init__(self, connections: dict[str, Connection], pool: ThreadPoolExecutor) -> None:
+        self._connections, self._pool = connections, pool
+        self.lost: list[str] = []
+
+    def __call__(self, question: str, *given: Any, of: Iterable[str] | None = None) -> dict[str, Any]:  # noqa: ANN401
+        """The answers of those that give any, of all or of some."""
+        hosts = [host for host in (self._connections if of is None else of) if host in self._connections]
+        asked = {host: self._pool.submit(self._connections[host].ask, question, *given) for host in hosts}
+        answers = {}
+        for host, answer in asked.items():
+            try:
+                answers[host] = answer.result()
+            except Lost as lost:
+                self.lost.append(f"{host}: {lost}")
+                del self._connections[host]
+        return answers
 
 
-def mixed(kinds: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """What is not the same on all hosts, by what it is and by host."""
-    return [
-        f"{kind}: {', '.join(f'{version} on {host}' for host, version in versions.items())}: install the same version "
-        "everywhere"
-        for kind, versions in kinds.items()
-        if len(set(versions.values())) > 1
-    ]
-
-
-def not_shared(cluster: ClusterFile, marks: Mapping[str, str], seen: Mapping[str, Sequence[str]]) -> list[str]:
-    """Hosts whose shared folder is not the one that the first of them has."""
-    if not seen:
-        return []
-    first = next(iter(seen))
-    return [
-        f"{host}: {cluster.storage} is not the folder that {first} has: mount the same disk on both, or name another "
-        "folder in setup_commands"
-        for host in seen
-        if marks[first] not in seen[host] or marks[host] not in seen[first]
-    ]
-
-
-def unreached(closed: Mapping[str, Iterable[tuple[str, int]]], fixed: Collection[tuple[str, int]]) -> list[str]:
-    """Connections that were tried in vain."""
-    found = []
-    for host, shut in closed.items():
-        for address, port in shut:
-            what = f"port {port}" if (address, port) in fixed else "the ports that Ray chooses"
-            found.append(f"{host}: cannot connect to {what} of {address}: open it in the firewall between the hosts")
-    return found
-
-
-def occupied(opened: Mapping[str, Sequence[int | None]], ports: Sequence[int]) -> list[str]:
-    """Ports that another program has, before `ray up`: those that a host could not open."""
-    return [
-        f"{host}: another program has port {port}: end it, or the Ray that was left there (ray down)"
-        for host, got in opened.items()
-        for port, mine in zip(ports, got, strict=True)
-        if mine is None
-    ]
-
-
-def misplaced(cluster: ClusterFile, members: Mapping[str, Any], failed: Collection[str], serving: bool) -> list[str]:
-    """After `ray up`: hosts that have not joined, and a head whose MLflow is not serving."""
-    found = [absent.line(host, failed) for host in cluster.hosts if not absent.joined(host, members)]
-    idle = [] if serving else [f"{cluster.hosts[0]}: MLflow does not run: see ~/avb-service/mlflow.log there"]
-    return [*found, *idle]
-
-
-def _is(pattern: str, value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-def _words(command: str) -> list[str]:
-    try:
-        return [word for word in shlex.split(command) if word]
-    except ValueError:  # a quote that is not closed
-        return []
-
-
-def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section = tree.get(name)
-    return section if isinstance(section, dict) else {}
+@contextmanager
+def asking(cluster: ClusterFile, marks: Mapping[str, str]) -> Iterator[Asking]:
+    """Be logged in on all hosts, where each leaves its mark in the shared folder."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(marks)) as pool:
+        yield Asking({host: stack.enter_context(Connection(cluster, host, mark)) for host, mark in marks.items()}, pool)

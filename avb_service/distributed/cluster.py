@@ -10,16 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from avb_service.distributed import absent, own, probe
-from avb_service.distributed.check import mixed
+from avb_service.distributed.capacity import Capacity, Node
+from avb_service.distributed.hosts import mixed
 from avb_service.errors import UserError
 from avb_service.kinds import DEVELOPMENT
-from avb_service.settings import ScalingConfig
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,81 +32,17 @@ ENVIRONMENT = {
 }
 QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
-# The actor that runs a trial only waits for its workers; on two cores it must not take a core from them.
-TRIAL_CPUS = 0.01
 ROOM = 60  # seconds for which Ray Train waits for room before it asks again
 SLOT = "avb-slot"  # room that Ray Tune keeps for trials that train in its own actors, one after the other
-WORKER_SHARE = 0.98  # of a core asked for: leaves room for the trials' own actors on a machine that is full
 NODES = "AVB_NODES"  # how many hosts the cluster is to have; deploy/install.sh sets it on the head
 PATIENCE = 900  # seconds for them to join: the first installation on a host takes minutes
 REACH = 5  # seconds for a cluster to take a connection
 ANSWER = 60  # seconds for all to say what they have installed
-ROUNDING = 1e-6  # of quotients; Ray itself counts in steps of 1e-4
 
 # Blocks of this process, in several threads maybe, that use a connection that the first of them has made: RAY_ADDRESS
 # as that found it, once for each. The last one to end takes the connection down.
 _DOOR = threading.Lock()
 _INSIDE: list[str | None] = []
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one host of a cluster has."""
-
-    cpus: float
-    gpus: float
-
-    def workers(self, scaling: ScalingConfig, trials: int) -> int:
-        """How many whole workers fit beside the actors of so many trials."""
-        fits = (self.cpus - trials * TRIAL_CPUS) / worker_cpus(scaling)
-        if share := scaling.gpus_per_worker:
-            # Several workers may share a GPU, or one have several; none has parts of two.
-            fits = min(fits, int(self.gpus) * int(1 / share + ROUNDING) if share < 1 else self.gpus / share)
-        return max(0, int(fits + ROUNDING))
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a cluster has in all."""
-
-    nodes: tuple[Node, ...]
-
-    @property
-    def cpus(self) -> float:
-        """On all hosts."""
-        return sum(node.cpus for node in self.nodes)
-
-    @property
-    def gpus(self) -> float:
-        """On all hosts."""
-        return sum(node.gpus for node in self.nodes)
-
-    def __str__(self) -> str:
-        """For people."""
-        return f"{len(self.nodes)} node(s), {self.cpus:g} CPUs, {self.gpus:g} GPUs"
-
-    def models_at_a_time(self, scaling: ScalingConfig) -> int:
-        """How many models of this size can be trained side by side; at least 1.
-
-        Workers of a model may be on several hosts, each of them on one. Where Ray puts the actors of the trials is not
-        known, so all of them are counted on every host.
-
-        Raises:
-            UserError: not even one; Ray would wait for ever.
-        """
-        models = 0
-        while sum(node.workers(scaling, models + 1) for node in self.nodes) >= (models + 1) * scaling.workers:
-            models += 1
-        if models < 1 and sum(node.workers(scaling, 1) for node in self.nodes) >= scaling.enough:
-            return 1
-        if models < 1:
-            largest = max(self.nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
-            raise UserError(
-                f"scaling: {scaling.enough} workers of {scaling.cpus_per_worker:g} CPUs and "
-                f"{scaling.gpus_per_worker:g} GPUs do not fit; the cluster has {self}, of which "
-                f"{largest.cpus:g} CPUs and {largest.gpus:g} GPUs on its largest node. Lower scaling, or add nodes"
-            )
-        return models
 
 
 def own_capacity() -> Capacity | None:
@@ -125,17 +60,6 @@ def own_capacity() -> Capacity | None:
         return None
     own.prepare()
     return Capacity((Node(float(os.cpu_count() or 1), float(torch.cuda.device_count())),))
-
-
-def worker_cpus(scaling: ScalingConfig) -> float:
-    """Of what a worker asks Ray for."""
-    return scaling.cpus_per_worker * WORKER_SHARE
-
-
-def room(scaling: ScalingConfig) -> dict[str, float]:
-    """What a worker asks Ray for."""
-    gpus = {"GPU": scaling.gpus_per_worker} if scaling.gpus_per_worker else {}
-    return {"CPU": worker_cpus(scaling), **gpus}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from avb_service.distributed.cluster import WORKER_SHARE, Capacity
+from avb_service.distributed.capacity import WORKER_SHARE, Capacity
 from avb_service.errors import UserError
 from avb_service.likelihood import Columns, Runner, Task
 

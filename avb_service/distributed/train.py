@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, cast
 
 from avb_service.distributed.averaging import averaging
-from avb_service.distributed.cluster import ROOM, room
+from avb_service.distributed.capacity import room
+from avb_service.distributed.cluster import ROOM
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.work import Worker, begun, ended_with, work
 from avb_service.errors import DivergenceError, UserError

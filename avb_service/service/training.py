@@ -17,7 +17,7 @@ from avb_service.results import Searched, Trained, Trials
 from avb_service.service.models import leaderboard, prepare
 
 if TYPE_CHECKING:
-    from avb_service.distributed.cluster import Capacity
+    from avb_service.distributed.capacity import Capacity
     from avb_service.settings import ExperimentConfig
     from avb_service.tuning.space import SpaceConfig
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from avb_service.build import check_fit
 from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.scale import caution
-from avb_service.distributed.cluster import Capacity
+from avb_service.distributed.capacity import Capacity
 from avb_service.distributed.interrupts import interruptible
 from avb_service.distributed.reclaim import reclaiming
 from avb_service.distributed.train import train

@@ -1,6 +1,7 @@
 import pytest
 
-from avb_service.distributed.cluster import Capacity, Node, own_capacity
+from avb_service.distributed.capacity import Capacity, Node
+from avb_service.distributed.cluster import own_capacity
 from avb_service.distributed.scoring import on_cluster
 from avb_service.errors import UserError
 from avb_service.settings import ScalingConfig

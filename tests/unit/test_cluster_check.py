@@ -14,17 +14,9 @@ from typer.testing import CliRunner
 
 from avb_service import cli
 from avb_service.distributed import absent, probe
-from avb_service.distributed.check import (
-    LOCAL,
-    NODE,
-    ClusterFile,
-    Report,
-    check,
-    misplaced,
-    not_shared,
-    unreached,
-    wanting,
-)
+from avb_service.distributed.check import LOCAL, NODE, Report, check
+from avb_service.distributed.cluster_file import ClusterFile
+from avb_service.distributed.hosts import misplaced, not_shared, unreached, wanting
 from avb_service.errors import ConfigError
 from tests.answers import told
 

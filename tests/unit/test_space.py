@@ -6,7 +6,7 @@ import yaml
 
 from avb_service.algorithms import METHODS
 from avb_service.data.datasets import load
-from avb_service.distributed.cluster import Capacity, Node
+from avb_service.distributed.capacity import Capacity, Node
 from avb_service.errors import ConfigError, UserError
 from avb_service.optim import TurnConfig
 from avb_service.report import OBJECTIVE
