@@ -15,7 +15,8 @@ from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
 from avb_service.config import Config
-from avb_service.distributions import DataSpec, ImplicitPosterior, ProductDistribution, Values
+from avb_service.discrete import ProductDistribution
+from avb_service.distributions import DataSpec, ImplicitPosterior, Values
 from avb_service.optim import TurnConfig
 
 Shared = tuple[Tensor, ...]  # what `Algorithm.shared` gives

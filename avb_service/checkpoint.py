@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from avb_service.errors import DataError, TakenOverError, UserError
-from avb_service.storage import parse_json, put_back, read_file, read_folder, write_folder
+from avb_service.manifest import read_folder
+from avb_service.storage import parse_json, put_back, read_file, write_folder
 from avb_service.trees import Tree, parse_yaml, to_yaml
 
 if TYPE_CHECKING:

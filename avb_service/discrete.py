@@ -1,4 +1,4 @@
-"""Distributions over codes that can be counted: bits, one-hot vectors, layers of bits.
+"""Distributions over codes that can be counted: bits, one-hot vectors, layers of bits; and codes side by side.
 
 Floor 1. Their draws compare a uniform number, or Gumbel numbers, with what the network has computed. Where that is not
 a number they are still codes, so that divergence shows in the loss, which the engine looks at, and not in the sampler.
@@ -9,11 +9,18 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, constraints, register_kl
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    OneHotCategorical,
+    constraints,
+    register_kl,
+)
 from torch.nn.functional import softplus
 
-from avb_service.distributions import Shape
-from avb_service.maths import one_hot
+from avb_service.maths import Shape, one_hot
 
 
 class Bits(Bernoulli):
@@ -155,3 +162,61 @@ class LayeredBits(DiscreteCodes):
         for link, given, layer in zip(self.links, layers, layers[1:], strict=False):
             total = total + bits(link(given)).log_prob(layer)
         return total
+
+
+class OneOfK(OneHotCategorical):
+    """One-hot vectors [K] from logits [..., K]; torch's own checks its logits even where told not to.
+
+    NaN has to reach the engine, which stops the run and names the player.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._categorical = Categorical(logits=logits, validate_args=False)
+        Distribution.__init__(self, logits.shape[:-1], logits.shape[-1:], validate_args=False)
+
+    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+        """Draws [*sample_shape, ..., K]."""
+        chosen = self._categorical.sample(torch.Size(sample_shape))
+        return one_hot(chosen, self.event_shape[0], self._categorical.logits)
+
+
+class ProductDistribution(Distribution):
+    """Independent vectors side by side.
+
+    Args:
+        parts: distributions of one batch shape, with event shapes [D_1], [D_2], ...
+    """
+
+    arg_constraints: dict = {}
+
+    def __init__(self, *parts: Distribution) -> None:
+        self.parts = parts
+        self.sizes = [part.event_shape[0] for part in parts]
+        super().__init__(parts[0].batch_shape, torch.Size([sum(self.sizes)]), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Each part's own; discrete where one of them is."""
+        return constraints.cat([part.support for part in self.parts], -1, self.sizes)
+
+    @property
+    def mean(self) -> Tensor:
+        """Means side by side, [..., D]."""
+        return torch.cat([part.mean for part in self.parts], -1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances side by side, [..., D]."""
+        return torch.cat([part.variance for part in self.parts], -1)
+
+    def split(self, value: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a vector, [..., D_1], [..., D_2], ..."""
+        return value.split(self.sizes, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Sum over the parts, [...]."""
+        return sum((p.log_prob(v) for p, v in zip(self.parts, self.split(value), strict=True)), value.new_zeros(()))
+
+    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
+        """Draws [*sample_shape, ..., D]."""
+        return torch.cat([part.sample(torch.Size(sample_shape)) for part in self.parts], -1)

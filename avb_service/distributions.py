@@ -9,24 +9,20 @@ from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
-    Categorical,
     Distribution,
     Independent,
     Normal,
-    OneHotCategorical,
-    constraints,
 )
 
 from avb_service.config import Config
+from avb_service.discretised import DiscretisedLogistic
 from avb_service.kinds import OneOf, Table, subclass_of
-from avb_service.maths import logit_of_mean, one_hot
+from avb_service.maths import Shape, logit_of_mean
 
-Shape = torch.Size | tuple[int, ...]
 Values = Literal["binary", "levels", "real"]  # {0, 1}; {0, ..., L} / L; any number
 
 
@@ -208,82 +204,6 @@ class DiscretisedLogisticObservation(ObservationModel):
         return torch.stack([loc, torch.zeros_like(loc)]).to(mean)
 
 
-class Grid(constraints.Constraint):
-    """The numbers {0, 1, ..., L} / L, whose probabilities are no density."""
-
-    is_discrete = True
-
-    def __init__(self, levels: int) -> None:
-        self.levels = levels
-        super().__init__()
-
-    def check(self, value: Tensor) -> Tensor:
-        """Whether numbers are of the grid, but for the rounding of floats."""
-        number = value * self.levels
-        return ((number - number.round()).abs() < 1e-3) & (value >= 0) & (value <= 1)
-
-
-class DiscretisedLogistic(Distribution):
-    """A logistic density integrated over the cells of the grid {0, 1, ..., L} / L.
-
-    Args:
-        loc: [...], in units where the grid spans [0, 1].
-        log_scale: [...].
-        levels: L, the number of cells less one.
-    """
-
-    arg_constraints: dict = {}
-
-    def __init__(self, loc: Tensor, log_scale: Tensor, levels: int) -> None:
-        self.loc, self.log_scale, self.levels = loc, log_scale, levels
-        super().__init__(batch_shape=loc.shape, validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The grid."""
-        return Grid(self.levels)
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x], [...]; at the ends of the grid it is not the location, whose tail beyond them is drawn inside."""
-        return self._expectation(lambda value: value).clamp(0, 1)  # which only rounding leaves
-
-    @property
-    def variance(self) -> Tensor:
-        """E[(x - E[x])^2], [...]."""
-        mean = self.mean
-        return self._expectation(lambda value: (value - mean).square())
-
-    def _expectation(self, function: Callable[[float], float | Tensor]) -> Tensor:
-        """E[f(x)], [...]: the sum over the grid, a level at a time, so that images of 256 levels fit into memory."""
-        inverse_scale = torch.exp(-self.log_scale)
-        total = below = torch.zeros_like(self.loc)
-        for level in range(self.levels + 1):
-            edge = (level + 0.5) / self.levels if level < self.levels else math.inf
-            up_to = torch.sigmoid((edge - self.loc) * inverse_scale)
-            total = total + (up_to - below) * function(level / self.levels)
-            below = up_to
-        return total
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass of the cell around each value, [...]; exact in the tails."""
-        half = 0.5 / self.levels
-        inverse_scale = torch.exp(-self.log_scale)
-        upper = (value - self.loc + half) * inverse_scale
-        lower = (value - self.loc - half) * inverse_scale
-        # log(sigmoid(b) - sigmoid(a)) = log(1 - e^(a-b)) + logsigmoid(b) + logsigmoid(-a)
-        inside = torch.log(-torch.expm1(lower - upper)) + F.logsigmoid(upper) + F.logsigmoid(-lower)
-        first, last = value <= half, value >= 1 - half
-        return torch.where(first, F.logsigmoid(upper), torch.where(last, F.logsigmoid(-lower), inside))
-
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
-        """Draws on the grid, [*sample_shape, ...]."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(1e-6, 1 - 1e-6)
-        draw = self.loc + torch.exp(self.log_scale) * torch.logit(u)
-        return (draw.clamp(0, 1) * self.levels).round() / self.levels
-
-
 def likelihood_score(p: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
     """What log p(x|z) is a function of, and its gradient by that: all that its gradient by z needs.
 
@@ -299,64 +219,6 @@ def likelihood_score(p: Distribution, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits, x - torch.sigmoid(logits)
     log_p = p.log_prob(x)
     return log_p, torch.ones_like(log_p)
-
-
-class OneOfK(OneHotCategorical):
-    """One-hot vectors [K] from logits [..., K]; torch's own checks its logits even where told not to.
-
-    NaN has to reach the engine, which stops the run and names the player.
-    """
-
-    def __init__(self, logits: Tensor) -> None:
-        self._categorical = Categorical(logits=logits, validate_args=False)
-        Distribution.__init__(self, logits.shape[:-1], logits.shape[-1:], validate_args=False)
-
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
-        """Draws [*sample_shape, ..., K]."""
-        chosen = self._categorical.sample(torch.Size(sample_shape))
-        return one_hot(chosen, self.event_shape[0], self._categorical.logits)
-
-
-class ProductDistribution(Distribution):
-    """Independent vectors side by side.
-
-    Args:
-        parts: distributions of one batch shape, with event shapes [D_1], [D_2], ...
-    """
-
-    arg_constraints: dict = {}
-
-    def __init__(self, *parts: Distribution) -> None:
-        self.parts = parts
-        self.sizes = [part.event_shape[0] for part in parts]
-        super().__init__(parts[0].batch_shape, torch.Size([sum(self.sizes)]), validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Each part's own; discrete where one of them is."""
-        return constraints.cat([part.support for part in self.parts], -1, self.sizes)
-
-    @property
-    def mean(self) -> Tensor:
-        """Means side by side, [..., D]."""
-        return torch.cat([part.mean for part in self.parts], -1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variances side by side, [..., D]."""
-        return torch.cat([part.variance for part in self.parts], -1)
-
-    def split(self, value: Tensor) -> tuple[Tensor, ...]:
-        """The parts of a vector, [..., D_1], [..., D_2], ..."""
-        return value.split(self.sizes, -1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Sum over the parts, [...]."""
-        return sum((p.log_prob(v) for p, v in zip(self.parts, self.split(value), strict=True)), value.new_zeros(()))
-
-    def sample(self, sample_shape: Shape | list[int] = ()) -> Tensor:
-        """Draws [*sample_shape, ..., D]."""
-        return torch.cat([part.sample(torch.Size(sample_shape)) for part in self.parts], -1)
 
 
 class ImplicitPosterior:

@@ -6,7 +6,7 @@ Floor 6. Data-parallel training runs the same class in every worker; where recor
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,9 @@ from avb_service.data.datasets import Dataset
 from avb_service.data.scale import remedy
 from avb_service.errors import DivergenceError, UserError
 from avb_service.likelihood import Columns, Task
-from avb_service.model import Model, Progress
+from avb_service.model import Model
 from avb_service.provenance import code_version, same_numbers
+from avb_service.recorder import Progress, Recorder, record_plots
 from avb_service.report import coverage, diagnosis, objective, objective_of, plots, tags
 from avb_service.seeding import reproducible, seeded
 from avb_service.settings import ExperimentConfig, check_continues
@@ -30,26 +31,13 @@ from avb_service.training.turn import Average
 from avb_service.trees import must_match
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 CALIBRATION_DATA = 5000
 SKIPPED = "avb.checkpoints_skipped"  # tag: what was wrong with them
 
 OnReport = Callable[[int, Mapping[str, float]], None]
 Heed = Callable[[Callable[[], None]], None]
-
-
-class Recorder(Protocol):
-    """Where a run is recorded; MLflow's `Run` is one."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None) -> None:
-        """Numbers at a round; those that are there already are left. The tags are true of the run from then on."""
-
-    def log_figure(self, name: str, picture: Any, step: int | None = None) -> None:  # noqa: ANN401
-        """A PNG at a round; without one, the final picture of that name."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """What a table of runs shows of this one."""
 
 
 class Fit:
@@ -265,14 +253,6 @@ def best_model(config: ExperimentConfig, folder: str | Path, dataset: Dataset | 
     manner = Manner(**engine["manner"]) if "manner" in engine else Manner(training.capture, training.precision)
     progress = Progress(checkpoint.state["seconds"], manner, checkpoint.state["history"])
     return Model(algorithm, config, checkpoint.round, progress=progress, read=dataset)
-
-
-def record_plots(recorder: Recorder, drawn: "Mapping[str, Figure]", round_: int | None = None) -> None:
-    """Record plots of a model: at a round, or as the final ones."""
-    from avb_service.figures import to_png  # matplotlib is slow to import, and most processes draw nothing
-
-    for name, plot in drawn.items():
-        recorder.log_figure(name, to_png(plot), round_)
 
 
 def _check_same(checkpoint: Checkpoint, config: ExperimentConfig, dataset: Dataset) -> None:

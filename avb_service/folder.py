@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from avb_service.checkpoint import packed, unpacked
 from avb_service.errors import DataError
-from avb_service.storage import MANIFEST, read_folder, read_format, write_folder
+from avb_service.manifest import read_folder, read_format
+from avb_service.storage import MANIFEST, write_folder
 from avb_service.trees import Tree, parse_yaml, read_yaml, to_yaml
 
 if TYPE_CHECKING:

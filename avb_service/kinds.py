@@ -154,7 +154,9 @@ class OneOf:
         """How pydantic reads what stands there, and writes it."""
         if source is str:
             return core_schema.no_info_after_validator_function(self._name, handler(source))
-        written = core_schema.plain_serializer_function_ser_schema(_written, info_arg=True)
+        written = core_schema.plain_serializer_function_ser_schema(
+            lambda value, info: value.model_dump(mode=info.mode), info_arg=True
+        )
         return core_schema.no_info_plain_validator_function(
             lambda given: given if isinstance(given, source) else self._section(given), serialization=written
         )
@@ -261,21 +263,13 @@ def check_packages(asked: Mapping[str, str], what: str) -> None:
             if set(wanted.split(",")) - {f"{each.name}={each.value}" for each in _developed()}:
                 raise UserError(f"{what} was made with {DEVELOPMENT}={wanted}; set it, and have its modules importable")
             continue
+        said = f"{what} was made with {package} {wanted}"
         try:
             here = version(package)
         except PackageNotFoundError:
-            raise UserError(
-                f"{what} was made with {package} {wanted}, which is not installed: pip install {package}=={wanted}"
-            ) from None
+            raise UserError(f"{said}, which is not installed: pip install {package}=={wanted}") from None
         if here != wanted:
-            _log.warning(
-                "%s was made with %s %s, and here is %s; if it is not the same: pip install %s==%s",
-                *(what, package, wanted, here, package, wanted),
-            )
-
-
-def _written(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
-    return value.model_dump(mode=info.mode)
+            _log.warning("%s, and here is %s; if it is not the same: pip install %s==%s", said, here, package, wanted)
 
 
 def _installed(kind: str) -> tuple[EntryPoint, ...]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+Shape = torch.Size | tuple[int, ...]  # of draws
+
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
     """Log of the mean of exp(values) along a dimension, without overflow."""

@@ -4,7 +4,6 @@ Floor 6.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,44 +18,23 @@ from avb_service.data.datasets import DataConfig, Dataset, load
 from avb_service.data.files import Levels
 from avb_service.data.inputs import Given, refuse_first, seen
 from avb_service.data.stream import fixed
-from avb_service.distributions import DataSpec, Grid
+from avb_service.discretised import Grid
+from avb_service.distributions import DataSpec
 from avb_service.errors import DataError, UserError
 from avb_service.folder import ModelFolder
 from avb_service.kinds import check_packages
 from avb_service.likelihood import Budget, Evaluator, NoisyModel
 from avb_service.likelihood.needs import on_a_grid
+from avb_service.recorder import Progress
 from avb_service.records import LIKELIHOOD, Estimate, LikelihoodRecord
 from avb_service.seeding import seeded
 from avb_service.settings import ExperimentConfig
-from avb_service.training.manner import Manner
-
-History = Mapping[str, Sequence[Sequence[float]]]  # metric -> [round, value] at each report
 
 EXPECTED = {
     "binary": "0 or 1 (the model was trained on binary data)",
     "levels": "numbers in [0, 1], or pixels as uint8",
     "real": "finite numbers",
 }
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What training has to say of itself.
-
-    Attributes:
-        seconds: spent on training.
-        manner: in which turns are played: auto until the first round.
-        history: of all metrics.
-    """
-
-    seconds: float
-    manner: Manner
-    history: History
-
-    def tags(self, round_: int | None) -> dict[str, str]:
-        """What a table of runs shows of it, after so many rounds."""
-        played = {f"training.{name}": value for name, value in self.manner._asdict().items()}
-        return {"rounds": str(round_), "train_seconds": f"{self.seconds:.1f}", **played}
 
 
 @dataclass(frozen=True)

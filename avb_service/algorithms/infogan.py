@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from avb_service.algorithm import AlgorithmConfig, Batch, CodedModel, DataSpec, Loss, Player, told_apart, warm_up
 from avb_service.algorithms.gan import GameConfig
-from avb_service.distributions import OneOfK, ProductDistribution
+from avb_service.discrete import OneOfK, ProductDistribution
 from avb_service.maths import standard_normal
 from avb_service.networks.augmentation import AugmentationConfig
 from avb_service.networks.critics import Critic

@@ -11,10 +11,10 @@ import typer
 
 import avb_service
 from avb_service.cli.options import (
-    ESTIMATORS,
     RUNS,
     Budget,
     DataRoot,
+    Estimators,
     Json,
     Limit,
     Model,
@@ -24,9 +24,6 @@ from avb_service.cli.options import (
     display,
     say,
     tell,
-)
-from avb_service.cli.options import (
-    estimator as one_estimator,
 )
 
 if TYPE_CHECKING:
@@ -113,14 +110,7 @@ def pull(
 @app.command()
 def evaluate(
     model: Model,
-    estimator: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            parser=one_estimator,
-            help=f"Only this estimator; repeatable. Names: {', '.join(ESTIMATORS)}; and those of installed packages.",
-        ),
-    ] = None,
+    estimators: Estimators = None,
     budget: Annotated[
         Budget | None, typer.Option(help="quick unless given; standard: annealing too; certified: a certificate, too.")
     ] = None,
@@ -143,7 +133,7 @@ def evaluate(
         check_place(plot)
     found = avb_service.evaluate(
         model,
-        estimators=estimator or [],
+        estimators=estimators or (),
         budget=budget,
         settings=settings,
         noise=noise,

@@ -12,7 +12,7 @@ import typer
 from avb_service import rows
 from avb_service.display import Display
 from avb_service.errors import UserError
-from avb_service.results import Shown
+from avb_service.shown import Shown
 from avb_service.tables import ERR
 
 RUNS = Path("runs")
@@ -47,7 +47,7 @@ ESTIMATORS = (
 Budget = Literal["quick", "standard", "certified"]
 
 
-def estimator(name: str) -> str:
+def _estimator(name: str) -> str:
     """The name of an estimator, ours or theirs; one that went by another is answered with its new one."""
     if name == "iwae_refined":
         raise typer.BadParameter(f"{name} is no more: iwae_mixture has taken its place; use that")
@@ -56,6 +56,17 @@ def estimator(name: str) -> str:
     if name not in (known := (*ESTIMATORS, *offered("estimators"))):
         raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, known))}")
     return name
+
+
+Estimators = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--estimator",
+        metavar="NAME",
+        parser=_estimator,
+        help=f"Only this estimator; repeatable. Names: {', '.join(ESTIMATORS)}; and those of installed packages.",
+    ),
+]
 
 
 def display(as_json: bool) -> Display:

@@ -6,7 +6,7 @@ Floor 8.
 from dataclasses import dataclass
 
 from avb_service.errors import UserError
-from avb_service.settings import ScalingConfig
+from avb_service.scaling import ScalingConfig
 
 # The actor of a trial with several workers only waits for them; on two cores it must not take a core from them.
 TRIAL_CPUS = 0.01

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from avb_service.config import Config
 from avb_service.discrete import DiscreteCodes
-from avb_service.distributions import Shape
-from avb_service.maths import one_hot
+from avb_service.maths import Shape, one_hot
 from avb_service.networks.masked import stateless
 from avb_service.networks.trunks import ACTIVATIONS, Activation, Width
 

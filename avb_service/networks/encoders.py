@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from avb_service.config import Config
-from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior, Shape
+from avb_service.distributions import BasisMoments, ImplicitPosterior, NoiseBasisPosterior
 from avb_service.kinds import OneOf, Table, subclass_of
+from avb_service.maths import Shape
 from avb_service.networks.trunks import ACTIVATIONS, ImageShape, MLPConfig, TrunkConfig, Width, beside, layers
 
 

@@ -8,7 +8,7 @@ import math
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from avb_service.distributions import OneOfK, ProductDistribution
+from avb_service.discrete import OneOfK, ProductDistribution
 from avb_service.networks.trunks import layers
 
 UNIFORM_SCALE = 1 / math.sqrt(3)  # standard deviation of a number that is uniform on [-1, 1]

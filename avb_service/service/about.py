@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from avb_service import rows, tables
 from avb_service.errors import UserError
-from avb_service.results import Listing, Plan
+from avb_service.results import Plan
+from avb_service.shown import Listing
 from avb_service.trees import child, read_yaml
 
 if TYPE_CHECKING:

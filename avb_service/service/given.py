@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution
 
     from avb_service.data.inputs import Given
-    from avb_service.likelihood import Budget, LikelihoodConfig
+    from avb_service.likelihood import Budget, Evaluator, LikelihoodConfig
     from avb_service.likelihood.given import Network, Observation, Posterior
     from avb_service.model import Model
+    from avb_service.records import LikelihoodRecord
 
 
 def certify(
@@ -67,7 +68,6 @@ def certify(
     from avb_service.likelihood import Evaluator, Observed, given_model
     from avb_service.likelihood.needs import measure
     from avb_service.model import Model
-    from avb_service.records import LikelihoodRecord
     from avb_service.report import basis
 
     if estimators and budget:
@@ -80,16 +80,22 @@ def certify(
     given = cast("Given", x) if source is None else source.data("test")[0]
     model, scored = given_model(decoder, prior, posterior, given)
     on = {"data_sha256": _digest(scored), "measure": measure(model)} if source is None else basis(source, model)
-    display = display or Display()
-    with display.scoring() as progress:
-        evaluator = Evaluator(model, config, progress=progress)
-        for each in estimators:
-            evaluator.require(each)
-        if estimators:
-            record = LikelihoodRecord(on, tuple(evaluator.score(each, scored) for each in estimators))
-        else:
-            record = evaluator.assess(scored, config.budget, on)
+    with (display or Display()).scoring() as progress:
+        record = _scored(Evaluator(model, config, progress=progress), scored, estimators, on)
     return Evaluation(name, data if source is None else source.config.data.name, len(scored), record, name)
+
+
+def _scored(
+    evaluator: "Evaluator", x: "Tensor", estimators: Sequence[str], basis: Mapping[str, str]
+) -> "LikelihoodRecord":
+    """What was asked for: some estimators by name, which all have to fit the model before any begins; or a budget."""
+    from avb_service.records import LikelihoodRecord
+
+    if not estimators:
+        return evaluator.assess(x, evaluator.config.budget, basis)
+    for each in estimators:
+        evaluator.require(each)
+    return LikelihoodRecord(basis, tuple(evaluator.score(each, x) for each in estimators))
 
 
 def record(evaluation: Evaluation, *, experiment: str = "external") -> str:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from avb_service.display import Display
 from avb_service.errors import UserError
-from avb_service.results import Compared, Evaluation, Plots
+from avb_service.results import Compared, Evaluation
 from avb_service.service.models import load, prepare
+from avb_service.shown import Plots
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,13 @@ from avb_service.results import Searched, Trained, Trials
 from avb_service.service.models import leaderboard, prepare
 
 if TYPE_CHECKING:
+    from avb_service.data.datasets import Dataset
     from avb_service.distributed.capacity import Capacity
+    from avb_service.runs import Job
     from avb_service.settings import ExperimentConfig
+    from avb_service.tracking.publish import Published
+    from avb_service.tuning.earlier import Earlier
+    from avb_service.tuning.record import Search
     from avb_service.tuning.space import SpaceConfig
 
 Settings = Mapping[str, Any] | Sequence[str]  # dotted path -> value; or "PATH=VALUE" each, as `--set` takes them
@@ -51,9 +56,6 @@ def train(
     from avb_service.checkpoint import CheckpointStore
     from avb_service.data.scale import introduction
     from avb_service.distributed.cluster import cluster
-    from avb_service.distributed.progress import listening
-    from avb_service.distributed.scoring import on_cluster
-    from avb_service.distributed.train import train_alone
     from avb_service.lock import owned
     from avb_service.runs import Job
     from avb_service.settings import check_run_name, read_config
@@ -74,13 +76,23 @@ def train(
         newest = CheckpointStore(job.checkpoints).newest
         display.note(f"training {name} on {capacity}{f', from {newest.name}' if newest else ''}; recorded at {uri}")
         try:
-            with display.training(config.training.rounds) as bars, listening(partial(bars.report, name)) as callbacks:
-                train_alone(job, callbacks)
-            job.deliver(display.note)
-            with display.scoring() as progress:
-                return Trained(name, job.publish(job.assess(dataset, run=on_cluster(capacity), progress=progress)))
+            return _trained(job, dataset, capacity, display)
         except KeyboardInterrupt:
             raise Interrupted(f"{name} was interrupted; run again with --name {name}, it goes on") from None
+
+
+def _trained(job: "Job", dataset: "Dataset", capacity: "Capacity", display: Display) -> Trained:
+    """Train, score and register what has begun."""
+    from avb_service.distributed.progress import listening
+    from avb_service.distributed.scoring import on_cluster
+    from avb_service.distributed.train import train_alone
+
+    rounds = job.config.training.rounds
+    with display.training(rounds) as bars, listening(partial(bars.report, job.name)) as callbacks:
+        train_alone(job, callbacks)
+    job.deliver(display.note)
+    with display.scoring() as progress:
+        return Trained(job.name, job.publish(job.assess(dataset, run=on_cluster(capacity), progress=progress)))
 
 
 def tune(
@@ -107,14 +119,11 @@ def tune(
     prepare()
     from avb_service.distributed.cluster import cluster
     from avb_service.distributed.reclaim import check_dashboard
-    from avb_service.distributed.scoring import on_cluster
     from avb_service.lock import owned
     from avb_service.tuning import record
     from avb_service.tuning.budget import check_budget
-    from avb_service.tuning.concluding import conclude
     from avb_service.tuning.earlier import earlier_trials
-    from avb_service.tuning.progress import ProgressCallback
-    from avb_service.tuning.search import check_capacity, preflight, run_search
+    from avb_service.tuning.search import check_capacity, preflight
 
     display, folder = display or Display(), Path(storage)
     searched, begun, origin = _chosen(Path(space), folder, resume, branch)
@@ -130,10 +139,7 @@ def tune(
         search = record.open_search(searched, begun or record.new_folder(searched, folder), uri, origin, mine)
         display.note(f"search {search.folder.name} on {capacity}; recorded at {uri}")
         try:
-            with display.training() as bars:
-                run_search(search, capacity, ProgressCallback(search.trial_folder, bars), display.note, earlier)
-            with display.scoring() as progress:
-                published = conclude(search, display.note, run=on_cluster(capacity), progress=progress)
+            published = _searched(search, capacity, display, earlier)
         except KeyboardInterrupt:
             search.close("KILLED", "interrupted; --resume continues it")
             raise Interrupted(f"search {search.folder.name} was interrupted; --resume continues it") from None
@@ -141,6 +147,21 @@ def tune(
             search.close("FAILED", str(error))
             raise
     return Searched(search.folder.name, tuple(published), leaderboard(published))
+
+
+def _searched(
+    search: "Search", capacity: "Capacity", display: Display, earlier: "Mapping[str, Sequence[Earlier]]"
+) -> "Sequence[Published]":
+    """Run the trials, then score and register the best."""
+    from avb_service.distributed.scoring import on_cluster
+    from avb_service.tuning.concluding import conclude
+    from avb_service.tuning.progress import ProgressCallback
+    from avb_service.tuning.search import run_search
+
+    with display.training() as bars:
+        run_search(search, capacity, ProgressCallback(search.trial_folder, bars), display.note, earlier)
+    with display.scoring() as progress:
+        return conclude(search, display.note, run=on_cluster(capacity), progress=progress)
 
 
 def search(name: str, *, storage: str | Path = STORAGE) -> Trials:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from avb_service.errors import DataError, UserError
 from avb_service.folder import MLMODEL, model_folder, read_model_files
-from avb_service.storage import MANIFEST, read_folder, read_listed, read_manifest, write_folder
+from avb_service.manifest import read_folder, read_listed, read_manifest
+from avb_service.storage import MANIFEST, write_folder
 from avb_service.tracking.registry import registered
 from avb_service.tracking.server import check_server, connect, refusals
 

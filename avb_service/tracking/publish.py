@@ -9,13 +9,13 @@ from pathlib import Path
 
 from avb_service.algorithms import METHODS
 from avb_service.errors import UserError
-from avb_service.fitting import record_plots
+from avb_service.manifest import fingerprint
 from avb_service.model import Model
+from avb_service.recorder import record_plots
 from avb_service.records import LikelihoodRecord
 from avb_service.report import bounds_plot, elbo_surgery, objective_of, plots
 from avb_service.report import tags as tags_of
 from avb_service.settings import ExperimentConfig
-from avb_service.storage import fingerprint
 from avb_service.tracking.card import labels, likelihoods, log_columns, numbers
 from avb_service.tracking.promotion import REASON, award, versions_of
 from avb_service.tracking.registry import CONTENT, register

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from avb_service.errors import UserError
 from avb_service.folder import LOADER, ModelFolder
+from avb_service.manifest import fingerprint
 from avb_service.records.key import from_json, metric, read_older_metrics
-from avb_service.storage import fingerprint
 from avb_service.tracking.runs import parameters
 from avb_service.tracking.server import connect, every, existing_is_fine, refusals, tracking_uri
 
@@ -112,8 +112,7 @@ def register(
     Raises:
         UserError: the folder is damaged, or MLflow refuses.
     """
-    model = ModelFolder.read(folder)
-    where = tracking_uri(uri)
+    model, where = ModelFolder.read(folder), tracking_uri(uri)
     client = connect(where)
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
@@ -127,9 +126,8 @@ def register(
             published = _new_version(client, name, logged, run_id, described, model.card)
         else:
             published = client.get_model_version(name, str(version))
-            for key, value in described.items():
-                if published.tags.get(key) != value:
-                    client.set_model_version_tag(name, str(version), key, value)
+            for key, value in described.items() - published.tags.items():
+                client.set_model_version_tag(name, str(version), key, value)
         link = json.dumps([{"name": name, "version": int(published.version)}])
         client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: link})
         for alias in aliases:

@@ -95,25 +95,26 @@ class Engine:
         device = next(algorithm.parameters()).device
         with together(device):
             self._check_manner(device)
-        whole = flatten(self.players)
-        losses = algorithm.simultaneous()
-        turn = partial(
-            Turn,
-            names={parameter: name for name, parameter in algorithm.named_parameters()},
-            weight=workers / config.logical_workers,
-            average=averaging(whole) if averaging else None,
-            prepare=self._prepare,
-        )
-        at_once = [(self.players, in_precision(precision, losses))] if losses else []
-        one_by_one = [((player,), partial(_losses, player)) for player in self.players]
-        self.turns = [turn(players, objective) for players, objective in at_once or one_by_one]
-        self.average = None
-        if config.ema is not None:
-            self.average = AveragedModel(algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        whole, losses = flatten(self.players), algorithm.simultaneous()
+        at_once = in_precision(precision, losses) if losses else None
+        average = averaging(whole) if averaging else None
+        self.turns = self._turns(at_once, average, weight=workers / config.logical_workers)
+        averaged = partial(AveragedModel, algorithm, multi_avg_fn=get_ema_multi_avg_fn(config.ema or 0.0))
+        self.average = None if config.ema is None else averaged()
         self.round = 0
         self._now = whole.new_zeros(())  # the round, on the device
         self._broken = torch.zeros((), device=device)  # 1 once a gradient was not finite
         self._terms = Terms(self.turns)
+
+    def _turns(
+        self, at_once: Callable[[Batch], tuple[Loss, ...]] | None, average: Average | None, weight: float
+    ) -> list[Turn]:
+        """A turn of each player, or one of all of them, where their losses are had at once."""
+        names = {parameter: name for name, parameter in self.algorithm.named_parameters()}
+        turn = partial(Turn, names=names, weight=weight, average=average, prepare=self._prepare)
+        if at_once is not None:
+            return [turn(self.players, at_once)]
+        return [turn((player,), partial(_losses, player)) for player in self.players]
 
     @property
     def model(self) -> Algorithm:

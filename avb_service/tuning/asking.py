@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 
 from avb_service.distributed.capacity import TRIAL_CPUS, room
 from avb_service.distributed.cluster import SLOT
-from avb_service.settings import ScalingConfig
+from avb_service.scaling import ScalingConfig
 from avb_service.tuning.agenda import Agenda, Reports, Task
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from avb_service.data.datasets import DataConfig, Dataset
-from avb_service.fitting import record_plots
 from avb_service.model import Model
+from avb_service.recorder import record_plots
 from avb_service.tracking.publish import Published
 from avb_service.tuning.look import begun, plots, tried
 from avb_service.tuning.record import Search

@@ -20,16 +20,18 @@ ROOT = "avb_service"
 FLOORS = {
     "errors": 0, "trees": 0, "schema": 0, "faults": 0, "config": 0, "seeding": 0, "maths": 0, "divergences": 0,
     "provenance": 0, "formats": 0, "kinds": 0,
-    "distributions": 1, "discrete": 1, "networks": 1, "bayes": 1, "optim": 1,
+    "distributions": 1, "discrete": 1, "discretised": 1, "networks": 1, "bayes": 1, "optim": 1,
     "algorithm": 2,
     "algorithms": 3,
-    "data": 4, "training": 4, "checkpoint": 4, "folder": 4, "storage": 4, "lock": 4, "places": 4,
+    "data": 4, "training": 4, "checkpoint": 4, "folder": 4, "storage": 4, "manifest": 4, "lock": 4,
+    "places": 4,
     "records": 4,
     "likelihood": 5, "figures": 5,
     "settings": 6, "build": 6, "model": 6, "abilities": 6, "report": 6, "fitting": 6, "plan": 6,
+    "scaling": 6, "recorder": 6,
     "tracking": 7, "runs": 7,
     "distributed": 8, "rows": 8, "tables": 8, "display": 8,
-    "tuning": 9, "results": 9, "service": 9, "testing": 9,
+    "tuning": 9, "results": 9, "shown": 9, "service": 9, "testing": 9,
     "cli": 10, "": 10,
 }  # fmt: skip
 BASE = 6  # floors up to this one need neither ray nor mlflow

@@ -23,9 +23,9 @@ from avb_service.cli import app
 from avb_service.errors import DataError
 from avb_service.fitting import Fit
 from avb_service.folder import LOADER
+from avb_service.manifest import read_folder
 from avb_service.model import Model
 from avb_service.records import LikelihoodRecord
-from avb_service.storage import read_folder
 from avb_service.tracking import Run, register
 
 pytestmark = [

@@ -21,7 +21,7 @@ from PIL import Image
 
 from avb_service.errors import DataError, UserError
 from avb_service.folder import ModelFolder
-from avb_service.storage import read_folder
+from avb_service.manifest import read_folder
 from avb_service.tracking import (
     Run,
     check_server,

@@ -4,7 +4,7 @@ from avb_service.distributed.capacity import Capacity, Node
 from avb_service.distributed.cluster import own_capacity
 from avb_service.distributed.scoring import on_cluster
 from avb_service.errors import UserError
-from avb_service.settings import ScalingConfig
+from avb_service.scaling import ScalingConfig
 
 
 def models(nodes: list[tuple[float, float]], workers: int, cpus: float = 1, gpus: float = 0) -> int:

@@ -24,7 +24,8 @@ from avb_service.distributed import train
 from avb_service.errors import DataError, UserError
 from avb_service.fitting import Fit
 from avb_service.folder import ModelFolder
-from avb_service.storage import read_folder, read_manifest, write_folder
+from avb_service.manifest import read_folder, read_manifest
+from avb_service.storage import write_folder
 
 CONFIG = {"algorithm": {"name": "avb", "lr": 1e-5}, "seeds": [1, 2]}
 

@@ -9,7 +9,7 @@ from torch.distributions import Independent, Normal, OneHotCategorical, Uniform
 from avb_service.algorithm import Batch, DataSpec
 from avb_service.algorithms.infogan import InfoGAN, InfoGANConfig
 from avb_service.build import load_data
-from avb_service.distributions import ProductDistribution
+from avb_service.discrete import ProductDistribution
 from avb_service.errors import DataError
 from avb_service.figures.probe import continuous
 from avb_service.maths import standard_normal

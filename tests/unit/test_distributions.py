@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Beta, Independent, MultivariateNormal, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from avb_service.discretised import DiscretisedLogistic
 from avb_service.distributions import (
     BernoulliConfig,
     DataSpec,
-    DiscretisedLogistic,
     GaussianConfig,
     ImplicitPosterior,
     LogisticConfig,

@@ -23,7 +23,8 @@ from torch.distributions import (
 )
 
 from avb_service.algorithm import Algorithm, CodedModel, LatentVariableModel, Player, TranslatingModel
-from avb_service.distributions import DataSpec, ProductDistribution
+from avb_service.discrete import ProductDistribution
+from avb_service.distributions import DataSpec
 from avb_service.errors import DataError
 from avb_service.figures import (
     codes,

@@ -8,7 +8,7 @@ import yaml
 
 from avb_service.distributed import absent, cluster
 from avb_service.errors import UserError
-from avb_service.settings import ScalingConfig
+from avb_service.scaling import ScalingConfig
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from avb_service.errors import DataError, UserError
 from avb_service.folder import ModelFolder
 from avb_service.formats import FORMAT
 from avb_service.likelihood import Evaluator
+from avb_service.manifest import read_manifest
 from avb_service.model import Model
 from avb_service.records import LikelihoodRecord
-from avb_service.storage import MANIFEST, read_manifest
+from avb_service.storage import MANIFEST
 
 SHAPE = (1, 8, 8)
 

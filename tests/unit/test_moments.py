@@ -8,16 +8,14 @@ from torch.distributions import Distribution, Independent
 
 import avb_service.algorithms  # noqa: F401  with all distributions that there are
 from avb_service.build import build, load_data
-from avb_service.discrete import Bits, DiscreteCodes, LayeredBits, OneHots, bits
+from avb_service.discrete import Bits, DiscreteCodes, LayeredBits, OneHots, OneOfK, ProductDistribution, bits
+from avb_service.discretised import DiscretisedLogistic
 from avb_service.distributions import (
     BernoulliConfig,
     DataSpec,
-    DiscretisedLogistic,
     GaussianConfig,
     LogisticConfig,
     ObservationConfig,
-    OneOfK,
-    ProductDistribution,
     Values,
 )
 from avb_service.maths import standard_normal

@@ -12,7 +12,8 @@ from avb_service.display import Display
 from avb_service.distributed import cluster, own
 from avb_service.errors import ConfigError
 from avb_service.figures.canvas import blank
-from avb_service.results import Plots, Promoted
+from avb_service.results import Promoted
+from avb_service.shown import Plots
 
 PNG = b"\x89PNG"
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, LatentVariableModel, Loss, Player, warm_up
-from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Shape, Values
-from avb_service.maths import log_mean_exp, standard_normal
+from avb_service.distributions import BernoulliConfig, ImplicitPosterior, ObservationConfig, Values
+from avb_service.maths import Shape, log_mean_exp, standard_normal
 from avb_service.networks.decoder import Decoder
 from avb_service.networks.encoders import EncoderConfig, NoiseInputConfig
 from avb_service.networks.trunks import MLPConfig, TrunkConfig, Width
