@@ -93,7 +93,8 @@ DRAWINGS = {
     "cyclegan_digits_mnist": Drawing("cyclegan_digits_mnist", ("cycles",)),
     **{name: Drawing(name, ("samples",)) for name in (
         "gan_gaussians8", "gan_gaussians25", "lsgan_gaussians8", "gan_digits", "lsgan_digits", "f_gan_digits",
-        "gumbel_vae_digits", "iwae_digits", "vq_vae_digits", "sbn_mean_field_digits", "sbn_wake_sleep_digits",
+        "gumbel_vae_digits", "iaf_vae_digits", "iwae_digits", "vq_vae_digits",
+        "sbn_mean_field_digits", "sbn_wake_sleep_digits",
     )},
     "gan_gaussians8_collapsed": Drawing(
         "gan_gaussians8", ("samples",), assignments=("algorithm.penalty=0", "algorithm.adversary.steps=5")

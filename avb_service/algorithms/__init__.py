@@ -16,6 +16,7 @@ from avb_service.algorithms.f_gan import FGAN
 from avb_service.algorithms.flow_vae import FlowVAE
 from avb_service.algorithms.gan import GAN
 from avb_service.algorithms.gumbel_vae import GumbelVAE
+from avb_service.algorithms.iaf_vae import IAFVAE
 from avb_service.algorithms.infogan import InfoGAN
 from avb_service.algorithms.iwae import IWAE
 from avb_service.algorithms.lsgan import LSGAN
@@ -46,6 +47,7 @@ METHODS: Table[type[Algorithm]] = Table(
         "flow_vae": FlowVAE,
         "gan": GAN,
         "gumbel_vae": GumbelVAE,
+        "iaf_vae": IAFVAE,
         "infogan": InfoGAN,
         "iwae": IWAE,
         "lsgan": LSGAN,

@@ -6,7 +6,7 @@ from torch.distributions import Distribution
 
 from avb_service.algorithm import AlgorithmConfig, Batch, DataSpec, Loss, Player, warm_up
 from avb_service.algorithms.vae import VAE, VAEConfig
-from avb_service.networks.flow import FlowConfig, SplineFlowConfig
+from avb_service.networks.flow import FlowConfig, FlowPrior, SplineFlowConfig
 
 
 class FlowVAEConfig(VAEConfig):
@@ -23,6 +23,7 @@ class FlowVAEConfig(VAEConfig):
 class FlowVAE(VAE):
     """max E_q[log p(x|z) + log p(z) - log q(z|x)], log p(z) = log N(f(z); 0, I) + log|det df/dz|.
 
+    The flow is the *prior*, and the posterior stays Gaussian; in `iaf_vae` it is the other way round.
     With a Gaussian prior the bound loses KL(q(z) || p(z)), q(z) = mean_n q(z|x_n); this prior goes where q(z) is.
     The KL has no closed form, and is taken at the code that the reconstruction is made of.
 
@@ -35,7 +36,7 @@ class FlowVAE(VAE):
 
     def __init__(self, config: FlowVAEConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.flow = config.flow.build(config.latent_dim)
+        self.flow = FlowPrior(config.flow, config.latent_dim)
 
     def players(self) -> tuple[Player, ...]:
         """One: the prior is learned with the rest, by the same bound."""

@@ -1,10 +1,11 @@
-"""Encoders: a Gaussian one, two whose posterior is implicit, and logits for discrete codes.
+"""Encoders: Gaussians of data, and of data beside a vector; two whose posterior is implicit; logits of discrete codes.
 
 Floor 1.
 """
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -30,8 +31,40 @@ class GaussianEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Independent:
         """q(z|x), batch shape [B], event shape [D]."""
-        mean, log_scale = self.head(self.features(x)).chunk(2, -1)
-        return Independent(Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False)
+        return self.gaussian(self.features(x))
+
+    def gaussian(self, h: Tensor) -> Independent:
+        """N(m, diag s^2), as it is read off features [B, F]."""
+        return _factorised(self.head(h))
+
+
+class PairEncoder(nn.Module):
+    """r(v|x,z) = N(m(x,z), diag s(x,z)^2), of vectors v and z.
+
+    Args:
+        trunk: the features of x, h(x).
+        shape: of x, (C, H, W).
+        given: numbers in z.
+        hidden: widths of the layers that see h and z.
+        dim: D, numbers in v.
+    """
+
+    def __init__(self, trunk: TrunkConfig, shape: ImageShape, given: int, hidden: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.features, width = trunk.features(shape)
+        widths = (width + given, *hidden)
+        self.head = nn.Sequential(*layers(widths, trunk.activation), nn.Linear(widths[-1], 2 * dim))
+
+    def forward(self, x: Tensor) -> Callable[[Tensor], Independent]:
+        """A function of z [..., B, given] that gives r(v|x,z), batch shape [..., B], event shape [D]."""
+        head = beside(self.head, self.features(x))
+        return lambda z: _factorised(head(z))
+
+
+def _factorised(numbers: Tensor) -> Independent:
+    """N(m, diag s^2) of m and log s side by side, [..., 2 D]."""
+    mean, log_scale = numbers.chunk(2, -1)
+    return Independent(Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False)
 
 
 class LogitsEncoder(nn.Module):

@@ -1,5 +1,6 @@
 """Losses of methods that encode, written out by hand under the same draws."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from avb_service.algorithms.aae import AAE
 from avb_service.algorithms.ae_gmm import AutoencoderMixture
 from avb_service.algorithms.ali import ALI
 from avb_service.algorithms.flow_vae import FlowVAE
+from avb_service.algorithms.iaf_vae import IAFVAE
 from avb_service.algorithms.iwae import IWAE
 from avb_service.distributions import Values
 
@@ -99,3 +101,22 @@ def test_the_loss_of_the_importance_weighted_autoencoder(round_, weight):
     terms = model.loss(Batch(X, None, torch.tensor(round_))).terms
     assert_close(terms["bound"], w.mean(0).log().mean().detach())
     assert_close(terms["reconstruction"], log_likelihood.mean().detach())
+
+
+def test_the_loss_of_the_vae_with_a_flow_as_its_posterior():
+    """Eq. 10 and 11 of Kingma et al. 2016: z_t = mu_t + sigma_t z_t-1, log q falls by sum log sigma_t at each step."""
+    model = build(IAFVAE, kl_warmup=4, flow={"name": "affine", "transforms": 2})
+    with torch.no_grad():
+        for p in model.encoder.transform.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    torch.manual_seed(1)
+    h = model.encoder.features(X)
+    mean, log_scale = model.encoder.head(h).chunk(2, -1)
+    z = z_0 = Normal(mean, log_scale.exp()).rsample()
+    log_q = Normal(mean, log_scale.exp()).log_prob(z_0).sum(-1)
+    for step in model.encoder.transform.transforms:
+        shift, scale = step.hyper(torch.cat([z, h], -1)).unflatten(-1, (2, 2)).unbind(-1)
+        scale = scale / (1 + (scale / math.log(1e3)).abs())  # between a thousandth and a thousand
+        z, log_q = shift + scale.exp() * z, log_q - scale.sum(-1)
+    kl = log_q - Normal(0, 1).log_prob(z).sum(-1)
+    assert_close(value(model.loss), 0.25 * kl.mean() - reconstruction(model, z))

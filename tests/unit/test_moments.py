@@ -20,7 +20,7 @@ from avb_service.distributions import (
 )
 from avb_service.maths import standard_normal
 from avb_service.networks.autoregressive import Autoregressive, AutoregressiveConfig, Delta
-from avb_service.networks.flow import AffineFlowConfig, Flow
+from avb_service.networks.flow import AffineFlowConfig, Flow, FlowPrior
 from avb_service.networks.mixture import Mixture, MixtureConfig
 from avb_service.seeding import seeded
 
@@ -53,7 +53,7 @@ def mixture() -> Distribution:
 
 def flow() -> Distribution:
     with seeded("flow"):
-        return AffineFlowConfig(transforms=2, hidden=(4,)).build(3)()
+        return FlowPrior(AffineFlowConfig(transforms=2, hidden=(4,)), 3)()
 
 
 def belief() -> Distribution:

@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from affine_model import affine, data, evidence, learn_posterior, losses
+from affine_model import affine, data, evidence, factorised_gap, learn_posterior, losses
 from torch import Tensor
 
 from avb_service.algorithm import Batch, LatentVariableModel, warm_up
+from avb_service.algorithms.iaf_vae import IAFVAE
 from avb_service.algorithms.iwae import IWAE
 from avb_service.algorithms.vae import VAE
 from avb_service.maths import log_mean_exp
@@ -33,11 +34,12 @@ def assert_tightens(gaps: list[tuple[float, float]]) -> None:
         assert value > -3 * error, gaps
 
 
-def test_importance_weights_tighten_the_bound_of_a_posterior_that_is_as_it_began():
-    x = data(affine(VAE), 200)
-    one = gap(affine(VAE), x)
-    gaps = [gap(affine(IWAE, samples=k), x) for k in (1, 2, 8, 32, 128)]
-    assert gaps[0][0] == pytest.approx(one[0], abs=3 * math.hypot(gaps[0][1], one[1])), "L_1 is the ELBO"
+def test_importance_weights_tighten_the_bound_from_the_elbo_to_log_p():
+    x = data(affine(VAE, 3), 200)
+    gaps = [gap(affine(IWAE, 3, samples=k), x) for k in (1, 2, 8, 32, 512)]
+    (one, error), (last, _) = gaps[0], gaps[-1]
+    assert one == pytest.approx(factorised_gap(affine(VAE, 3)), abs=3 * error), "L_1 is the ELBO"
+    assert last < 0.2 * one
     assert_tightens(gaps)
 
 
@@ -64,8 +66,7 @@ def slopes(model: IWAE, objective: Callable[[Batch], Tensor], batch: Batch, seed
 @pytest.mark.parametrize("samples", [1, 2, 5])
 def test_the_doubly_reparameterised_gradient_has_the_mean_of_the_plain_one_and_less_noise(samples, round_):
     """Of the encoder, by many draws for one datum; the decoder's is the very same under the same draws."""
-    model = affine(IWAE, samples=samples, kl_warmup=4)
-    learn_posterior(model, 100)
+    model = affine(IWAE, wider=1.5, samples=samples, kl_warmup=4)
     x = data(model, 3)[2:].expand(REPEATS, -1, -1, -1)
     batch = Batch(x, None, torch.tensor(round_, dtype=torch.float64))
     one, of_decoder = slopes(model, lambda batch: plain(model, batch), batch, 0)
@@ -75,4 +76,40 @@ def test_the_doubly_reparameterised_gradient_has_the_mean_of_the_plain_one_and_l
     error = ((one.var(0) + other.var(0)) / REPEATS).sqrt()
     assert (one.mean(0) - other.mean(0)).abs().lt(4 * error).all()
     assert other.mean(0).abs().gt(10 * error).any(), "there is a gradient to be right about"
-    assert other.var(0).sum() < 0.8 * one.var(0).sum()
+    assert other.var(0).sum() < 0.95 * one.var(0).sum()
+
+
+def learned_gap(x: Tensor, method: type[VAE], **settings: object) -> tuple[float, float]:
+    """The gap of a posterior that has learned for a while."""
+    model = affine(method, 3, **settings)
+    learn_posterior(model)
+    return gap(model, x)
+
+
+def test_a_flow_closes_the_gap_that_a_factorised_gaussian_leaves_and_a_longer_one_sooner():
+    """One step is enough for any Gaussian posterior, whose factor is triangular; each learns for as long."""
+    x, left = data(affine(VAE, 3), 200), factorised_gap(affine(VAE, 3))
+    gaps = [gap(affine(VAE, 3), x)]
+    assert gaps[0][0] == pytest.approx(left, abs=3 * gaps[0][1])
+    gaps += [learned_gap(x, IAFVAE, flow={"name": "affine", "transforms": n, "hidden": [16]}) for n in (1, 2)]
+    assert_tightens(gaps)
+    assert gaps[-1][0] < 0.05 * left
+    spline, error = learned_gap(x, IAFVAE, flow={"name": "spline", "transforms": 1, "hidden": [16]})
+    assert -3 * error < spline < 0.5 * left
+
+
+def test_the_density_of_a_flow_is_that_of_its_draws_and_is_one():
+    """By the inverse for codes that are given, and by the draws themselves; what it weighs is 1."""
+    with torch.no_grad():
+        model = affine(IAFVAE, 2, flow={"name": "affine", "transforms": 3, "hidden": [16]})
+        with seeded("bent"):
+            for parameter in model.encoder.transform.parameters():  # which begins as the identity
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        q = model.posterior(data(model, 3))
+        with seeded("draws"):
+            z, log_q = q.rsample_and_log_prob((1000,))
+        torch.testing.assert_close(q.log_prob(z), log_q)
+        assert z.abs().max() < 10
+        side = torch.linspace(-12, 12, 401, dtype=torch.float64)
+        mass = q.log_prob(torch.cartesian_prod(side, side)[:, None]).exp().sum(0) * (side[1] - side[0]) ** 2
+        torch.testing.assert_close(mass, torch.ones_like(mass), atol=1e-3, rtol=0)
