@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how often Ray Train collects reports: 2 s by default
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # those that hang are killed after it
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # for a trial that is stopped to end; else the next one is given up
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the progress says it in a line
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # else a trial that fails before its first report ends the search
 }

@@ -24,6 +24,7 @@ from avb_service.distributed.train import train
 from avb_service.distributed.work import Worker, train_here
 from avb_service.lock import Owned
 from avb_service.runs import Job, Outcome
+from avb_service.scaling import ScalingConfig
 from avb_service.settings import ExperimentConfig
 from avb_service.tracking import close_open_children
 from avb_service.trees import overridden
@@ -99,8 +100,13 @@ def check_capacity(space: SpaceConfig, capacity: Capacity) -> None:
 
 def models_at_a_time(space: SpaceConfig, preset: str, capacity: Capacity) -> int:
     """How many trials of a preset fit on the cluster at a time, however large they are drawn."""
+    return min(map(capacity.models_at_a_time, _sizes(space, preset)))
+
+
+def _sizes(space: SpaceConfig, preset: str) -> list[ScalingConfig]:
+    """How large trials of a preset can be drawn."""
     sections = space.extremes(preset, "scaling") if preset in space.presets else [space.trial(preset)]
-    return min(capacity.models_at_a_time(config.scaling) for config in sections)
+    return [config.scaling for config in sections]
 
 
 def run_search(
@@ -219,7 +225,8 @@ def _tuner(
             trial_dirname_creator=lambda trial: trial.config["trial"],
             max_concurrent_trials=min(at_a_time, space.concurrent or at_a_time),
             time_budget_s=stage.seconds,
-            reuse_actors=True,
+            # An actor that waits for workers cannot be called off, and Ray Tune gives up the trial that was to have it.
+            reuse_actors=all(size.workers == 1 for preset in stage.presets for size in _sizes(space, preset)),
         ),
         run_config=tune.RunConfig(
             name=path.name,

@@ -270,3 +270,16 @@ def test_trials_of_one_worker_are_trained_one_after_the_other_in_one_process(tmp
     assert len(desk.trials()) == 3 and not desk.unfinished()
     results = [path.read_text().splitlines() for path in desk.search.glob("tune/*/*/result.json")]
     assert len(results) == 3 and len({json.loads(line)["pid"] for lines in results for line in lines}) == 1
+
+
+def test_trials_of_several_workers_are_stopped_early_and_others_begin_after_them(tmp_path):
+    quick = {"training.rounds": 60, "scaling.workers": 2, "training.logical_workers": 2, "scaling.cpus_per_worker": 0.4}
+    two = {"preset": "vae_digits", "concurrent": 1, "space": {"algorithm.latent_dim": {"choice": [8, 4, 2]}}}
+    asha = {"start": [{"algorithm.latent_dim": 8}], "scheduler": {"asha": {"grace": 1, "reduction": 2}}}
+    settings = {key: value for key, value in SPACE["set"].items() if key.split(".")[0] in ("data", "likelihood")}
+    fixed = {**settings, "training.report_every": 20, **quick}
+    desk = Desk(tmp_path, {**two, **asha, "trials": 3, "set": fixed})
+    done = desk.run("tune", "--space", "space.yaml")
+    assert done.returncode == 0, done.stderr
+    ended = [Outcome.read(trial).status for trial in desk.trials()]
+    assert len(ended) == 3 and "stopped" in ended and {*ended} <= {"finished", "stopped"}
