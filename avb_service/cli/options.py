@@ -47,7 +47,7 @@ ESTIMATORS = (
 Budget = Literal["quick", "standard", "certified"]
 
 
-def _estimator(name: str) -> str:
+def estimator(name: str) -> str:
     """The name of an estimator, ours or theirs; one that went by another is answered with its new one."""
     if name == "iwae_refined":
         raise typer.BadParameter(f"{name} is no more: iwae_mixture has taken its place; use that")
@@ -63,7 +63,7 @@ Estimators = Annotated[
     typer.Option(
         "--estimator",
         metavar="NAME",
-        parser=_estimator,
+        parser=estimator,
         help=f"Only this estimator; repeatable. Names: {', '.join(ESTIMATORS)}; and those of installed packages.",
     ),
 ]
