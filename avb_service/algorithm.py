@@ -137,6 +137,13 @@ class Algorithm(nn.Module, ABC):
         """
         return ()
 
+    def fit_before_training(self, batches: Iterable[Tensor]) -> None:
+        """Fit to training data what training begins from, and keep it in buffers; most methods begin from nothing.
+
+        Args:
+            batches: training data, [B, C, H, W] each, as evaluation sees them.
+        """
+
     def fit_after_training(self, batches: Iterable[Tensor]) -> None:
         """Fit to training data what training does not learn (a mixture on the codes, say), and keep it in buffers.
 

@@ -110,6 +110,8 @@ class Fit:
         if self.recorder is not None:
             self.recorder.set_tags(tags(self.model))
         if not resumed:
+            with together(self.device):
+                self._fit_before_training()
             self.save()  # so that there is a good state before the first report, too
         self._since = time.perf_counter()
 
@@ -169,15 +171,21 @@ class Fit:
             on_report(checkpoint.round, checkpoint.metrics)
         return True
 
+    def _fit_before_training(self) -> None:
+        """Let the model, and its average, fit what training begins from; the same on all workers."""
+        for algorithm in (self.engine.algorithm, self.engine.model):
+            with seeded(self.config.training.seed, "prepare"):
+                algorithm.fit_before_training(self._batches())
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Training data as evaluation sees them."""
+        yield from self.model.data("train", CALIBRATION_DATA)[0].split(self.config.training.batch_size)
+
     def _fit_after_training(self) -> None:
         """Let the model that is evaluated fit what training does not; the same on all workers."""
-        model, training = self.model, self.config.training
-
-        def batches() -> Iterator[Tensor]:
-            yield from model.data("train", CALIBRATION_DATA)[0].split(training.batch_size)
-
-        with seeded(training.seed, "calibrate"), torch.no_grad():
-            model.algorithm.fit_after_training(batches())
+        model = self.model
+        with seeded(self.config.training.seed, "calibrate"), torch.no_grad():
+            model.algorithm.fit_after_training(self._batches())
         if dist.is_initialized():
             for buffer in model.algorithm.buffers():
                 dist.broadcast(buffer, 0)

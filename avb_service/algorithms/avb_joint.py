@@ -1,5 +1,6 @@
 """AVB for any log joint: Bayesian inference with an implicit posterior (Mescheder et al. 2017, sections 3 and 4)."""
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
@@ -69,6 +70,10 @@ class AVBJoint(AVBAC):
     def standardise(self, q: ImplicitPosterior, z: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
         """The whitened code u = L^-1 (z - m), and log r(z|x): no prior is asked for."""
         return whiten(self.contrast(q, shared), z)
+
+    def fit_before_training(self, batches: Iterable[Tensor]) -> None:
+        """Let the Bayesian model prepare itself for the first observation: whiten its unknowns, say."""
+        self.decoder.prepare(next(iter(batches))[:1])
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """Log p(x,z), the Bayesian model's own."""

@@ -21,6 +21,7 @@ FLOORS = {
     "errors": 0, "trees": 0, "schema": 0, "faults": 0, "config": 0, "seeding": 0, "maths": 0, "divergences": 0,
     "provenance": 0, "formats": 0, "kinds": 0,
     "distributions": 1, "discrete": 1, "discretised": 1, "networks": 1, "bayes": 1, "optim": 1,
+    "pathfinder": 1,
     "algorithm": 2,
     "algorithms": 3,
     "data": 4, "training": 4, "checkpoint": 4, "folder": 4, "storage": 4, "manifest": 4, "lock": 4,
